@@ -1,0 +1,104 @@
+"""The nouns: every value that crosses a file, with its dtype, shape and unit.
+
+Letters in shapes: T tokens, S sentences, R reviews, E embedding, H hidden, D = 2H, A attention, C classes, V vocabulary.
+A token is a word or a run of punctuation; id 0 is `<unk>`. Nothing is padded, so no value has a pad id or a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # a tokenising worker never loads torch
+    from torch import Tensor
+
+Int32s: TypeAlias = NDArray[np.int32]
+Float32s: TypeAlias = NDArray[np.float32]
+AttentionDetail: TypeAlias = Literal["none", "sentences", "words"]
+Reason: TypeAlias = Literal["empty_text", "too_long"]
+
+
+class Mistake(ValueError):
+    """A user's mistake. The message is one line: what is wrong, the value seen, the value wanted, what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a text is not scored; the same rule at every door (see `encode`)."""
+
+    reason: Reason
+    message: str  # one line that does not repeat the text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """One review cut into sentences of tokens, before any vocabulary."""
+
+    words: list[str]  # [T], lower-cased, nothing dropped
+    spans: Int32s  # [T, 2], start and end (exclusive) in code points of the raw text
+    sentence_lengths: Int32s  # [S], tokens in each sentence, all >= 1
+    num_characters_cut: int  # code points of the raw text that `max_sentences` and `max_tokens` left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """One review as numbers: all that the network reads, and the way back to the raw text."""
+
+    token_ids: Int32s  # [T], 0 is <unk>
+    spans: Int32s  # [T, 2], as in Tokens
+    sentence_lengths: Int32s  # [S], all >= 1
+    num_characters_cut: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedBatch:
+    """R reviews of many lengths, stored flat. A dataclass, because Ray cannot rebuild a tuple of tensors."""
+
+    token_ids: Tensor  # int64 [T], 0 is <unk>
+    sentence_lengths: Tensor  # int64 [S], tokens in each sentence, all >= 1, always on the CPU
+    review_lengths: Tensor  # int64 [R], sentences in each review, all >= 1, always on the CPU
+
+    @property
+    def num_reviews(self) -> int:
+        return len(self.review_lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What the network says of a RaggedBatch."""
+
+    logits: Tensor  # float [R, C]
+    word_attention: Tensor  # float [T], sums to 1 in each sentence
+    sentence_attention: Tensor  # float [S], sums to 1 in each review
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    start: int  # code point in the raw text
+    end: int  # exclusive
+    attention: float  # share of its sentence, 0 to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    start: int  # start of its first word
+    end: int  # end of its last word, exclusive
+    attention: float  # share of its review, 0 to 1
+    words: tuple[Word, ...] | None  # None unless words were asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The answer for one review; the same names, units and nulls in Parquet, JSON and Python."""
+
+    label: str
+    probability: float  # of `label`, 0 to 1
+    probabilities: dict[str, float]  # one for each label, sums to 1
+    sentences: tuple[Sentence, ...] | None  # None where attention is "none"
+    num_tokens: int
+    num_unknown: int  # tokens that are not in the vocabulary
+    num_characters_cut: int
+    model: str  # fingerprint of the artifact
