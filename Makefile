@@ -1,0 +1,73 @@
+# The front door: `make help`. Every verb sets the project up first, once, in .venv.
+#
+# PYTHON=path   another Python (3.11 or later) for .venv
+# TORCH='...'   what pip is asked for as torch, e.g. TORCH='torch==2.13.0 --index-url URL' for a CPU or another CUDA build
+
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+TORCH ?= torch==2.13.0
+OUT ?= out/train
+LOGDIR ?= out
+READY := .venv/.installed
+RUN := .venv/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos
+
+.PHONY: help setup check format test demo train tensorboard jupyter wheel numbers clean
+
+help: ## List every verb
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
+
+setup: $(READY) ## Make .venv and install everything in it; PYTHON=... and TORCH=... choose other builds
+
+# torch alone first, so that no open range of another package brings a different one
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later on the path: install one, or give PYTHON=path" >&2; exit 2; }
+	@echo "Installing into .venv (a few minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: $(READY) ## Read the code: ruff, its formatter, mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(READY) ## Lay the code out, mend what can be mended
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+test: $(READY) ## Run all tests: those without Ray (seconds), then those on a real one (minutes)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=5 $(TESTS_WITHOUT_RAY)
+	$(RUN) -m pytest -q --durations=5 tests/on_ray
+
+demo: $(READY) ## See it work, in under 3 minutes: train on generated reviews, score the bundled ones, draw attention.html
+	$(RUN) -m jobs.demo
+
+train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/train] [WORKERS=2] [PREPARE='--flags'] [ARGS='--train flags']
+	@test -n "$(DATA)" || { echo "make train needs DATA: a folder, a file or an archive of reviews, e.g. make train DATA=sample" >&2; exit 2; }
+	$(RUN) -m jobs.prepare --input "$(DATA)" --out "$(OUT)/data" $(PREPARE)
+	$(RUN) -m jobs.train --data "$(OUT)/data" --out "$(OUT)/run" $(if $(WORKERS),--train.num-workers $(WORKERS)) $(ARGS)
+	$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation"
+
+tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
+	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
+
+jupyter: $(READY) ## Open the notebook that draws attention on a review
+	$(RUN) -m jupyter lab notebooks/explore.ipynb
+
+wheel: $(READY) ## Build the wheel into dist/
+	$(RUN) -m build --wheel --outdir dist .
+
+numbers: $(READY) ## Measure this machine again: every benchmark, one after the other
+	for benchmark in benchmarks/*.py; do $(RUN) "$$benchmark"; done
+
+clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
+	if [ -e $(READY) ]; then rm -rf .venv; fi
+	rm -rf build dist han_on_ray.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find han jobs serve tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
