@@ -1,0 +1,59 @@
+"""Between reviews and arrays: how a batch is laid out, and which reviews share one.
+
+A batch is stored flat (see `types.RaggedBatch`): tokens end to end, then two arrays of lengths. Nothing is padded, so nothing can
+attend to padding and a review scores the same in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from han.types import Encoded, Int32s, RaggedBatch
+
+
+def collate(reviews: Sequence[Encoded]) -> RaggedBatch:
+    """R encoded reviews, end to end."""
+    return _batch(
+        np.concatenate([review.token_ids for review in reviews]),
+        np.concatenate([review.sentence_lengths for review in reviews]),
+        np.array([len(review.sentence_lengths) for review in reviews]),
+    )
+
+
+def collate_table(table: pa.Table) -> RaggedBatch:
+    """R rows of an encoded folder (`token_ids`, `sentence_lengths`: list<int32>), end to end, without a loop over rows."""
+    sentences = table["sentence_lengths"].combine_chunks()
+    return _batch(
+        table["token_ids"].combine_chunks().flatten().to_numpy(),
+        sentences.flatten().to_numpy(),
+        sentences.value_lengths().to_numpy(),
+    )
+
+
+def token_batches(num_tokens: Int32s | NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
+    """Which reviews share a batch: int arrays of row numbers, each row once.
+
+    Reviews of like length stand together (fewer steps of the recurrent network a token), and a batch holds at most `max_tokens` tokens
+    unless a single review has more. num_tokens: [R], tokens of each review.
+    """
+    order = np.argsort(num_tokens, kind="stable")
+    batches: list[NDArray[np.int64]] = []
+    first = total = 0
+    for position, tokens in enumerate(num_tokens[order].tolist()):
+        if position > first and total + tokens > max_tokens:
+            batches.append(order[first:position])
+            first, total = position, 0
+        total += tokens
+    if first < len(order):
+        batches.append(order[first:])
+    return batches
+
+
+def _batch(token_ids: Int32s, sentence_lengths: Int32s, review_lengths: Int32s | NDArray[np.int64]) -> RaggedBatch:
+    as_int64 = [torch.from_numpy(array.astype(np.int64)) for array in (token_ids, sentence_lengths, review_lengths)]
+    return RaggedBatch(token_ids=as_int64[0], sentence_lengths=as_int64[1], review_lengths=as_int64[2])

@@ -1,0 +1,282 @@
+"""Ray Train: `fit` trains a HAN on an encoded folder, on any number of workers, and leaves an artifact.
+
+A run folder:
+  config.json      what was asked for; another request on the same folder is refused
+  checkpoints/     Ray Train's: one an epoch, the last two kept; each holds all that is needed to go on
+  history.jsonl    one line an epoch
+  tensorboard/     the same, and the loss within epochs
+  artifact/        the network of the best epoch: written last
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from han import artifact, metrics
+from han.config import ModelConfig, TrainConfig, as_json, differences, from_json, read_json
+from han.learn import LabelledBatch, Learner, Seen
+from han.model import HAN
+from han.ragged import collate_table, token_batches
+from han.ray_data import EncodedFolder, read_encoded, windows
+from han.types import Mistake
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    artifact: Path
+    best: dict[str, Any]  # the best epoch's line of history
+    history: list[dict[str, Any]]
+
+
+def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
+    """Train on the encoded folder `data`, validate each epoch on its development split, keep the best epoch's network.
+
+    The same call goes on where a killed one stopped, and after the end returns the finished run. Paths are absolute, on storage that all
+    nodes see. Raises `Mistake` where the cluster is too small or `out` holds another run.
+    """
+    folder = read_encoded(data)
+    request = {"data": str(data), "encoding": folder.fingerprint, "model": as_json(model), "train": as_json(train)}
+    if _finished(out, request):
+        return read_run(out)
+    _check_cluster(train)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(request, indent=1))
+    resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
+    TorchTrainer(
+        work,
+        train_loop_config=request | {"out": str(out)},
+        scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(out),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    ).fit()
+    _write_artifact(out, folder, model)
+    return read_run(out)
+
+
+def read_run(out: Path) -> Run:
+    """A finished run's result, from its folder."""
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the highest development accuracy; of equals the lowest log loss, then the first."""
+    return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
+
+
+def work(request: dict[str, Any]) -> None:
+    """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
+    train = from_json(TrainConfig, request["train"])
+    folder = read_encoded(Path(request["data"]))
+    out = Path(request["out"])
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(train.cpus_per_worker)
+    torch.manual_seed(train.seed)  # the same first weights on every worker
+    network = build(folder, from_json(ModelConfig, request["model"]))
+    learner = Learner(network, train, num_reviews=folder.num_reviews("train"), device=get_device())
+    history, best = _resume(learner, out)
+    journal = _Journal(out, folder.num_reviews("train"), train.epochs) if rank == 0 else None
+    batch_tokens = max(1, train.batch_tokens // num_workers)
+    for epoch in range(len(history) + 1, train.epochs + 1):
+        if len(history) - (best_epoch(history) if history else 0) > train.patience:
+            break
+        seed = _seed(train.seed, epoch)
+        tables = windows(folder, "train", rank=rank, num_workers=num_workers, seed=seed)
+        started = time.monotonic()
+        seen = learner.train_epoch(
+            _batches(tables, batch_tokens, np.random.default_rng([seed, rank])),
+            seed=_seed(train.seed, epoch, rank),
+            report=journal.step(epoch) if journal else lambda seen: None,
+        )
+        train_s = time.monotonic() - started
+        tables = windows(folder, "development", rank=rank, num_workers=num_workers, seed=None)
+        logits, labels = learner.evaluate(_batches(tables, batch_tokens, None))
+        line = _line(epoch, seen, train_s, logits, labels)
+        history.append(line)
+        if best_epoch(history) == len(history) - 1:
+            best = {f"best.{name}": value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        if journal:
+            journal.epoch(history)
+        _checkpoint(learner.state() | best, history, rank)
+
+
+def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
+    """A fresh network for an encoded folder, its embedding the folder's vectors."""
+    num_words, embedding_size = folder.vectors.shape
+    network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels))
+    network.embedding.weight.data.copy_(torch.from_numpy(folder.vectors))
+    return network
+
+
+def _batches(tables: Iterator[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
+    """Length-bucketed batches of a stream of windows; within a window in random order, if there is one."""
+    for table in tables:
+        if order is not None:
+            table = table.take(order.permutation(len(table)))
+        tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
+        batches = token_batches(tokens, max_tokens=batch_tokens)
+        for index in order.permutation(len(batches)) if order is not None else range(len(batches)):
+            rows = table.take(batches[index])
+            yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
+
+
+def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any) -> dict[str, Any]:
+    """One line of history. Development figures are those of the logits after the temperature fitted on them."""
+    temperature = metrics.fit_temperature(logits, labels)
+    probabilities = metrics.softmax(logits / temperature)
+    return {
+        "epoch": epoch,
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "log_loss": metrics.log_loss(probabilities, labels),
+        "temperature": temperature,
+        "num_development": len(labels),
+        "train_loss": seen.loss,
+        "reviews_per_s": seen.num_reviews / train_s,
+        "train_s": train_s,
+    }
+
+
+def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
+    """Report to Ray Train: a barrier, so every worker comes here. Rank 0 brings the files."""
+    line = history[-1]
+    if rank != 0:
+        ray.train.report(line)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / "state.safetensors")
+        (Path(folder) / "history.json").write_text(json.dumps(history))
+        ray.train.report(line, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"epoch-{line['epoch']:03d}")
+
+
+def _resume(learner: Learner, out: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return [], {}
+    with checkpoint.as_directory() as folder:
+        tensors = load_file(Path(folder) / "state.safetensors")
+        history = json.loads((Path(folder) / "history.json").read_text())
+    best = {name: value for name, value in tensors.items() if name.startswith("best.")}
+    learner.load_state({name: value for name, value in tensors.items() if name not in best})
+    return history, best
+
+
+class _Journal:
+    """Rank 0's notes: a progress line every few seconds, history.jsonl, TensorBoard."""
+
+    def __init__(self, out: Path, num_reviews: int, epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
+
+        self.out, self.num_reviews, self.epochs = out, num_reviews, epochs
+        self.board = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def step(self, epoch: int) -> Any:
+        started = time.monotonic()
+        shown = started
+
+        def report(seen: Seen) -> None:
+            nonlocal shown
+            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)  # type: ignore[no-untyped-call]
+            now = time.monotonic()
+            if now - shown >= PROGRESS_EVERY_S:
+                shown = now
+                rate = seen.num_reviews / (now - started)
+                left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
+                print(
+                    f"epoch {epoch}/{self.epochs}  {seen.num_reviews:,}/{self.num_reviews:,} reviews  {rate:,.0f} reviews/s  "
+                    f"loss {seen.loss:.4f}  at most {int(left_s // 60)}:{int(left_s % 60):02d} left",
+                    flush=True,
+                )
+
+        return report
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        line = history[-1]
+        for name in ("accuracy", "log_loss"):
+            self.board.add_scalar(f"development/{name}", line[name], line["epoch"])  # type: ignore[no-untyped-call]
+        self.board.add_scalar("train/loss", line["train_loss"], line["epoch"])  # type: ignore[no-untyped-call]
+        self.board.flush()  # type: ignore[no-untyped-call]
+        temporary = self.out / ".history.jsonl"
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        temporary.rename(self.out / "history.jsonl")
+        print(
+            f"epoch {line['epoch']}/{self.epochs}  development accuracy {line['accuracy']:.2%}  log loss {line['log_loss']:.4f}  "
+            f"train loss {line['train_loss']:.4f}  {line['reviews_per_s']:,.0f} reviews/s"
+            + ("  (best so far)" if best_epoch(history) == len(history) - 1 else ""),
+            flush=True,
+        )
+
+
+def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> None:
+    """The best epoch's network with its temperature divided into the read-out, so that its logits are calibrated."""
+    run = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
+    history = read_run(out).history
+    best = history[best_epoch(history)]
+    tensors = load_file(out / "checkpoints" / f"epoch-{run['epoch']:03d}" / "state.safetensors")
+    network = build(folder, model)
+    network.load_state_dict({name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")})
+    for parameter in network.read_out.parameters():
+        parameter.data /= best["temperature"]
+    artifact.save(
+        out / "artifact",
+        encoder=folder.encoder,
+        network=network,
+        labels=folder.labels,
+        metrics={"development": best},
+        provenance={"data": folder.path.name, "counts": folder.counts, "config": read_json(out / "config.json")},
+    )
+
+
+def _finished(out: Path, request: dict[str, Any]) -> bool:
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / "config.json").exists():
+        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+    changed = differences(request, read_json(out / "config.json"))
+    if changed:
+        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+    return (out / "artifact").exists()
+
+
+def _check_cluster(train: TrainConfig) -> None:
+    """Say what is too small before Ray waits for it without a word."""
+    there = ray.cluster_resources()
+    for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
+        if there.get(kind, 0) < needed:
+            raise Mistake(
+                f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, the cluster has {int(there.get(kind, 0))}: "
+                f"lower --train.num-workers or --train.cpus-per-worker, or add nodes"
+            )
+
+
+def _seed(*parts: int) -> int:
+    """One seed of several numbers, well apart from its neighbours."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

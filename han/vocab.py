@@ -1,0 +1,54 @@
+"""Words and their row numbers. Row 0 is `<unk>`: a word that is not in the vocabulary keeps its place in the sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from han.config import VocabConfig
+from han.types import Int32s, Mistake
+
+UNKNOWN = "<unk>"
+
+
+class Vocab:
+    """V words; a word's place is its id."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """`words` begins with `<unk>` and holds no word twice, or it is a `Mistake`."""
+        self.words = tuple(words)
+        self._ids = {word: row for row, word in enumerate(self.words)}
+        if not self.words or self.words[0] != UNKNOWN:
+            raise Mistake(f"a vocabulary begins with {UNKNOWN}, this one with {self.words[0] if self.words else 'nothing'!r}")
+        if len(self._ids) != len(self.words):
+            raise Mistake(f"a vocabulary holds each word once, this one repeats {len(self.words) - len(self._ids)}")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def ids(self, words: list[str]) -> Int32s:
+        """Lower-cased words to ids, int32 [T]; 0 for a word that is not here."""
+        find = self._ids.get
+        return np.array([find(word, 0) for word in words], dtype=np.int32)
+
+    def write(self, path: Path) -> None:
+        """One word a line; no word holds white space, so lines are words."""
+        path.write_bytes("".join(f"{word}\n" for word in self.words).encode())
+
+    @staticmethod
+    def read(path: Path) -> Vocab:
+        """The vocabulary that `write` wrote; anything else is a `Mistake`."""
+        try:
+            text = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise Mistake(f"{path} is not a vocabulary: {error}") from None
+        return Vocab(text.removesuffix("\n").split("\n"))
+
+
+def build(counts: Counter[str], config: VocabConfig) -> Vocab:
+    """The words seen at least `min_count` times, most frequent first, ties by spelling, `max_size` rows at most."""
+    frequent = [(-count, word) for word, count in counts.items() if count >= config.min_count and word != UNKNOWN]
+    return Vocab([UNKNOWN, *(word for _, word in sorted(frequent)[: config.max_size - 1])])

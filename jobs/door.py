@@ -1,0 +1,113 @@
+"""What every job does at its door: settings from the command line, absolute paths, Ray, one line for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import tyro
+from ray.exceptions import RayError
+
+from han.types import Mistake
+
+Config = TypeVar("Config")
+EXIT_MISTAKE = 2
+
+
+def run(kind: type[Config], job: Callable[[Config], None]) -> None:
+    """Parse the command line into `kind`, call the job. A `Mistake`, here or in a worker, is one line and exit code 2."""
+    try:
+        job(tyro.cli(kind, config=(tyro.conf.FlagConversionOff,)))
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+
+
+def path(value: str, flag: str) -> str:
+    """An absolute path, before Ray sees it; a URI stays as it is.
+
+    A submitted job runs in a temporary folder, so there a relative path is a `Mistake`: it would be lost with the job.
+    """
+    if "://" in value or os.path.isabs(value):
+        return value
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise Mistake(
+            f"{flag} {value} is relative, and a submitted job's folder is temporary: "
+            f"give the absolute path (in the shell you submit from: $PWD/{value}) or a URI such as s3://bucket/{value}"
+        )
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def local(value: str, flag: str) -> Path:
+    """Like `path`, for what has to be a folder on storage that every node has mounted."""
+    if "://" in value:
+        raise Mistake(f"{flag} {value} is a URI: give a folder that every node has mounted")
+    return Path(path(value, flag))
+
+
+def connect(num_cpus: int = 1) -> None:
+    """Join the cluster this machine or job belongs to, or start one here with at least `num_cpus` (logical) CPUs."""
+    quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    os.environ.update(quiet)
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        ray.init(address="local", num_cpus=max(num_cpus, os.cpu_count() or 1), **options)
+    there = ray.cluster_resources()
+    print(f"Ray: {int(there.get('CPU', 0))} CPUs, {int(there.get('GPU', 0))} GPUs, {len(ray.nodes())} node(s)", flush=True)
+
+
+def show(title: str, settings: dict[str, Any]) -> None:
+    """The resolved settings, one line each."""
+    print(title)
+    for name, value in _flat(settings):
+        print(f"  {name:<32} {json.dumps(value) if not isinstance(value, str) else value}")
+    sys.stdout.flush()
+
+
+def progress() -> Callable[[str, int, int], None]:
+    """A reporter of steps of work: one line that moves on a terminal, a line every few seconds in a log."""
+    started: dict[str, float] = {}
+    shown: dict[str, float] = {}
+    live = sys.stdout.isatty()
+
+    def report(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        first = started.setdefault(what, now)
+        if done < total and now - shown.get(what, 0.0) < (0.2 if live else 2.0):
+            return
+        shown[what] = now
+        left = f"  {(now - first) / done * (total - done):,.0f} s left" if 0 < done < total else ""
+        took = f"  {now - first:,.1f} s" if done == total else ""
+        print(f"{what}: {done:,}/{total:,}{left}{took}", end="\r" if live and done < total else "\n", flush=True)
+
+    return report
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _mistake(error: BaseException | None) -> Mistake | None:
+    """The user's mistake inside an error that Ray may have wrapped."""
+    while error is not None:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, Mistake):
+            return cause
+        if isinstance(error, Mistake) and not isinstance(error, RayError):
+            return error
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None

@@ -1,0 +1,38 @@
+"""An encoded folder to a model: `python -m jobs.train --data data --out run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from han.config import ModelConfig, TrainConfig, as_json
+from han.ray_train import fit
+from jobs import door
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Train a HAN with Ray Train. The same command goes on where a killed one stopped."""
+
+    data: str
+    """an encoded folder, from jobs.prepare"""
+    out: str
+    """the run's folder: new, or what the same command left"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(job: Train) -> None:
+    data, out = door.local(job.data, "--data"), door.local(job.out, "--out")
+    door.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train)})
+    door.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
+    run = fit(data, out, job.model, job.train)
+    best = run.best
+    print(
+        f"best of {len(run.history)} epochs: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
+        f"log loss {best['log_loss']:.4f} on {best['num_development']:,} reviews; model in {run.artifact}"
+    )
+    print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out {out.parent / 'evaluation'}")
+
+
+if __name__ == "__main__":
+    door.run(Train, main)
