@@ -15,6 +15,8 @@ LOGDIR ?= out
 READY := .venv/.installed
 RUN := .venv/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+# reviews in DATA that no training sees, if it has any
+TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos
 
 .PHONY: help setup check format test demo train tensorboard jupyter wheel numbers clean
@@ -53,7 +55,8 @@ train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/tr
 	@test -n "$(DATA)" || { echo "make train needs DATA: a folder, a file or an archive of reviews, e.g. make train DATA=sample" >&2; exit 2; }
 	$(RUN) -m jobs.prepare --input "$(DATA)" --out "$(OUT)/data" $(PREPARE)
 	$(RUN) -m jobs.train --data "$(OUT)/data" --out "$(OUT)/run" $(if $(WORKERS),--train.num-workers $(WORKERS)) $(ARGS)
-	$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation"
+	$(if $(strip $(TEST_SPLIT)),$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation",@echo \
+	"no test split in $(DATA); with labelled reviews kept apart: $(RUN) -m jobs.evaluate --model $(OUT)/run --data REVIEWS --out $(OUT)/evaluation")
 
 tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
 	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
