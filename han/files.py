@@ -1,0 +1,201 @@
+"""Files of reviews: which ones an input means, what their names say, their bytes, and what reading a part of one gives.
+
+A path may be a URI such as s3://bucket/dump: pyarrow reads both, so a file in a bucket needs no other code than one on the disk.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+from numpy.typing import NDArray
+
+from han.types import Mistake
+
+Kind: TypeAlias = Literal["parquet", "csv", "jsonl", "folder", "tar"]
+Split: TypeAlias = Literal["train", "test", "unsup"]
+BadReason: TypeAlias = Literal["malformed", "invalid_utf8", "missing_text", "wrong_type", "too_large"]
+
+KINDS = ".parquet, .csv, .jsonl (the last two also .gz or .zst), a folder of them, an aclImdb folder, or its .tar.gz"
+BOMB_BYTES = 1 << 30  # a compressed file may grow to this,
+BOMB_RATIO = 200  # or to this many times its size
+EXCERPT = 200  # characters
+
+_NAME = re.compile(r"\.(?:(?P<parquet>parquet|pq)|(?P<csv>csv)(?:\.gz|\.zst)?|(?P<jsonl>jsonl|ndjson|json)(?:\.gz|\.zst)?)$")
+_ARCHIVE = (".tar.gz", ".tgz")
+# train.csv, reviews_test.jsonl, and test-00000-of-00004.parquet as Hugging Face names its files
+_SPLIT = re.compile(r"(?:.*[-_.])?(train|test|unsup)|(train|test|unsup)(?:ervised)?-\d+-of-\d+")
+_CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A part of the input that one worker reads alone."""
+
+    path: str  # absolute, or a URI
+    kind: Kind
+    split: Split  # what the file's name says, else train
+    group: int  # Parquet: row group; elsewhere 0
+    start: int  # Parquet: row in its group; JSONL: byte at which a line starts; folder: file; elsewhere 0
+    stop: int  # exclusive; -1: to the end
+    first_row: int  # row in the file of the shard's first record, from 0
+    schema: pa.Schema  # columns of every `Batch.table`, the same for all shards of an input
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRecord:
+    """A record that cannot be a review, and why."""
+
+    row: int  # in the file, from 0
+    byte_offset: int | None  # at which its line starts; None where rows are not lines
+    reason: BadReason
+    excerpt: str  # escaped to ASCII, at most 200 characters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some consecutive records of a shard."""
+
+    table: pa.Table  # Shard.schema: the input's columns unchanged; strings are UTF-8 and the text is never null
+    rows: NDArray[np.int64]  # row in the file of each row of `table`, ascending
+    bad: tuple[BadRecord, ...]  # the records that are not in `table`, ascending
+
+
+def make_batch(table: pa.Table, rows: Sequence[int] | NDArray[np.int64], bad: Iterable[BadRecord]) -> Batch:
+    return Batch(table=table, rows=np.asarray(rows, np.int64), bad=tuple(sorted(bad, key=lambda record: record.row)))
+
+
+def find_files(source: str) -> list[tuple[str, Kind]]:
+    """(absolute path or URI, kind) of each file of a file, a glob, a folder or "sample", sorted. Finding none is a `Mistake`.
+
+    A folder is searched without its subfolders, and names that begin with `_` or `.` are passed over, as Spark and Arrow do.
+    """
+    if source == "sample":
+        from han.samples import REVIEWS
+
+        source = str(REVIEWS)
+    system, path = filesystem(source)
+    prefix = source.removesuffix(path) if "://" in source else ""
+    there = system.get_file_info(path).type
+    if there == pa.fs.FileType.File:
+        kind = _kind(path)
+        if kind is None:
+            raise Mistake(f"{source} is of no kind that can be read: give {KINDS}")
+        return [(prefix + path, kind)]
+    if there == pa.fs.FileType.Directory:
+        children = system.get_file_info(pa.fs.FileSelector(path))
+        if any(child.type == pa.fs.FileType.Directory and child.base_name in ("train", "test") for child in children):
+            return [(prefix + path, "folder")]
+        names = [child.path for child in children if child.type == pa.fs.FileType.File]
+    elif any(character in source for character in "*?["):
+        names = _glob(system, path)
+    else:
+        raise Mistake(f"{source} is missing: give a file, a folder, a glob, or sample")
+    kinds = {name: _kind(name) for name in sorted(names) if name.rpartition("/")[2][0] not in "._"}
+    files: list[tuple[str, Kind]] = [(prefix + name, kind) for name, kind in kinds.items() if kind and kind != "tar"]
+    if not files:
+        raise Mistake(f"{source} holds no files of reviews: give {KINDS}; for folders in folders a glob such as 'dump/**/*.parquet'")
+    return files
+
+
+def _kind(name: str) -> Kind | None:
+    if name.lower().endswith(_ARCHIVE):
+        return "tar"
+    match = _NAME.search(name.lower())
+    return cast(Kind, match.lastgroup) if match else None
+
+
+def _glob(system: pa.fs.FileSystem, path: str) -> list[str]:
+    if isinstance(system, pa.fs.LocalFileSystem):
+        return [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+    folder, _, pattern = path.rpartition("/")
+    names = [info.path for info in system.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))]
+    return [name for name in names if fnmatchcase(name.rpartition("/")[2], pattern)]
+
+
+def filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """Where a path or URI lies, and its name there."""
+    if "://" in path:
+        return cast(tuple[pa.fs.FileSystem, str], pa.fs.FileSystem.from_uri(path))
+    return pa.fs.LocalFileSystem(), os.path.abspath(path)
+
+
+def file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def split_of(path: str) -> Split:
+    """What the file's name says, else train."""
+    match = _SPLIT.fullmatch(_NAME.sub("", file_name(path).lower()))
+    return cast(Split, match[1] or match[2]) if match else "train"
+
+
+def is_compressed(path: str) -> bool:
+    return os.path.splitext(path.lower())[1] in _CODECS
+
+
+def size_of(path: str) -> int:
+    system, name = filesystem(path)
+    return cast(int, system.get_file_info(name).size)
+
+
+@contextmanager
+def open_bytes(path: str, *, limit: int | None = None) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed by its ending. To grow over `limit` (None: like a bomb) is a `Mistake`."""
+    system, name = filesystem(path)
+    with system.open_input_file(name) as file:
+        codec = _CODECS.get(os.path.splitext(path.lower())[1])
+        if codec is None:
+            yield cast(BinaryIO, file)
+        else:
+            most = max(BOMB_BYTES, BOMB_RATIO * file.size()) if limit is None else limit
+            yield cast(BinaryIO, _Capped(pa.CompressedInputStream(file, codec), most, f"{path} is {file.size():,} bytes"))
+
+
+class _Capped(io.RawIOBase):
+    """A decompressed stream that stops a bomb."""
+
+    def __init__(self, stream: pa.NativeFile, limit: int, what: str) -> None:
+        self._stream, self._limit, self._what = stream, limit, what
+        self._num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = cast(int, self._stream.readinto(buffer))
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._limit:
+            raise Mistake(f"{self._what}, but over {self._limit:,} when decompressed, the most that is read: split it, or leave it out")
+        return num_bytes
+
+
+@contextmanager
+def blaming(path: str) -> Iterator[None]:
+    """A file that cannot be decoded is a user's `Mistake`; a disk or a network that fails (its error has an errno) is not."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = escaped(str(error).partition("\n")[0])
+        raise Mistake(f"{path} cannot be read: {reason}. Make the file again, or leave it out") from None
+
+
+def excerpt(content: bytes) -> str:
+    """The first bytes of what was read, safe to print: ASCII, at most 200 characters."""
+    return escaped(content[:EXCERPT].decode("latin-1"))[:EXCERPT]
+
+
+def escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
