@@ -23,20 +23,21 @@ class RaggedGRU(nn.Module):
         self.gru = nn.GRU(input_size, hidden_size, bidirectional=True)
         for name, weight in self.gru.named_parameters():
             if name.startswith("weight_hh"):
-                for gate in weight.data.split(hidden_size):
+                for gate in torch.split(weight.data, hidden_size):
                     nn.init.orthogonal_(gate)
 
     def forward(self, inputs_TE: Tensor, lengths: Tensor) -> Tensor:
         """States of every step, both directions: [T, 2H]. inputs_TE: rows end to end; lengths: int64, on the CPU, all >= 1, sum T."""
         packing = _pack(lengths)
         if inputs_TE.is_cuda:
-            return self._cudnn(inputs_TE, packing)
+            return self._packed(inputs_TE, packing)
         return self._cpu(inputs_TE, packing)
 
-    def _cudnn(self, inputs_TE: Tensor, packing: _Packing) -> Tensor:
+    def _packed(self, inputs_TE: Tensor, packing: _Packing) -> Tensor:
+        """torch's own packed GRU: cuDNN on a GPU."""
         forward = packing.positions[0].to(inputs_TE.device, non_blocking=True)
         packed = PackedSequence(torch.empty_like(inputs_TE).index_copy(0, forward, inputs_TE), packing.batch_sizes)
-        states, _ = self.gru(packed)
+        states: PackedSequence = self.gru(packed)[0]
         return states.data.index_select(0, forward)
 
     def _cpu(self, inputs_TE: Tensor, packing: _Packing) -> Tensor:
@@ -44,14 +45,13 @@ class RaggedGRU(nn.Module):
             kind: [getattr(self.gru, f"{kind}_l0{way}") for way in ("", "_reverse")]
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         }
-        states = []
         projected = [
             torch.addmm(bias, inputs_TE, weight.T).index_select(0, tokens)
             for bias, weight, tokens in zip(parts["bias_ih"], parts["weight_ih"], packing.tokens, strict=True)
         ]
         weight_2H3 = torch.stack(parts["weight_hh"]).transpose(1, 2)
         bias_213 = torch.stack(parts["bias_hh"]).unsqueeze(1)
-        states_2TH = _Recurrence.apply(torch.stack(projected), weight_2H3, bias_213, packing.batch_sizes.tolist())
+        states_2TH = _Recurrence.apply(torch.stack(projected), weight_2H3, bias_213, packing.batch_sizes.tolist())  # type: ignore[no-untyped-call]
         states = [way.index_select(0, positions) for way, positions in zip(states_2TH, packing.positions, strict=True)]
         return torch.cat(states, dim=1)
 

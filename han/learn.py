@@ -179,7 +179,7 @@ def add_over_workers(network: HAN, dense: list[torch.nn.Parameter], sums: Tensor
         flat = torch.cat([sums, *(_gradient(parameter).flatten() for parameter in dense)])
         distributed.all_reduce(flat)
         sums = flat[:num_sums]
-        for parameter, gradient in zip(dense, flat[num_sums:].split([parameter.numel() for parameter in dense]), strict=True):
+        for parameter, gradient in zip(dense, torch.split(flat[num_sums:], [parameter.numel() for parameter in dense]), strict=True):
             parameter.grad = gradient.view_as(parameter)
         ids_everywhere = torch.unique(_gather_rows(ids[:, None])[:, 0])
         everywhere = values.new_zeros(len(ids_everywhere), values.shape[1])

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import DataContext, TaskPoolStrategy
 from safetensors.numpy import load_file, save_file
 
 from han import sources, vectors
@@ -124,7 +124,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     punkt = ray.get(_learn_punkt.remote(trained_on, plan, config.punkt_sample)) if config.punkt_sample else None
     counts: Counter[str] = Counter()
     records = []
-    stage = _map_actors(_Stage, trained_on, (str(staging), plan, punkt), lambda done, total: report("cut into words", done, total))
+    stage = _map_shards(_Stage, trained_on, (str(staging), plan, punkt), lambda done, total: report("cut into words", done, total))
     for record in stage:
         counts.update(json.loads(Path(f"{record['staged']}.counts.json").read_text()))
         records.append(record)
@@ -134,7 +134,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     labels = _label_names(records, config.columns)
     _write_encoder(out, encoder)
     files: dict[str, dict[str, int]] = {"train": {}, "development": {}}
-    finish = _map_actors(
+    finish = _map_shards(
         _Finish, [record["staged"] for record in records], (str(out), encoder, labels), lambda done, total: report("encoded", done, total)
     )
     for record in finish:
@@ -178,7 +178,7 @@ def windows(folder: EncodedFolder, split: str, *, rank: int, num_workers: int, s
     quiet_progress(preserve_order=True)
     # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
     dataset = ray.data.from_items([{"groups": json.dumps(item)} for item in items], override_num_blocks=len(items)).map_batches(
-        _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=2), batch_format="pyarrow"
+        _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=min(2, len(items))), batch_format="pyarrow"
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -227,7 +227,7 @@ def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, repo
         return plan
     keys: dict[str, list[NDArray[np.uint64]]] = {"forbidden": [], "labelled": []}
     looked_at = shards if drop else [shard for shard in shards if shard.split != "test"]
-    for record in _map_actors(_Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)):
+    for record in _map_shards(_Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)):
         for kind, found in keys.items():
             found.append(np.array(record[kind], np.uint64))
     below = None
@@ -372,18 +372,14 @@ class _Finish:
         return record
 
 
-def _map_actors(work: type, items: list[Any], arguments: tuple[Any, ...], report: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
-    """`work(*arguments)(item)` for every item, by an actor pool of Ray Data; results as they come."""
+def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+    """`work(*arguments)(item)` for every item as tasks of Ray Data; JSON-ready results as they come."""
     if not items:
         return
     quiet_progress(preserve_order=False)
-    num_actors = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
-    references = [ray.put(item) for item in items]
+    references = {"arguments": ray.put(arguments), "items": ray.put(items)}
     dataset = ray.data.from_items([{"index": index} for index in range(len(items))], override_num_blocks=len(items)).map(
-        _Worker,
-        fn_constructor_args=(work, ray.put(arguments), references),
-        compute=ActorPoolStrategy(min_size=1, max_size=num_actors),
-        num_cpus=1,
+        _run, fn_kwargs={"work": work, "references": references}, num_cpus=1
     )
     report(0, len(items))
     for done, row in enumerate(dataset.iter_rows(), start=1):
@@ -391,15 +387,9 @@ def _map_actors(work: type, items: list[Any], arguments: tuple[Any, ...], report
         yield json.loads(row["record"])
 
 
-class _Worker:
-    """What an actor of the pool runs: the work itself is made once, then called an item at a time."""
-
-    def __init__(self, work: type, arguments: Any, references: list[Any]) -> None:
-        self.work = work(*ray.get(arguments))
-        self.references = references
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"record": json.dumps(self.work(ray.get(self.references[row["index"]])))}
+def _run(row: dict[str, Any], *, work: type, references: dict[str, Any]) -> dict[str, Any]:
+    items = ray.get(references["items"])
+    return {"record": json.dumps(work(*ray.get(references["arguments"]))(items[row["index"]]))}
 
 
 def _read_window(batch: pa.Table) -> pa.Table:

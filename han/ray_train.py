@@ -120,7 +120,7 @@ def work(request: dict[str, Any]) -> None:
         train_s = time.monotonic() - started
         tables = windows(folder, "development", rank=rank, num_workers=num_workers, seed=None)
         logits, labels = learner.evaluate(_batches(tables, batch_tokens, None))
-        line = _line(epoch, seen, train_s, logits, labels)
+        line = _line(epoch, seen, train_s, logits, labels, folder.labels)
         history.append(line)
         if best_epoch(history) == len(history) - 1:
             best = {f"best.{name}": value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -149,20 +149,12 @@ def _batches(tables: Iterator[pa.Table], batch_tokens: int, order: np.random.Gen
             yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
 
 
-def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any) -> dict[str, Any]:
+def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """One line of history. Development figures are those of the logits after the temperature fitted on them."""
     temperature = metrics.fit_temperature(logits, labels)
-    probabilities = metrics.softmax(logits / temperature)
-    return {
-        "epoch": epoch,
-        "accuracy": float((logits.argmax(1) == labels).mean()),
-        "log_loss": metrics.log_loss(probabilities, labels),
-        "temperature": temperature,
-        "num_development": len(labels),
-        "train_loss": seen.loss,
-        "reviews_per_s": seen.num_reviews / train_s,
-        "train_s": train_s,
-    }
+    figures = metrics.measure(metrics.softmax(logits / temperature), labels, label_names=names)
+    learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
+    return {"epoch": epoch, **figures, "temperature": temperature, **learnt}
 
 
 def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
@@ -250,7 +242,7 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> Non
         encoder=folder.encoder,
         network=network,
         labels=folder.labels,
-        metrics={"development": best},
+        metrics={"development": best, "temperature": best["temperature"]},
         provenance={"data": folder.path.name, "counts": folder.counts, "config": read_json(out / "config.json")},
     )
 

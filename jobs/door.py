@@ -55,13 +55,14 @@ def local(value: str, flag: str) -> Path:
 
 
 def connect(num_cpus: int = 1) -> None:
-    """Join the cluster this machine or job belongs to, or start one here with at least `num_cpus` (logical) CPUs."""
-    quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with at least `num_cpus` logical CPUs."""
+    quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
-    try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
+    # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
         ray.init(address="local", num_cpus=max(num_cpus, os.cpu_count() or 1), **options)
     there = ray.cluster_resources()
     print(f"Ray: {int(there.get('CPU', 0))} CPUs, {int(there.get('GPU', 0))} GPUs, {len(ray.nodes())} node(s)", flush=True)

@@ -29,7 +29,7 @@ def main(job: Train) -> None:
     best = run.best
     print(
         f"best of {len(run.history)} epochs: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
-        f"log loss {best['log_loss']:.4f} on {best['num_development']:,} reviews; model in {run.artifact}"
+        f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
     print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out {out.parent / 'evaluation'}")
 
