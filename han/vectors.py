@@ -114,7 +114,7 @@ def _epoch_reporter(progress: Callable[[int, int], None], epochs: int) -> object
 def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
     """Copy the first line of each of `words`, without the header; returns the width of all lines.
 
-    torchtext makes a tensor of every line it is given (3 GB of GloVe's 840B file), and refuses that file's words with a space in them.
+    torchtext makes a tensor of every line it is given (2.6 GB of GloVe's 840B file), and refuses that file's words with a space in them.
     """
     wanted = {word.encode() for word in words}
     with _open(source) as lines, target.open("wb") as kept:
