@@ -56,9 +56,7 @@ class Learner:
             "embedding": torch.optim.SparseAdam([network.embedding.weight], lr=config.learning_rate),
         }
 
-    def train_epoch(
-        self, batches: Iterable[LabelledBatch], *, seed: int, report: Callable[[Seen], None] = lambda seen: None
-    ) -> Seen:
+    def train_epoch(self, batches: Iterable[LabelledBatch], *, seed: int, report: Callable[[Seen], None] = lambda seen: None) -> Seen:
         """One pass over this worker's batches, in step with the other workers. `report` hears of every step.
 
         seed: of dropout; give every epoch and worker its own, so that a resumed epoch is the epoch it would have been.
@@ -125,9 +123,7 @@ class Learner:
             logits = self._forward(batch.reviews)
             loss = functional.cross_entropy(logits.float(), batch.labels.to(self.device), reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
-            sums = torch.stack(
-                [loss.new_tensor(batch.reviews.num_reviews), loss.new_tensor(len(batch.reviews.token_ids)), loss.detach()]
-            )
+            sums = torch.stack([loss.new_tensor(batch.reviews.num_reviews), loss.new_tensor(len(batch.reviews.token_ids)), loss.detach()])
         return add_over_workers(self.network, self.dense, sums)
 
     def _step(self, num_reviews: int) -> float:

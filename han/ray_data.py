@@ -13,6 +13,7 @@ An encoded folder:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -143,7 +144,9 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     files = {split: dict(sorted(rows.items())) for split, rows in files.items()}
     for split, rows in files.items():
         if not rows:
-            raise Mistake(f"{input} leaves no {split} review: {totals['reviews']:,} reviews read, of which {totals['unlabelled']:,} unlabelled")
+            raise Mistake(
+                f"{input} leaves no {split} review: {totals['reviews']:,} reviews read, of which {totals['unlabelled']:,} unlabelled"
+            )
     save_file({"vectors": _vectors(staging, vocab, config, report)}, out / "vectors.safetensors")
     encoding = job | {
         "format": FORMAT,
@@ -227,7 +230,9 @@ def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, repo
         return plan
     keys: dict[str, list[NDArray[np.uint64]]] = {"forbidden": [], "labelled": []}
     looked_at = shards if drop else [shard for shard in shards if shard.split != "test"]
-    for record in _map_shards(_Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)):
+    for record in _map_shards(
+        _Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)
+    ):
         for kind, found in keys.items():
             found.append(np.array(record[kind], np.uint64))
     below = None
@@ -324,9 +329,7 @@ class _Stage:
                     if label is None:
                         tally["unlabelled"] += 1
                         continue
-                    for column, value in zip(
-                        rows, (key, review_id, label, development, word_ids, tokens.sentence_lengths), strict=True
-                    ):
+                    for column, value in zip(rows, (key, review_id, label, development, word_ids, tokens.sentence_lengths), strict=True):
                         rows[column].append(value)
         staged = pa.table({**rows, "key": np.array(rows["key"], np.uint64)}, _STAGED_SCHEMA)
         pq.write_table(staged.sort_by("key"), self.staging / f"{name}.parquet")
@@ -379,7 +382,7 @@ def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report
     quiet_progress(preserve_order=False)
     references = {"arguments": ray.put(arguments), "items": ray.put(items)}
     dataset = ray.data.from_items([{"index": index} for index in range(len(items))], override_num_blocks=len(items)).map(
-        _run, fn_kwargs={"work": work, "references": references}, num_cpus=1
+        functools.partial(_run, work=work, references=references), num_cpus=1
     )
     report(0, len(items))
     for done, row in enumerate(dataset.iter_rows(), start=1):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -188,7 +187,7 @@ class _Journal:
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
 
         self.out, self.num_reviews, self.epochs = out, num_reviews, epochs
-        self.board = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(out / "tensorboard"))
 
     def step(self, epoch: int) -> Any:
         started = time.monotonic()
@@ -196,7 +195,7 @@ class _Journal:
 
         def report(seen: Seen) -> None:
             nonlocal shown
-            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)  # type: ignore[no-untyped-call]
+            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
             now = time.monotonic()
             if now - shown >= PROGRESS_EVERY_S:
                 shown = now
@@ -213,9 +212,9 @@ class _Journal:
     def epoch(self, history: list[dict[str, Any]]) -> None:
         line = history[-1]
         for name in ("accuracy", "log_loss"):
-            self.board.add_scalar(f"development/{name}", line[name], line["epoch"])  # type: ignore[no-untyped-call]
-        self.board.add_scalar("train/loss", line["train_loss"], line["epoch"])  # type: ignore[no-untyped-call]
-        self.board.flush()  # type: ignore[no-untyped-call]
+            self.board.add_scalar(f"development/{name}", line[name], line["epoch"])
+        self.board.add_scalar("train/loss", line["train_loss"], line["epoch"])
+        self.board.flush()
         temporary = self.out / ".history.jsonl"
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
         temporary.rename(self.out / "history.jsonl")
@@ -264,7 +263,8 @@ def _check_cluster(train: TrainConfig) -> None:
     for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
         if there.get(kind, 0) < needed:
             raise Mistake(
-                f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, the cluster has {int(there.get(kind, 0))}: "
+                f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, "
+                f"the cluster has {int(there.get(kind, 0))}: "
                 f"lower --train.num-workers or --train.cpus-per-worker, or add nodes"
             )
 

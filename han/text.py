@@ -35,9 +35,7 @@ class Tokeniser:
     def tokenise(self, text: str) -> Tokens | Refusal:
         """All words of a review with their spans, or why there are none: the one rule of refusal, applied before Punkt sees the text."""
         if len(text) > self.config.max_characters:
-            return Refusal(
-                reason="too_long", message=f"{len(text):,} characters; max_characters is {self.config.max_characters:,}"
-            )
+            return Refusal(reason="too_long", message=f"{len(text):,} characters; max_characters is {self.config.max_characters:,}")
         text = blank_tags(text)
         if not has_word(text):
             return Refusal(reason="empty_text", message="no word in the text")

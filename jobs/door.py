@@ -60,7 +60,9 @@ def connect(num_cpus: int = 1) -> None:
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
-    if os.environ.get("RAY_ADDRESS"):
+    if ray.is_initialized():
+        pass
+    elif os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
         ray.init(address="local", num_cpus=max(num_cpus, os.cpu_count() or 1), **options)

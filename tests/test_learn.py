@@ -126,7 +126,9 @@ def add_as_one_of(rank: int, num_workers: int, port: int, out: Path) -> None:
 def summed_gradients(made: list[tuple[list[list[int]], int]]) -> dict[str, np.ndarray]:
     student = learner()
     sums = student._add_gradients(batch(made))
-    found = {name: parameter.grad.to_dense().numpy() for name, parameter in student.network.named_parameters() if parameter.grad is not None}
+    found = {
+        name: parameter.grad.to_dense().numpy() for name, parameter in student.network.named_parameters() if parameter.grad is not None
+    }
     return {**found, "sums": sums.numpy()}
 
 

@@ -28,9 +28,7 @@ def oracle(network: HAN, batch: RaggedBatch) -> Attention:
         vector, attention = oracle_level(sentences, torch.stack(vectors))
         sentence_attention.append(attention)
         logits.append(read_out(vector))
-    return Attention(
-        logits=torch.stack(logits), word_attention=torch.cat(word_attention), sentence_attention=torch.cat(sentence_attention)
-    )
+    return Attention(logits=torch.stack(logits), word_attention=torch.cat(word_attention), sentence_attention=torch.cat(sentence_attention))
 
 
 def oracle_level(level: Level, inputs: Tensor) -> tuple[Tensor, Tensor]:

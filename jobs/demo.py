@@ -1,0 +1,72 @@
+"""Everything once, on this machine: `python -m jobs.demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from han import artifact, samples
+from han.config import ColumnsConfig, ModelConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig, VocabConfig
+from han.ray_data import prepare
+from han.ray_score import score
+from han.ray_train import fit
+from han.samples import planted
+from han.score import Scorer
+from jobs import door, explain
+from jobs.progress import Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """Train two workers on generated reviews, look whether they found the planted evidence, score the bundled reviews, draw a page."""
+
+    out: str = "out/demo"
+    """the demo's folder: new, or what the demo left"""
+    num_reviews: int = 2_000
+    """generated reviews to train on"""
+    num_workers: int = 2
+    """training processes"""
+    model: str = "imdb"
+    """what scores the bundled reviews: imdb, the shipped model, or the folder of a run or an artifact"""
+
+
+def main(job: Demo) -> None:
+    out = door.local(job.out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    door.connect(job.num_workers + 1)
+    print("\n1. Generate reviews in which one sentence decides, cut them into words, number the words")
+    reviews = out / "planted.jsonl"
+    if not reviews.exists():
+        planted.write_jsonl(reviews, job.num_reviews, seed=1)
+    small = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(source="random", size=32), punkt_sample=0)
+    prepare(str(reviews), out / "data", small, dev_ids=None, report=door.progress())
+    print(f"\n2. Train a small HAN on {job.num_workers} workers")
+    learnt = fit(
+        out / "data",
+        out / "run",
+        ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2),
+        TrainConfig(num_workers=job.num_workers, epochs=6, learning_rate=0.01, batch_tokens=8_192),
+    )
+    unseen = list(planted.generate(200, seed=2))
+    answers = Scorer(artifact.load(learnt.artifact)).score([review.text for review in unseen])
+    print(
+        f"this model, {out / 'run'}: development accuracy {learnt.best['accuracy']:.1%}; it puts the sentence that decides first in "
+        f"{planted.share_found(unseen, answers):.1%} of {len(unseen)} reviews it has never seen"
+    )
+    print(f"\n3. Score the bundled reviews to Parquet with the model {job.model}, word attention included")
+    config = ScoreConfig(num_actors=2)
+    scores = score("sample", out / "scores", model=job.model, columns=ColumnsConfig(), config=config, limit=None, report=Rows())
+    counts = scores.manifest["counts"]
+    print(
+        f"{counts['rows_in']:,} reviews in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined: {out / 'scores' / 'scores'}"
+    )
+    print("\n4. Draw where that model looked")
+    explain.main(explain.Explain(input="sample", out=str(out / "attention.html"), model=job.model, num_reviews=12))
+    print(
+        f"\nThe small model of step 2 knows generated reviews only; the page and the scores are of {job.model}."
+        f'\nSee {out / "attention.html"} in a browser. Your own review:  .venv/bin/python -m han "I wanted to like it."'
+        f"\nYour own reviews:  .venv/bin/python -m jobs.score --input reviews.csv --out scores    (bundled examples: {samples.REVIEWS})"
+    )
+
+
+if __name__ == "__main__":
+    door.run(Demo, main)

@@ -1,0 +1,150 @@
+"""From raw reviews to a model, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from han import artifact
+from han.config import ModelConfig, PrepareConfig, TrainConfig, VectorsConfig, VocabConfig
+from han.ray_data import EncodedFolder, prepare, read_encoded, windows
+from han.ray_train import Run, fit
+from han.samples import planted as generated
+from han.score import Scorer
+from han.types import Mistake
+
+if TYPE_CHECKING:
+    from conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+
+SMALL = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(source="random", size=32), punkt_sample=0)
+MODEL = ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2)
+TRAIN = TrainConfig(epochs=6, learning_rate=0.01, batch_tokens=8_192)
+
+
+@pytest.fixture(scope="module")
+def folder(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
+    out = tmp_path_factory.mktemp("encoded") / "data"
+    return prepare(str(planted), out, SMALL, dev_ids=None, report=lambda *step: None)
+
+
+@pytest.fixture(scope="module")
+def two_workers(folder: EncodedFolder, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(folder.path, tmp_path_factory.mktemp("two") / "run", MODEL, TrainConfig(**{**vars_of(TRAIN), "num_workers": 2}))
+
+
+def vars_of(config: TrainConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in TrainConfig.__slots__}
+
+
+def test_every_review_is_encoded_once_by_the_encoder_that_scores(planted: Path, folder: EncodedFolder) -> None:
+    texts = {line["review_id"]: line["text"] for line in map(json.loads, planted.read_text().splitlines())}
+    rows = [row for split in ("train", "development") for table in _tables(folder, split) for row in table.to_pylist()]
+    assert len(rows) == len(texts)
+    assert {row["review_id"] for row in rows} == texts.keys()
+    for row in rows[::50]:
+        encoded = folder.encoder.encode(texts[row["review_id"]])
+        assert row["token_ids"] == encoded.token_ids.tolist()  # type: ignore[union-attr]
+        assert row["sentence_lengths"] == encoded.sentence_lengths.tolist()  # type: ignore[union-attr]
+
+
+def _tables(folder: EncodedFolder, split: str) -> list[object]:
+    return [pq.read_table(folder.path / split / name) for name in folder.files[split]]
+
+
+def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Path, folder: EncodedFolder) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    again = prepare(str(planted), folder.path, SMALL, dev_ids=None, report=lambda *step: None)
+    assert again.fingerprint == folder.fingerprint
+    other = PrepareConfig(vocab=VocabConfig(min_count=9), vectors=SMALL.vectors, punkt_sample=0)
+    with pytest.raises(Mistake, match=r"config\.vocab\.min_count: 1 -> 9"):
+        prepare(str(planted), folder.path, other, dev_ids=None, report=lambda *step: None)
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+def test_workers_share_the_windows_and_the_order_depends_on_the_seed_alone(folder: EncodedFolder) -> None:
+    def ids(seed: int | None, num_workers: int) -> list[list[str]]:
+        return [
+            [
+                name
+                for table in windows(folder, "train", rank=rank, num_workers=num_workers, seed=seed)
+                for name in table["review_id"].to_pylist()
+            ]
+            for rank in range(num_workers)
+        ]
+
+    first, again, other = ids(1, 2), ids(1, 2), ids(2, 2)
+    everything = sorted(ids(None, 1)[0])
+    assert first == again
+    assert first != other
+    assert sorted(first[0] + first[1]) == everything
+    assert len(everything) == folder.num_reviews("train")
+
+
+def test_two_workers_learn_and_attention_finds_the_planted_sentence(two_workers: Run) -> None:
+    unseen = list(generated.generate(200, seed=2))
+    answers = Scorer(artifact.load(two_workers.artifact)).score([review.text for review in unseen])
+    assert two_workers.best["accuracy"] >= 0.95
+    assert generated.share_found(unseen, answers) >= 0.95
+
+
+def test_a_killed_run_ends_as_one_that_was_not_killed(on_ray: Cluster, folder: EncodedFolder, tmp_path: Path) -> None:
+    straight = fit(folder.path, tmp_path / "straight", MODEL, TRAIN)
+    assert straight.best["accuracy"] >= 0.95
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "jobs.train", "--data", str(folder.path), "--out", str(killed)]
+    command += [f"--model.{name.replace('_', '-')}={getattr(MODEL, name)}" for name in ModelConfig.__slots__]
+    command += ["--train.epochs=6", "--train.learning-rate=0.01", "--train.batch-tokens=8192"]
+    environment = os.environ | {"RAY_ADDRESS": on_ray.address}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(lambda: (killed / "history.jsonl").exists())  # the first epoch is over, the second under way
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (killed / "artifact").exists()
+    resumed = fit(folder.path, killed, MODEL, TRAIN)
+    assert [line["epoch"] for line in resumed.history] == [line["epoch"] for line in straight.history]
+    for ours, theirs in zip(resumed.history, straight.history, strict=True):
+        for figure in ("accuracy", "log_loss", "train_loss"):
+            assert ours[figure] == pytest.approx(theirs[figure], abs=1e-5)
+    one, other = (load_file(run.artifact / "model.safetensors") for run in (resumed, straight))
+    assert all(abs(one[name] - other[name]).max() <= 1e-5 for name in other)
+
+
+def _wait_for(happened: object, deadline_s: float = 120) -> None:
+    end = time.monotonic() + deadline_s
+    while not happened():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_finished_run_is_returned_and_another_request_on_it_refused(folder: EncodedFolder, two_workers: Run) -> None:
+    out = two_workers.artifact.parent
+    assert fit(folder.path, out, MODEL, TrainConfig(**{**vars_of(TRAIN), "num_workers": 2})).best == two_workers.best
+    with pytest.raises(Mistake, match=r"train\.num_workers: 2 -> 1"):
+        fit(folder.path, out, MODEL, TRAIN)
+
+
+def test_too_small_a_cluster_is_said_before_anything_waits(folder: EncodedFolder, tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="64 workers need 64 CPUs, the cluster has 4"):
+        fit(folder.path, tmp_path / "run", MODEL, TrainConfig(num_workers=64))
+
+
+def test_an_encoded_folder_whose_vocabulary_was_changed_is_refused(folder: EncodedFolder, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for name in ("encoding.json", "vectors.safetensors"):
+        (changed / name).symlink_to(folder.path / name)
+    (changed / "vocab.txt").write_text("\n".join([*folder.encoder.vocab.words, "new"]) + "\n")
+    with pytest.raises(Mistake, match="a file was changed"):
+        read_encoded(changed)
