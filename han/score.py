@@ -146,7 +146,19 @@ def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attenti
 
 def as_json(score: Score) -> dict[str, Any]:
     """A `Score` as JSON-ready dicts and lists, named as the columns of `schema`."""
-    return dataclasses.asdict(score)
+    sentences = None
+    if score.sentences is not None:
+        sentences = [
+            {
+                "start": sentence.start,
+                "end": sentence.end,
+                "attention": sentence.attention,
+                "words": sentence.words
+                and [{"start": word.start, "end": word.end, "attention": word.attention} for word in sentence.words],
+            }
+            for sentence in score.sentences
+        ]
+    return {**{field.name: getattr(score, field.name) for field in dataclasses.fields(Score)}, "sentences": sentences}
 
 
 _WORD = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32())])

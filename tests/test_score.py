@@ -108,7 +108,7 @@ def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: Attenti
     pq.write_table(table(scorer, attention=attention), file)
     rows = pq.read_table(file).to_pylist()
     expected = [score.as_json(answer) for answer in answers(scorer, TEXTS, attention)]
-    assert json.loads(json.dumps(expected)) == rows
+    assert json.loads(json.dumps(expected)) == expected == rows
     assert list(expected[0]) == [field.name for field in dataclasses.fields(Score)] == score.schema(scorer.labels).names
 
 

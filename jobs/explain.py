@@ -1,0 +1,70 @@
+"""Attention drawn on reviews, as one page: `python -m jobs.explain --input sample --out attention.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from han import sources
+from han.artifact import find, load
+from han.config import ColumnsConfig
+from han.render import page
+from han.score import Scorer
+from han.types import Mistake, Refusal
+from jobs import door
+
+_OF_OURS = 'class="han-page"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explain:
+    """Draw where the network looked, on the reviews' own text."""
+
+    input: str | None = None
+    """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, or `sample`"""
+    text: str | None = None
+    """one review of your own, in place of --input"""
+    out: str = "attention.html"
+    """the page; only a page of ours is replaced"""
+    model: str = "imdb"
+    """the folder of a run or of an artifact, or imdb, the shipped model"""
+    num_reviews: int = 20
+    """reviews drawn, from the input's first on"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+
+def main(job: Explain) -> None:
+    out = door.local(job.out, "--out")
+    model = job.model if job.model == "imdb" else door.path(job.model, "--model")
+    if (job.input is None) == (job.text is None):
+        raise Mistake("give --input (reviews to draw) or --text (one of your own), and not both")
+    if out.exists() and not (out.is_file() and _OF_OURS in out.read_text(encoding="utf-8", errors="replace")):
+        raise Mistake(f"--out {out} is something else: give a new file")
+    reviews = list(islice(_read(job), job.num_reviews))
+    answers = Scorer(load(find(model))).score([text for _, text in reviews], attention="words")
+    drawn = [(name, text, answer) for (name, text), answer in zip(reviews, answers, strict=True) if not isinstance(answer, Refusal)]
+    refused = [(name, answer) for (name, _), answer in zip(reviews, answers, strict=True) if isinstance(answer, Refusal)]
+    for name, refusal in refused:
+        print(f"{name} cannot be scored ({refusal.reason}): {refusal.message}")
+    if not drawn:
+        raise Mistake(f"none of {len(reviews)} reviews can be drawn")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(drawn, title="Where the network looked"), encoding="utf-8")
+    print(f"{len(drawn)} reviews drawn, {len(refused)} refused: {out}")
+    print("next: open it in a browser")
+
+
+def _read(job: Explain) -> Iterator[tuple[str, str]]:
+    if job.text is not None:
+        yield "your review", job.text
+        return
+    source = "sample" if job.input in ("sample", None) else door.path(job.input, "--input")
+    for shard in sources.find_shards(source, job.columns, labelled=False):
+        for batch in sources.read(shard, job.columns, batch_rows=max(1, min(job.num_reviews, 1024))):
+            reviews = sources.reviews(batch, shard, job.columns, labelled=False)
+            yield from zip(reviews["review_id"].to_pylist(), reviews["text"].to_pylist(), strict=True)
+
+
+if __name__ == "__main__":
+    door.run(Explain, main)
