@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from han.config import TrainConfig
 from han.model import HAN
+from han.ragged import collate_table, token_batches
 from han.types import Float32s, RaggedBatch
 
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
@@ -158,6 +160,18 @@ class Learner:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             return self.network(on_device).logits  # type: ignore[no-any-return]
+
+
+def batches(tables: Iterable[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
+    """Length-bucketed batches of a stream of windows; within a window in random order, if there is one."""
+    for table in tables:
+        if order is not None:
+            table = table.take(order.permutation(len(table)))
+        tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
+        found = token_batches(tokens, max_tokens=batch_tokens)
+        for index in order.permutation(len(found)) if order is not None else range(len(found)):
+            rows = table.take(found[index])
+            yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
 
 
 def add_over_workers(network: HAN, dense: list[torch.nn.Parameter], sums: Tensor) -> Tensor:

@@ -14,25 +14,23 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from han import artifact, metrics
 from han.config import ModelConfig, TrainConfig, as_json, differences, from_json, read_json
-from han.learn import LabelledBatch, Learner, Seen
+from han.learn import Learner, Seen, batches
 from han.model import HAN
-from han.ragged import collate_table, token_batches
 from han.ray_data import EncodedFolder, read_encoded, windows
 from han.types import Mistake
 
@@ -74,6 +72,7 @@ def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
     ).fit()
     _write_artifact(out, folder, model)
@@ -112,13 +111,13 @@ def work(request: dict[str, Any]) -> None:
         tables = windows(folder, "train", rank=rank, num_workers=num_workers, seed=seed)
         started = time.monotonic()
         seen = learner.train_epoch(
-            _batches(tables, batch_tokens, np.random.default_rng([seed, rank])),
+            batches(tables, batch_tokens, np.random.default_rng([seed, rank])),
             seed=_seed(train.seed, epoch, rank),
             report=journal.step(epoch) if journal else lambda seen: None,
         )
         train_s = time.monotonic() - started
         tables = windows(folder, "development", rank=rank, num_workers=num_workers, seed=None)
-        logits, labels = learner.evaluate(_batches(tables, batch_tokens, None))
+        logits, labels = learner.evaluate(batches(tables, batch_tokens, None))
         line = _line(epoch, seen, train_s, logits, labels, folder.labels)
         history.append(line)
         if best_epoch(history) == len(history) - 1:
@@ -134,18 +133,6 @@ def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
     network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels))
     network.embedding.weight.data.copy_(torch.from_numpy(folder.vectors))
     return network
-
-
-def _batches(tables: Iterator[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
-    """Length-bucketed batches of a stream of windows; within a window in random order, if there is one."""
-    for table in tables:
-        if order is not None:
-            table = table.take(order.permutation(len(table)))
-        tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
-        batches = token_batches(tokens, max_tokens=batch_tokens)
-        for index in order.permutation(len(batches)) if order is not None else range(len(batches)):
-            rows = table.take(batches[index])
-            yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
 
 
 def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -187,25 +174,27 @@ class _Journal:
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
 
         self.out, self.num_reviews, self.epochs = out, num_reviews, epochs
-        self.board = SummaryWriter(str(out / "tensorboard"))
+        self.board: Any = SummaryWriter(str(out / "tensorboard"))
 
-    def step(self, epoch: int) -> Any:
-        started = time.monotonic()
-        shown = started
+    def step(self, epoch: int) -> Callable[[Seen], None]:
+        first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
+        shown = 0.0
 
         def report(seen: Seen) -> None:
-            nonlocal shown
-            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
+            nonlocal first, shown
             now = time.monotonic()
-            if now - shown >= PROGRESS_EVERY_S:
-                shown = now
-                rate = seen.num_reviews / (now - started)
-                left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
-                print(
-                    f"epoch {epoch}/{self.epochs}  {seen.num_reviews:,}/{self.num_reviews:,} reviews  {rate:,.0f} reviews/s  "
-                    f"loss {seen.loss:.4f}  at most {int(left_s // 60)}:{int(left_s % 60):02d} left",
-                    flush=True,
-                )
+            first = first or (now, seen.num_reviews)
+            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
+            if now - shown < PROGRESS_EVERY_S or now == first[0]:
+                return
+            shown = now
+            rate = (seen.num_reviews - first[1]) / (now - first[0])
+            left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
+            print(
+                f"epoch {epoch}/{self.epochs}  {seen.num_reviews:,}/{self.num_reviews:,} reviews  {rate:,.0f} reviews/s  "
+                f"loss {seen.loss:.4f}  at most {int(left_s // 60)}:{int(left_s % 60):02d} left",
+                flush=True,
+            )
 
         return report
 
@@ -242,7 +231,7 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> Non
         network=network,
         labels=folder.labels,
         metrics={"development": best, "temperature": best["temperature"]},
-        provenance={"data": folder.path.name, "counts": folder.counts, "config": read_json(out / "config.json")},
+        provenance={"counts": folder.counts, "prepared": as_json(folder.config), "trained": read_json(out / "config.json")["train"]},
     )
 
 

@@ -56,9 +56,8 @@ def main(job: Demo) -> None:
     config = ScoreConfig(num_actors=2)
     scores = score("sample", out / "scores", model=job.model, columns=ColumnsConfig(), config=config, limit=None, report=Rows())
     counts = scores.manifest["counts"]
-    print(
-        f"{counts['rows_in']:,} reviews in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined: {out / 'scores' / 'scores'}"
-    )
+    told = f"{counts['rows_in']:,} reviews in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined"
+    print(f"{told}: {out / 'scores' / 'scores'}")
     print("\n4. Draw where that model looked")
     explain.main(explain.Explain(input="sample", out=str(out / "attention.html"), model=job.model, num_reviews=12))
     print(

@@ -1,0 +1,68 @@
+"""A smaller model of a model: `python -m jobs.trim --model run --data data --out small --num-words 35000`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from han import artifact, metrics
+from han.config import TrainConfig
+from han.learn import Learner, batches
+from han.model import HAN
+from han.ray_data import EncodedFolder, read_encoded
+from han.types import Mistake
+from jobs import door
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trim:
+    """Keep a model's most frequent words, their vectors in float16, and say what it costs on the development split."""
+
+    model: str
+    """the folder of a run or of an artifact"""
+    data: str
+    """the encoded folder it learnt from, for its development split"""
+    out: str
+    """the smaller artifact: a new folder"""
+    num_words: int = 35_000
+    """words kept"""
+
+
+def main(job: Trim) -> None:
+    out, data = door.local(job.out, "--out"), door.local(job.data, "--data")
+    model = artifact.load(artifact.find(door.path(job.model, "--model")))
+    folder = read_encoded(data)
+    if folder.fingerprint != model.encoder.fingerprint:
+        raise Mistake(
+            f"{data} is encoded as {folder.fingerprint}, the model reads {model.encoder.fingerprint}: give the data it learnt from"
+        )
+    encoder, network = artifact.trim(model, job.num_words)
+    before = _development(folder, model.network)
+    saved = {"development": before, "temperature": model.metrics["temperature"]}
+    artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=saved, provenance=model.provenance)
+    after = _development(folder, artifact.load(out).network)
+    size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"
+    print(f"{len(model.encoder.vocab):,} words -> {len(encoder.vocab):,}; development accuracy {change}; {size_mb:.1f} MB in {out}")
+    print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out evaluation")
+
+
+def _development(folder: EncodedFolder, network: HAN) -> dict[str, Any]:
+    """Figures of a network on the development split; an id that it has no row for is <unk>."""
+    files = folder.files["development"]
+    table = pa.concat_tables([pq.read_table(folder.path / "development" / name) for name in files]).combine_chunks()
+    ids = table["token_ids"].combine_chunks()
+    known = np.where(ids.values.to_numpy() < network.embedding.num_embeddings, ids.values.to_numpy(), 0)
+    table = table.set_column(table.column_names.index("token_ids"), "token_ids", pa.ListArray.from_arrays(ids.offsets, pa.array(known)))
+    learner = Learner(network, TrainConfig(), num_reviews=len(table), device=torch.device("cpu"))
+    logits, labels = learner.evaluate(batches([table], TrainConfig().batch_tokens, None))
+    return metrics.measure(metrics.softmax(logits), labels, label_names=folder.labels)
+
+
+if __name__ == "__main__":
+    door.run(Trim, main)
