@@ -43,6 +43,7 @@ def download(url: str, path: Path, checksums: Mapping[str, str], *, progress: Pr
     try:
         _fetch(url, part, progress)
     except urllib.error.HTTPError as error:
+        error.close()
         raise Mistake(f"{url} cannot be fetched: the server says {error.code} {error.reason}. Download it by hand and {instead}") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

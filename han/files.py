@@ -76,14 +76,11 @@ def make_batch(table: pa.Table, rows: Sequence[int] | NDArray[np.int64], bad: It
 
 
 def find_files(source: str) -> list[tuple[str, Kind]]:
-    """(absolute path or URI, kind) of each file of a file, a glob, a folder or "sample", sorted. Finding none is a `Mistake`.
+    """(absolute path or URI, kind) of each file of a file, a glob or a folder, sorted. Finding none is a `Mistake`.
 
     A folder is searched without its subfolders, and names that begin with `_` or `.` are passed over, as Spark and Arrow do.
     """
-    if source == "sample":
-        from han.samples import REVIEWS
-
-        source = str(REVIEWS)
+    source = source.rstrip("/") or "/"
     system, path = filesystem(source)
     prefix = source.removesuffix(path) if "://" in source else ""
     there = system.get_file_info(path).type

@@ -136,18 +136,19 @@ def unpack_imdb(archive: Path, folder: Path) -> list[Path]:
     splits: dict[str, list[Review]] = {}
     for review in read_archive(str(archive)):
         splits.setdefault(review[1].split, []).append(review)
+    tables = {
+        folder / f"{split}.parquet": _parquet_table(archive, sorted(splits.pop(split), key=lambda review: review[1].order))
+        for split in list(splits)
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for split in list(splits):
-        path, temporary = folder / f"{split}.parquet", folder / f".{split}.parquet.{os.getpid()}.tmp"
-        table = _parquet_table(archive, sorted(splits.pop(split), key=lambda review: review[1].order))
+    for path, table in tables.items():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             pq.write_table(table, temporary, row_group_size=SHARD_ROWS, compression="zstd")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        written.append(path)
-    return written
+    return list(tables)
 
 
 def _parquet_table(archive: Path, reviews: list[Review]) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from han import imdb
+from han import imdb, samples
 from han.config import ColumnsConfig
 from han.files import BadRecord, Batch, Kind, Shard, blaming, escaped, file_name, find_files, size_of, split_of
 from han.jsonl import look_at_jsonl, read_jsonl
@@ -54,7 +54,7 @@ def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[S
     first 1,000 records, in Arrow's types.
     """
     with blaming(input):
-        files = find_files(input)
+        files = find_files(str(samples.REVIEWS) if input == "sample" else input)
     found = [shards for path, kind in files if (shards := _look(path, kind, columns, labelled=labelled))]
     if not found:
         raise Mistake(f"{input} holds no reviews: 0 rows")

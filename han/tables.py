@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -106,21 +107,28 @@ def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Itera
 
 
 def look_at_csv(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    with open_bytes(whole.path) as stream, _open_csv(stream, [], lambda _: "skip") as reader:
+    with _open_csv(whole.path, [], lambda _: "skip") as reader:
         names = reader.schema.names
         has_rows = any(len(block) for block in reader)
     _refuse_doubles(whole.path, names)
     return [replace(whole, schema=pa.schema([(name, pa.string()) for name in names]))] if has_rows else []
 
 
-def _open_csv(stream: Any, names: Iterable[str], on_invalid_row: Any) -> pa.csv.CSVStreamingReader:
+@contextmanager
+def _open_csv(path: str, names: Iterable[str], on_invalid_row: Callable[[Any], str]) -> Iterator[pa.csv.CSVStreamingReader]:
     """CSV has no types, and those guessed from a file's first block would not fit a later one (007, N/A): all columns are strings."""
-    return pa.csv.open_csv(
-        stream,
-        read_options=pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid_row),
-        convert_options=pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string())),
-    )
+    options = {
+        "read_options": pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid_row),
+        "convert_options": pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string())),
+    }
+    try:
+        with open_bytes(path) as stream, pa.csv.open_csv(stream, **options) as reader:
+            yield reader
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        raise Mistake(f"{path} holds a row of over {CSV_BLOCK_BYTES:,} bytes, or a quote that is never closed: mend it") from None
 
 
 def read_csv(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
@@ -133,7 +141,7 @@ def read_csv(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[
         return "skip"
 
     next_row = 0
-    with open_bytes(shard.path) as stream, _open_csv(stream, shard.schema.names, on_invalid_row) as reader:
+    with _open_csv(shard.path, shard.schema.names, on_invalid_row) as reader:
         for block in reader:
             for start in range(0, len(block), batch_rows):
                 table = pa.table(block.slice(start, batch_rows))
