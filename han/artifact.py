@@ -133,13 +133,13 @@ def load(folder: Path) -> Artifact:
 
 
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
-    """The encoder and network of a smaller model: its `num_words` most frequent words, `<unk>` among them, the table in float16.
+    """The encoder and network of a smaller model: its `num_words` most frequent words, `<unk>` among them, vectors rounded to float16.
 
     A vocabulary is sorted by frequency, so what is left keeps its ids and every other word is `<unk>`.
     """
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
-    weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half()
+    weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
     with torch.device("meta"):
         embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
         network = HAN(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)

@@ -69,7 +69,7 @@ class VectorsConfig:
     """in-domain (word2vec on all that is trained on, as in the paper), random, or the path of a .vec or .txt file of vectors"""
     size: int = 200
     """dimensions of in-domain and random vectors; a file brings its own"""
-    epochs: int = 8
+    epochs: int = 5
     """passes over the text (in-domain)"""
     window: int = 5
     """words each side that count as context (in-domain)"""

@@ -42,10 +42,10 @@ def main(job: Trim) -> None:
             f"{data} is encoded as {folder.fingerprint}, the model reads {model.encoder.fingerprint}: give the data it learnt from"
         )
     encoder, network = artifact.trim(model, job.num_words)
-    before = _development(folder, model.network)
-    saved = {"development": before, "temperature": model.metrics["temperature"]}
-    artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=saved, provenance=model.provenance)
-    after = _development(folder, artifact.load(out).network)
+    before, after = _development(folder, model.network), _development(folder, network)
+    network.embedding.half()
+    figures = {"development": after, "temperature": model.metrics["temperature"]}
+    artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=figures, provenance=model.provenance)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"
     print(f"{len(model.encoder.vocab):,} words -> {len(encoder.vocab):,}; development accuracy {change}; {size_mb:.1f} MB in {out}")
