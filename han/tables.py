@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,7 @@ from han.types import Mistake
 
 SLICED_ROWS = 5_000  # a row group with more rows is cut,
 SLICES = 16  # into so many at most, since reading a slice decodes its row group from the start
-CSV_BLOCK_BYTES = 16 << 20  # a row, and so a field, cannot be longer
+CSV_BLOCK_BYTES = (1 << 20, 16 << 20)  # Arrow holds some 30 blocks at once, and no row may be longer than one
 
 # A Parquet footer holds its Arrow schema in base64, in which a word has three spellings, by its position modulo 3.
 _EXTENSION = b"ARROW:extension:name"
@@ -107,50 +106,62 @@ def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Itera
 
 
 def look_at_csv(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    with _open_csv(whole.path, [], lambda _: "skip") as reader:
-        names = reader.schema.names
-        has_rows = any(len(block) for block in reader)
-    _refuse_doubles(whole.path, names)
-    return [replace(whole, schema=pa.schema([(name, pa.string()) for name in names]))] if has_rows else []
-
-
-@contextmanager
-def _open_csv(path: str, names: Iterable[str], on_invalid_row: Callable[[Any], str]) -> Iterator[pa.csv.CSVStreamingReader]:
-    """CSV has no types, and those guessed from a file's first block would not fit a later one (007, N/A): all columns are strings."""
-    options = {
-        "read_options": pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES),
-        "parse_options": pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid_row),
-        "convert_options": pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string())),
-    }
-    try:
-        with open_bytes(path) as stream, pa.csv.open_csv(stream, **options) as reader:
-            yield reader
-    except pa.ArrowInvalid as error:
-        if "straddling" not in str(error):
-            raise
-        raise Mistake(f"{path} holds a row of over {CSV_BLOCK_BYTES:,} bytes, or a quote that is never closed: mend it") from None
+    blocks = _csv_blocks(whole.path, [], lambda _: "skip")
+    for block in blocks:
+        blocks.close()
+        _refuse_doubles(whole.path, block.schema.names)
+        return [replace(whole, schema=pa.schema([(name, pa.string()) for name in block.schema.names]))]
+    return []
 
 
 def read_csv(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
     """Rows with more or fewer fields than the header are malformed."""
     ragged: dict[int, BadRecord] = {}
+    next_row = 0
 
     def on_invalid_row(row: Any) -> str:
         number = row.number - 2  # Arrow counts from 1, and the header too
-        ragged[number] = BadRecord(row=number, byte_offset=None, reason="malformed", excerpt=excerpt(row.text.encode()))
+        if number >= next_row:
+            ragged[number] = BadRecord(row=number, byte_offset=None, reason="malformed", excerpt=excerpt(row.text.encode()))
         return "skip"
 
-    next_row = 0
-    with _open_csv(shard.path, shard.schema.names, on_invalid_row) as reader:
-        for block in reader:
-            for start in range(0, len(block), batch_rows):
-                table = pa.table(block.slice(start, batch_rows))
-                rows = np.setdiff1d(np.arange(next_row, next_row + len(table) + len(ragged)), list(ragged))[: len(table)]
-                next_row = int(rows[-1]) + 1
-                bad = [ragged.pop(row) for row in sorted(ragged) if row < next_row]
-                yield _checked(table, rows, bad, shard, columns)
+    for block in _csv_blocks(shard.path, shard.schema.names, on_invalid_row):
+        for start in range(0, len(block), batch_rows):
+            table = pa.table(block.slice(start, batch_rows))
+            rows = np.setdiff1d(np.arange(next_row, next_row + len(table) + len(ragged)), list(ragged))[: len(table)]
+            next_row = int(rows[-1]) + 1
+            bad = [ragged.pop(row) for row in sorted(ragged) if row < next_row]
+            yield _checked(table, rows, bad, shard, columns)
     if ragged:
         yield make_batch(shard.schema.empty_table(), [], ragged.values())
+
+
+def _csv_blocks(path: str, names: Iterable[str], on_invalid_row: Callable[[Any], str]) -> Generator[pa.RecordBatch, None, None]:
+    """The file's rows that are not ragged, no block empty. One that holds a row longer than a small block is begun again in large ones.
+
+    CSV has no types, and those guessed from a file's first block would not fit a later one (007, N/A): all columns are strings.
+    """
+    num_rows = 0
+    for block_bytes in CSV_BLOCK_BYTES:
+        options = {
+            "read_options": pa.csv.ReadOptions(use_threads=False, block_size=block_bytes),
+            "parse_options": pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid_row),
+            "convert_options": pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string())),
+        }
+        known = num_rows
+        try:
+            with open_bytes(path) as stream, pa.csv.open_csv(stream, **options) as reader:
+                for block in reader:
+                    fresh = block.slice(known)
+                    known -= len(block) - len(fresh)
+                    num_rows += len(fresh)
+                    if len(fresh):
+                        yield fresh
+            return
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+    raise Mistake(f"{path} holds a row of over {CSV_BLOCK_BYTES[-1]:,} bytes, or a quote that is never closed: mend it")
 
 
 def _checked(table: pa.Table, rows: NDArray[np.int64], bad: list[BadRecord], shard: Shard, columns: ColumnsConfig) -> Batch:

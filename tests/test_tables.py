@@ -211,7 +211,7 @@ def test_a_quoted_line_break_is_part_of_its_field(tmp_path: Path) -> None:
 def test_a_row_with_too_many_or_too_few_fields_is_a_bad_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, batch_rows: int
 ) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (block_bytes,))
     lines = [b"%d,1,2" % row if row % 3 == 0 else b"%d" % row if row % 5 == 0 else b"n,%d" % row for row in range(31)]
     texts, bad = read_all(write_csv(tmp_path, b"n,text\n" + b"\n".join(lines)), batch_rows=batch_rows)
     assert texts == {row: str(row) for row in range(31) if row % 3 and row % 5}
@@ -231,8 +231,18 @@ def test_a_csv_field_of_10_mb_is_read(tmp_path: Path) -> None:
     assert [len(text) for text in texts.values()] == [10_000_000, 4]
 
 
+@pytest.mark.parametrize("batch_rows", [1, 3, 1024])
+def test_a_row_longer_than_a_small_block_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int) -> None:
+    lines = [b"ragged" if row % 4 == 1 else b"n," + (b"x" * 200 if row == 30 else b"%d" % row) for row in range(60)]
+    path = write_csv(tmp_path, b"n,text\n" + b"\n".join(lines))
+    expected = read_all(path)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (40, 400))
+    assert read_all(path, batch_rows=batch_rows) == expected
+    assert len(expected[0]) + len(expected[1]) == 60
+
+
 def test_a_csv_row_longer_than_a_block_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (50, 100))
     with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 bytes, or a quote that is never closed"):
         read_all(write_csv(tmp_path, b'n,text\n1,"' + b"x" * 300 + b"\n2,good\n"))
 
