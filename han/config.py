@@ -66,7 +66,8 @@ class VectorsConfig:
     """What the embedding starts from."""
 
     source: str = "in-domain"
-    """in-domain (word2vec on all that is trained on, as in the paper), random, or the path of a .vec or .txt file of vectors"""
+    """in-domain (word2vec on all that is trained on, as in the paper), random, the path of a .vec or .txt file, or glove.6B.200d (or 50d,
+    100d, 300d), which is downloaded"""
     size: int = 200
     """dimensions of in-domain and random vectors; a file brings its own"""
     epochs: int = 5

@@ -247,7 +247,7 @@ def _is_imdb(shard: Shard, columns: ColumnsConfig) -> bool:
     """Whether the first reviews are named as the Large Movie Review Dataset names its own."""
     batch = next(iter(sources.read(shard, columns, batch_rows=64)), None)
     ids = sources.reviews(batch, shard, columns, labelled=False)["review_id"].to_pylist() if batch is not None else []
-    return bool(ids) and all(sources._IMDB_ID.fullmatch(review_id) for review_id in ids)
+    return bool(ids) and all(sources.is_imdb_id(review_id) for review_id in ids)
 
 
 class _Look:

@@ -8,6 +8,7 @@ in = out + bad always holds. What is wrong with a whole file is a `Mistake`.
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from han.jsonl import look_at_jsonl, read_jsonl
 from han.tables import is_string, look_at_csv, look_at_parquet, read_csv, read_parquet
 from han.types import Mistake
 
-__all__ = ["REVIEWS", "BadRecord", "Batch", "Shard", "find_shards", "is_imdb_id", "read", "read_ids", "reviews"]
+__all__ = ["REVIEWS", "BadRecord", "Batch", "Shard", "find_shards", "is_imdb_id", "random_review", "read", "read_ids", "reviews"]
 
 REVIEWS = pa.schema([("review_id", pa.string()), ("text", pa.string()), ("label", pa.string()), ("rating", pa.int8())])
 
@@ -41,7 +42,6 @@ _READ: dict[Kind, Callable[[Shard, ColumnsConfig, int], Iterator[Batch]]] = {
     "folder": imdb.read_folder,
     "tar": imdb.read_archived,
 }
-_IMDB_ID = imdb._ID
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 
 
@@ -189,3 +189,18 @@ def _stars(value: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return int(stars) if stars.is_integer() and 1 <= stars <= 127 else None
+
+
+def random_review(source: str, columns: ColumnsConfig, *, seed: int | None = None) -> tuple[str, str | None, str]:
+    """Some review of an input, drawn by shard and then by row: its id, the name of its label if it has one, its text.
+
+    seed: None draws another one each time.
+    """
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    shards = find_shards(source, columns, labelled=False)
+    while True:
+        shard = draw.choice(shards)
+        found = [row for batch in read(shard, columns) for row in reviews(batch, shard, columns, labelled=True).to_pylist()]
+        if found:
+            row = draw.choice(found)
+            return row["review_id"], row["label"], row["text"]

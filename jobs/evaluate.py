@@ -11,6 +11,7 @@ from rich.table import Table
 from han.config import ColumnsConfig, ScoreConfig, as_json
 from han.ray_evaluate import evaluate
 from jobs import door
+from jobs.fetch import fetch
 from jobs.progress import Rows
 
 
@@ -19,7 +20,8 @@ class Evaluate:
     """Compare a model's answers with labels. The only job that opens a test split; data that has one is judged by it alone."""
 
     data: str
-    """labelled reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, or `sample`"""
+    """labelled reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive,
+    `sample`, or `imdb`"""
     out: str
     """the folder for metrics.json: new, or what the same command left"""
     model: str = "imdb"
@@ -33,7 +35,7 @@ class Evaluate:
 
 def main(job: Evaluate) -> None:
     out = door.local(job.out, "--out")
-    data = job.data if job.data == "sample" else door.path(job.data, "--data")
+    data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else door.path(job.data, "--data")
     model = job.model if job.model == "imdb" else door.path(job.model, "--model")
     door.show(f"evaluate {model} on {data}", as_json(job))
     door.connect()

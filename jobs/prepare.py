@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
 from han.ray_data import prepare
 from jobs import door
+from jobs.fetch import GLOVE, fetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +26,18 @@ class Prepare(PrepareConfig):
 
 def main(job: Prepare) -> None:
     out = door.local(job.out, "--out")
-    source = door.path(job.input, "--input") if job.input not in ("sample", "imdb") else job.input
+    source = str(fetch("imdb")) if job.input == "imdb" else job.input if job.input == "sample" else door.path(job.input, "--input")
+    known = job.vectors.source in ("in-domain", "random")
+    glove = GLOVE.fullmatch(job.vectors.source)
+    vectors = (
+        job.vectors.source if known else str(fetch(job.vectors.source)) if glove else door.path(job.vectors.source, "--vectors.source")
+    )
     beside = Path(source) / "dev_ids.txt"
     dev_ids = Path(door.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
     settings = {name: value for name, value in as_json(job).items() if name not in ("input", "out", "dev_ids")}
     door.show(f"prepare {source} -> {out}", settings | {"dev_ids": str(dev_ids or "a tenth by hash")})
     door.connect()
-    config = PrepareConfig(**{name: getattr(job, name) for name in settings})
+    config = PrepareConfig(**{name: getattr(job, name) for name in settings} | {"vectors": replace(job.vectors, source=vectors)})
     folder = prepare(source, out, config, dev_ids=dev_ids, report=door.progress())
     counts = folder.counts
     print(

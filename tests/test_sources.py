@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from han import samples
 from han.config import ColumnsConfig
-from han.sources import REVIEWS, Shard, find_shards, is_imdb_id, read, read_ids, reviews
+from han.sources import REVIEWS, Shard, find_shards, is_imdb_id, random_review, read, read_ids, reviews
 from han.types import Mistake
 
 COLUMNS = ColumnsConfig()
@@ -312,3 +313,11 @@ def test_a_file_without_ids_is_a_mistake(tmp_path: Path, content: bytes | None, 
         (tmp_path / "ids.txt").write_bytes(content)
     with pytest.raises(Mistake, match=f"ids.txt {message}: give a file with one review id a line"):
         read_ids(tmp_path / "ids.txt")
+
+
+def test_a_random_review_is_one_of_the_input_and_a_seed_repeats_it() -> None:
+    texts = {json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()}
+    drawn = [random_review("sample", ColumnsConfig(), seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(text in texts for _, _, text in drawn)
+    assert {label for _, label, _ in drawn} <= {"negative", "positive"}

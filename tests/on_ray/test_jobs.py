@@ -1,0 +1,246 @@
+"""The jobs as their users call them: through every door, submitted, and given bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+
+from han import artifact
+from han.samples import REVIEWS
+from han.score import Scorer, as_json
+from jobs import door, evaluate, explain, prepare, score, train
+
+if TYPE_CHECKING:
+    from conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+ROOT = Path(__file__).parents[2]
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(on_ray: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A job by its command line, in this process: what it printed. A mistake is its one line on stderr, with exit code 2."""
+    kinds = {
+        "prepare": prepare.Prepare,
+        "train": train.Train,
+        "evaluate": evaluate.Evaluate,
+        "score": score.Score,
+        "explain": explain.Explain,
+    }
+    jobs = {"prepare": prepare, "train": train, "evaluate": evaluate, "score": score, "explain": explain}
+
+    def run(job: str, *arguments: object, mistake: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", [f"jobs.{job}", *map(str, arguments)])
+        if not mistake:
+            door.run(kinds[job], jobs[job].main)
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as stop:
+            door.run(kinds[job], jobs[job].main)
+        told = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+        return told
+
+    return run
+
+
+def reviews() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
+
+
+def flat(sentences: list[dict[str, Any]]) -> list[float]:
+    numbers = []
+    for sentence in sentences:
+        numbers += [sentence["start"], sentence["end"], sentence["attention"]]
+        for word in sentence["words"]:
+            numbers += [word["start"], word["end"], word["attention"]]
+    return numbers
+
+
+def test_every_door_gives_the_same_answer(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    texts = {review["review_id"]: review["text"] for review in reviews()}
+    expected = dict(zip(texts, Scorer(artifact.load(tiny_model)).score(list(texts.values())), strict=True))
+    pages = []
+    for num_actors in (1, 2, 4):
+        out = tmp_path / f"scores{num_actors}"
+        dump = tmp_path / f"dump{num_actors}"
+        dump.mkdir()
+        lines = REVIEWS.read_text(encoding="utf-8").splitlines(keepends=True)[:: -1 if num_actors == 2 else 1]
+        for part in range(num_actors):
+            (dump / f"{part}.jsonl").write_text("".join(lines[part::num_actors]), encoding="utf-8")
+        printed = call("score", "--input", dump, "--model", tiny_model, "--out", out, "--num-actors", num_actors)
+        assert f"{len(texts)} records in = {len(texts)} scored + 0 quarantined" in printed
+        pages.append(pq.read_table(out / "scores"))
+    for table in pages:
+        rows = table.to_pylist()
+        assert sorted(row["review_id"] for row in rows) == sorted(texts)
+        for row in rows:
+            answer = as_json(expected[row["review_id"]])  # type: ignore[arg-type]
+            assert row["label"] == answer["label"]
+            assert row["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-6)
+            assert flat(row["sentences"]) == pytest.approx(flat(answer["sentences"]), abs=1e-6)
+
+
+def test_the_scores_of_a_dump_keep_their_contract_in_pyarrow_pandas_and_duckdb(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    dump = [*reviews(), {"review_id": "empty", "text": "...", "label": "positive", "rating": 1}]
+    (tmp_path / "dump.jsonl").write_text("".join(json.dumps(review) + "\n" for review in dump))
+    out = tmp_path / "out"
+    printed = call("score", "--input", tmp_path / "dump.jsonl", "--model", tiny_model, "--out", out)
+    assert "the input's column label is now input_label" in printed
+    assert f"{len(dump)} records in = {len(dump) - 1} scored + 1 quarantined (1 empty_text)" in printed
+    table = pq.read_table(out)
+    assert table.schema.field("probability").type == pa.float32()
+    assert table["input_label"].to_pylist() == [review["label"] for review in dump[:-1]]
+    for row in table.to_pylist():
+        assert sum(sentence["attention"] for sentence in row["sentences"]) == pytest.approx(1, abs=1e-5)
+        for sentence in row["sentences"]:
+            assert sum(word["attention"] for word in sentence["words"]) == pytest.approx(1, abs=1e-5)
+            assert row["text"][sentence["start"] : sentence["end"]].strip()
+            assert all(row["text"][word["start"] : word["end"]].strip() for word in sentence["words"])
+    frame = pd.read_parquet(out)
+    assert len(frame) == len(table)
+    assert frame["sentences"][0][0]["words"][0]["attention"] == pytest.approx(table["sentences"][0].as_py()[0]["words"][0]["attention"])
+    scores = duckdb.read_parquet(f"{out}/scores/*.parquet")
+    longest = scores.aggregate("max(len(sentences)), sum(len(sentences[1].words))").fetchone()
+    assert longest is not None
+    assert longest[0] == max(len(row["sentences"]) for row in table.to_pylist())
+    (quarantined,) = [json.loads(line) for path in (out / "_quarantine").iterdir() for line in path.read_text().splitlines()]
+    assert (quarantined["reason"], quarantined["review_id"], quarantined["row"]) == ("empty_text", "empty", len(dump) - 1)
+
+
+def test_scoring_again_does_nothing_and_other_settings_are_refused(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--input", "sample", "--model", tiny_model, "--out", out)
+    call("score", *arguments)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    call("score", *arguments)
+    assert "belongs to another job" in call("score", *arguments, "--attention", "none", mistake=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_evaluate_reads_the_test_split_alone_where_there_is_one(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    half = len(reviews()) // 2
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, part in (("train", reviews()[:half]), ("test", reviews()[half:])):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(review) + "\n" for review in part))
+    printed = call("evaluate", "--model", tiny_model, "--data", data, "--out", tmp_path / "figures")
+    figures = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+    assert figures["num_reviews"] == len(reviews()) - half
+    assert f"accuracy {figures['accuracy']:.2%}" in printed
+    answers = Scorer(artifact.load(tiny_model)).score([review["text"] for review in reviews()[half:]], attention="none")
+    right = [answer.label == review["label"] for answer, review in zip(answers, reviews()[half:], strict=True)]  # type: ignore[union-attr]
+    assert figures["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_page_is_drawn_and_a_file_that_is_no_page_is_kept(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "attention.html"
+    call("explain", "--input", "sample", "--model", tiny_model, "--out", page, "--num-reviews", 3)
+    assert page.read_text().count("<article") == 3
+    page.write_text("mine")
+    assert "is something else" in call("explain", "--input", "sample", "--model", tiny_model, "--out", page, mistake=True)
+
+
+def damaged(model: Path, where: Path, name: str, content: bytes) -> Path:
+    shutil.copytree(model, where)
+    (where / name).write_bytes(content)
+    return where
+
+
+def test_bad_input_is_one_line_and_leaves_nothing_behind(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["It was good."], "label": ["positive"]}), good)
+    corrupt = tmp_path / "corrupt.parquet"
+    corrupt.write_bytes(good.read_bytes()[:-40])
+    empty = tmp_path / "empty.csv"
+    empty.touch()
+    out = tmp_path / "out"
+    weights = bytearray((tiny_model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    flipped = damaged(tiny_model, tmp_path / "flipped", "model.safetensors", bytes(weights))
+    cases: list[tuple[str, tuple[object, ...], str]] = [
+        ("prepare", ("--input", tmp_path / "nowhere"), "nowhere"),
+        ("prepare", ("--input", good, "--columns.text", "body"), "it has id, text, label"),
+        ("prepare", ("--input", empty), "empty"),
+        ("prepare", ("--input", corrupt), "corrupt.parquet"),
+        ("score", ("--model", tiny_model, "--input", tmp_path / "*.json"), "*.json"),
+        ("score", ("--model", tiny_model, "--input", good, "--columns.text", "body"), "it has id, text, label"),
+        ("score", ("--model", tiny_model, "--input", corrupt), "corrupt.parquet"),
+        ("score", ("--model", flipped, "--input", good), "model.safetensors does not match"),
+        ("score", ("--model", tmp_path / "nowhere", "--input", good), "no model at"),
+        ("evaluate", ("--model", tiny_model, "--data", good, "--columns.label", "stars"), "it has id, text, label"),
+        ("train", ("--data", tmp_path), "not an encoded folder"),
+    ]
+    for job, arguments, said in cases:
+        told = call(job, *arguments, "--out", out, mistake=True)
+        assert said in told, told
+        assert not out.exists(), told
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    for job, arguments in (("prepare", ("--input", good)), ("score", ("--model", tiny_model, "--input", good))):
+        assert "holds something else" in call(job, *arguments, "--out", other, mistake=True)
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from hashlib import sha256
+
+    from han.types import Mistake
+
+    weights = safetensors.numpy.load_file(tiny_model / "model.safetensors")
+    weights["embedding.weight"] = weights["embedding.weight"][:-1]
+    folder = damaged(tiny_model, tmp_path / "short", "model.safetensors", safetensors.numpy.save(weights))
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "SHA256SUMS").write_text("".join(f"{digest if 'safetensors' in line else line[:64]}{line[64:]}\n" for line in sums))
+    with pytest.raises(Mistake, match="of two models"):
+        artifact.load(folder)
+
+
+def test_submitted_jobs_train_and_score(on_ray: Cluster, tiny_model: Path, planted: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(planted.read_text().splitlines(keepends=True)[:200]))
+    small = "--vectors.source random --vectors.size 8 --vocab.min-count 1 --punkt-sample 0"
+    steps = [
+        f"python -m jobs.prepare --input {few} --out {tmp_path}/data {small}",
+        f"python -m jobs.train --data {tmp_path}/data --out {tmp_path}/run --train.epochs 1 --train.num-workers 2 --model.word-hidden 4",
+        f"python -m jobs.score --model {tmp_path}/run --input {few} --out {tmp_path}/scores",
+    ]
+    printed = submit(on_ray, " && ".join(steps))
+    assert "epoch 1/1  development accuracy" in printed
+    assert "200 records in = 200 scored + 0 quarantined" in printed
+    assert artifact.load(tmp_path / "run" / "artifact").labels == ("negative", "positive")
+    assert pq.read_table(tmp_path / "scores").num_rows == 200
+
+
+def test_a_submitted_job_refuses_relative_paths_and_names_the_absolute_one(on_ray: Cluster, tiny_model: Path) -> None:
+    printed = submit(on_ray, f"python -m jobs.score --model {tiny_model} --input sample --out scores", fails=True)
+    assert "--out scores is relative, and a submitted job's folder is temporary" in printed
+    assert "$PWD/scores" in printed
+
+
+def submit(cluster: Cluster, entrypoint: str, *, fails: bool = False) -> str:
+    """What `ray job submit` printed; it waits for the job."""
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command += ["--runtime-env-json", json.dumps({"env_vars": {"PATH": path}}), "--", "sh", "-c", entrypoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -1,0 +1,165 @@
+"""From a dump of reviews to scores and to figures, on a real Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from han import artifact, metrics, publish
+from han.config import ColumnsConfig, ScoreConfig
+from han.ray_evaluate import evaluate
+from han.ray_score import Scores, score
+from han.score import Scorer, as_json
+from han.types import Mistake, Score
+from jobs.progress import Rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+
+WORDS = ["The film", "was", "good", "bad,", "not dull.", "I loved it!", "zyx", "not", "it was."]
+
+
+def rows(num_rows: int, seed: int) -> pa.Table:
+    """Reviews of very unequal lengths; every tenth has no word, every seventh no label."""
+    random = np.random.default_rng(seed)
+    texts = [" ".join(random.choice(WORDS, size=random.integers(1, 60))) if row % 10 else " ... " for row in range(num_rows)]
+    labels = [None if row % 7 == 3 else int(random.integers(2)) for row in range(num_rows)]
+    stars = [None if label is None else 3 + 4 * label for label in labels]
+    ids = [f"{seed}/{row}" for row in range(num_rows)]
+    return pa.table({"review_id": ids, "text": texts, "label": pa.array(labels, pa.int64()), "rating": pa.array(stars, pa.int64())})
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six shards in two files: 110 records."""
+    folder = tmp_path_factory.mktemp("dump")
+    pq.write_table(rows(60, 1), folder / "train.parquet", row_group_size=20)
+    pq.write_table(rows(50, 2), folder / "test.parquet", row_group_size=20)
+    return folder
+
+
+def run(source: Path, out: Path, model: Path, **options: Any) -> Scores:
+    limit = options.pop("limit", None)
+    config = ScoreConfig(**{"num_actors": 1} | options)
+    return score(str(source), out, model=str(model), columns=ColumnsConfig(), config=config, limit=limit, report=Rows(live=False))
+
+
+@pytest.fixture(scope="module")
+def scored(dump: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scores]:
+    out = tmp_path_factory.mktemp("scored") / "out"
+    return out, run(dump, out, tiny_model, num_actors=2)
+
+
+def answers(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["review_id"]: row for row in pq.read_table(out).to_pylist()}
+
+
+def numbers(answer: dict[str, Any]) -> list[float]:
+    attention = [sentence["attention"] for sentence in answer["sentences"]]
+    return [*answer["probabilities"].values(), *attention, *(word["attention"] for each in answer["sentences"] for word in each["words"])]
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_record_is_scored_or_quarantined_once(dump: Path, scored: tuple[Path, Scores]) -> None:
+    out, scores = scored
+    assert scores.manifest["counts"] | {"num_tokens": 0} == {"rows_in": 110, "scored": 99, "quarantined": 11, "num_tokens": 0}
+    quarantined = [json.loads(line)["review_id"] for path in out.glob("_quarantine/*.jsonl") for line in path.read_text().splitlines()]
+    kept = pq.read_table(out)["review_id"].to_pylist()
+    assert sorted(kept + quarantined) == sorted(pq.read_table(dump)["review_id"].to_pylist())
+
+
+def test_files_say_what_the_scorer_says(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
+    out, _ = scored
+    scorer, found = Scorer(artifact.load(tiny_model)), answers(out)
+    for row in pq.read_table(dump).to_pylist():
+        alone = scorer.score([row["text"]])[0]
+        if isinstance(alone, Score):
+            answer = found[row["review_id"]]
+            np.testing.assert_allclose(numbers(answer), numbers(as_json(alone)), rtol=0, atol=1e-6)
+            assert (answer["label"], answer["text"], answer["input_label"]) == (alone.label, row["text"], row["label"])
+
+
+def test_the_same_call_again_does_nothing(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
+    out, scores = scored
+    before = files(out)
+    again = run(dump, out, tiny_model, num_actors=1)
+    assert again == dataclasses.replace(scores, rows_now=0)
+    assert files(out) == before
+
+
+def test_other_settings_on_the_same_folder_are_refused(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
+    before = files(scored[0])
+    with pytest.raises(Mistake, match=r"settings\.attention: words -> none"):
+        run(dump, scored[0], tiny_model, attention="none")
+    assert files(scored[0]) == before
+
+
+def test_a_job_goes_on_with_the_shards_that_have_no_record(
+    dump: Path, scored: tuple[Path, Scores], tiny_model: Path, tmp_path: Path
+) -> None:
+    out, manifest = tmp_path / "out", scored[1].manifest
+    publish.begin(out, manifest["job"])
+    done = [record for record in manifest["parts"] if record["part"] != manifest["parts"][1]["part"]]
+    for record in done:
+        shutil.copy(scored[0] / "scores" / f"{record['part']}.parquet", out / ".staging" / "scores")
+        (out / ".staging" / "records" / f"{record['part']}.json").write_text(json.dumps(record))
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / ".staging" / "scores").iterdir()}
+    scores = run(dump, out, tiny_model)
+    assert scores.rows_now == 20
+    assert {name: (out / "scores" / name).stat().st_mtime_ns for name in kept} == kept
+    assert answers(out).keys() == answers(scored[0]).keys()
+
+
+def test_a_limit_counts_records_from_the_first_on(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
+    scores = run(dump, tmp_path / "out", tiny_model, limit=55, attention="none")
+    assert scores.manifest["counts"]["rows_in"] == 55
+    expected = [row["review_id"] for row in pq.read_table(dump).slice(0, 55).to_pylist() if row["text"] != " ... "]
+    assert sorted(answers(tmp_path / "out")) == sorted(expected)
+
+
+def test_a_file_that_breaks_off_is_a_mistake_that_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    lines = "".join(
+        json.dumps({"text": f"The film was good. {np.random.default_rng(row).bytes(400).hex()}"}) + "\n" for row in range(3_000)
+    )
+    (tmp_path / "dump.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-2_000])
+    with pytest.raises(Mistake, match=r"dump\.jsonl\.gz") as caught:
+        run(tmp_path / "dump.jsonl.gz", tmp_path / "out", tiny_model)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_are_of_the_test_split_alone_and_of_the_same_answers(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
+    figures = evaluate(
+        str(dump),
+        tmp_path / "out",
+        model=str(tiny_model),
+        columns=ColumnsConfig(),
+        config=ScoreConfig(num_actors=1),
+        report=Rows(live=False),
+    )
+    table = [row for row in pq.read_table(dump / "test.parquet").to_pylist() if row["text"] != " ... " and row["label"] is not None]
+    scored = Scorer(artifact.load(tiny_model)).score_flat([row["text"] for row in table])
+    expected = metrics.measure(
+        metrics.softmax(scored.logits),
+        [row["label"] for row in table],
+        label_names=("negative", "positive"),
+        num_tokens=scored.num_tokens,
+        ratings=[row["rating"] for row in table],
+    )
+    for name in ("accuracy", "auc", "confusion", "accuracy_by_rating"):
+        assert figures[name] == expected[name]
+    assert figures["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
+    unlabelled = sum(row % 7 == 3 and row % 10 > 0 for row in range(50))
+    assert (figures["rows_in"], figures["quarantined"], figures["unlabelled"]) == (50, 5, unlabelled)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
