@@ -67,8 +67,8 @@ jupyter: $(READY) ## Open the notebook that draws attention on a review
 wheel: $(READY) ## Build the wheel into dist/
 	$(RUN) -m build --wheel --outdir dist .
 
-numbers: $(READY) ## Measure this machine again: every benchmark, one after the other
-	for benchmark in benchmarks/*.py; do $(RUN) "$$benchmark"; done
+numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
+	$(RUN) benchmarks/numbers.py
 
 clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
 	if [ -e $(READY) ]; then rm -rf .venv; fi

@@ -85,9 +85,9 @@ def _free_ports(number: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 generated reviews with planted evidence, as JSON lines."""
+    """2,000 generated reviews, 1,600 of them with planted evidence, as JSON lines."""
     from han.samples.planted import write_jsonl
 
     path = tmp_path_factory.mktemp("planted") / "planted.jsonl"
-    write_jsonl(path, 2_000, seed=1)
+    write_jsonl(path, 1_600, seed=1, num_neutral=400)
     return path

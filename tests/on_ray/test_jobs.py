@@ -226,7 +226,7 @@ def test_submitted_jobs_train_and_score(on_ray: Cluster, tiny_model: Path, plant
     printed = submit(on_ray, " && ".join(steps))
     assert "epoch 1/1  development accuracy" in printed
     assert "200 records in = 200 scored + 0 quarantined" in printed
-    assert artifact.load(tmp_path / "run" / "artifact").labels == ("negative", "positive")
+    assert artifact.load(tmp_path / "run" / "artifact").labels == ("negative", "neutral", "positive")
     assert pq.read_table(tmp_path / "scores").num_rows == 200
 
 

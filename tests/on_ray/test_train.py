@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
 
-SMALL = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(source="random", size=32), punkt_sample=0)
+SMALL = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=32), punkt_sample=0)
 MODEL = ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2)
 TRAIN = TrainConfig(epochs=6, learning_rate=0.01, batch_tokens=8_192)
 

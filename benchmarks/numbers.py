@@ -1,0 +1,75 @@
+"""docs/numbers.md from docs/numbers/*.json: `make numbers`. `record` writes one of them with this commit and this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import tyro
+
+FOLDER = Path(__file__).parents[1] / "docs" / "numbers"
+HEAD = """# Numbers
+
+Every figure that this project claims: one file each in [docs/numbers](numbers), rendered by `make numbers`. Development figures chose;
+test figures report. What fell short is said beside the figure.
+
+| figure | value | command | commit | measured |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """One published figure."""
+
+    name: str
+    """file name, and its place in the table"""
+    what: str
+    """what was measured, on what"""
+    value: str
+    """the figure with its unit"""
+    command: str
+    """what prints it"""
+    note: str = ""
+    """what fell short, or how to read it"""
+    commit: str = ""
+    """the last commit that touched what was measured; empty is the present one"""
+
+
+def render(folder: Path = FOLDER) -> str:
+    """The page of all figures of a folder."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        number = json.loads(path.read_text(encoding="utf-8"))
+        what = number["what"] + (f" ({number['note']})" if number["note"] else "")
+        rows.append(
+            f"| {what} | **{number['value']}** | `{number['command']}` | {number['commit']} | {number['machine']}, {number['date']} |\n"
+        )
+    return HEAD + "".join(rows)
+
+
+def record(number: Number) -> None:
+    """Write one figure, with the machine and the day."""
+    commit = (
+        number.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    )
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    facts = asdict(number) | {"commit": commit, "machine": machine, "date": date.today().isoformat()}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{number.name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(number: Number | None = None, /) -> None:
+    """Render the page; with a figure, record it first."""
+    if number is not None:
+        record(number)
+    (FOLDER.parent / "numbers.md").write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
