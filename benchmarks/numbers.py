@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -47,29 +48,21 @@ def render(folder: Path = FOLDER) -> str:
     for path in sorted(folder.glob("*.json")):
         number = json.loads(path.read_text(encoding="utf-8"))
         what = number["what"] + (f" ({number['note']})" if number["note"] else "")
-        rows.append(
-            f"| {what} | **{number['value']}** | `{number['command']}` | {number['commit']} | {number['machine']}, {number['date']} |\n"
-        )
+        where = f"{number['machine']}, {number['date']}"
+        rows.append(f"| {what} | **{number['value']}** | `{number['command']}` | {number['commit']} | {where} |\n")
     return HEAD + "".join(rows)
 
 
 def record(number: Number) -> None:
     """Write one figure, with the machine and the day."""
-    commit = (
-        number.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    )
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
-    facts = asdict(number) | {"commit": commit, "machine": machine, "date": date.today().isoformat()}
+    facts = asdict(number) | {"commit": number.commit or head.stdout.strip(), "machine": machine, "date": date.today().isoformat()}
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{number.name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(number: Number | None = None, /) -> None:
-    """Render the page; with a figure, record it first."""
-    if number is not None:
-        record(number)
-    (FOLDER.parent / "numbers.md").write_text(render(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    if len(sys.argv) > 1:
+        record(tyro.cli(Number))
+    (FOLDER.parent / "numbers.md").write_text(render(), encoding="utf-8")
