@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 import tyro
 
 from han.artifact import find, load
@@ -28,6 +29,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    torch.set_num_threads(1)  # one review keeps one core busy; more threads only wait for each other
     scorer = Scorer(load(find(arguments.model)))
     text = _read_stdin() if arguments.text is None else arguments.text
     answer = scorer.score([text], attention=arguments.attention)[0]

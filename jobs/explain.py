@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+import torch
+
 from han import sources
 from han.artifact import find, load
 from han.config import ColumnsConfig
@@ -41,6 +43,7 @@ def main(job: Explain) -> None:
         raise Mistake("give --input (reviews to draw) or --text (one of your own), and not both")
     if out.exists() and not (out.is_file() and _OF_OURS in out.read_text(encoding="utf-8", errors="replace")):
         raise Mistake(f"--out {out} is something else: give a new file")
+    torch.set_num_threads(1)  # few reviews keep one core busy; more threads only wait for each other
     reviews = list(islice(_read(job), job.num_reviews))
     answers = Scorer(load(find(model))).score([text for _, text in reviews], attention="words")
     drawn = [(name, text, answer) for (name, text), answer in zip(reviews, answers, strict=True) if not isinstance(answer, Refusal)]
