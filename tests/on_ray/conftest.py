@@ -12,8 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from han.config import PrepareConfig, VectorsConfig, VocabConfig
+
+if TYPE_CHECKING:
+    from han.ray_data import EncodedFolder
 
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
@@ -91,3 +97,17 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("planted") / "planted.jsonl"
     write_jsonl(path, 1_600, seed=1, num_neutral=400)
     return path
+
+
+@pytest.fixture(scope="session")
+def small() -> PrepareConfig:
+    """What `folder` was prepared with."""
+    return PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=32), punkt_sample=0)
+
+
+@pytest.fixture(scope="session")
+def folder(on_ray: Cluster, planted: Path, small: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
+    """The generated reviews, encoded, with word vectors of their own."""
+    from han.ray_data import prepare
+
+    return prepare(str(planted), tmp_path_factory.mktemp("encoded") / "data", small, dev_ids=None, report=lambda *step: None)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from han import artifact
-from han.config import ModelConfig, PrepareConfig, TrainConfig, VectorsConfig, VocabConfig
+from han.config import ModelConfig, PrepareConfig, TrainConfig, VocabConfig
 from han.ray_data import EncodedFolder, prepare, read_encoded, windows
 from han.ray_train import Run, fit
 from han.samples import planted as generated
@@ -28,15 +28,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
 
-SMALL = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=32), punkt_sample=0)
 MODEL = ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2)
-TRAIN = TrainConfig(epochs=6, learning_rate=0.01, batch_tokens=8_192)
-
-
-@pytest.fixture(scope="module")
-def folder(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
-    out = tmp_path_factory.mktemp("encoded") / "data"
-    return prepare(str(planted), out, SMALL, dev_ids=None, report=lambda *step: None)
+TRAIN = TrainConfig(epochs=4, learning_rate=0.01, batch_tokens=8_192)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +56,11 @@ def _tables(folder: EncodedFolder, split: str) -> list[object]:
     return [pq.read_table(folder.path / split / name) for name in folder.files[split]]
 
 
-def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Path, folder: EncodedFolder) -> None:
+def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Path, folder: EncodedFolder, small: PrepareConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
-    again = prepare(str(planted), folder.path, SMALL, dev_ids=None, report=lambda *step: None)
+    again = prepare(str(planted), folder.path, small, dev_ids=None, report=lambda *step: None)
     assert again.fingerprint == folder.fingerprint
-    other = PrepareConfig(vocab=VocabConfig(min_count=9), vectors=SMALL.vectors, punkt_sample=0)
+    other = PrepareConfig(vocab=VocabConfig(min_count=9), vectors=small.vectors, punkt_sample=0)
     with pytest.raises(Mistake, match=r"config\.vocab\.min_count: 1 -> 9"):
         prepare(str(planted), folder.path, other, dev_ids=None, report=lambda *step: None)
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
@@ -105,7 +98,7 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(on_ray: Cluster, folder: E
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "jobs.train", "--data", str(folder.path), "--out", str(killed)]
     command += [f"--model.{name.replace('_', '-')}={getattr(MODEL, name)}" for name in ModelConfig.__slots__]
-    command += ["--train.epochs=6", "--train.learning-rate=0.01", "--train.batch-tokens=8192"]
+    command += ["--train.epochs=4", "--train.learning-rate=0.01", "--train.batch-tokens=8192"]
     environment = os.environ | {"RAY_ADDRESS": on_ray.address}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: (killed / "history.jsonl").exists())  # the first epoch is over, the second under way
