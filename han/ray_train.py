@@ -92,6 +92,7 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
 
 def work(request: dict[str, Any]) -> None:
     """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every reported figure; LoggingConfig does not reach workers
     train = from_json(TrainConfig, request["train"])
     folder = read_encoded(Path(request["data"]))
     out = Path(request["out"])
@@ -185,7 +186,8 @@ class _Journal:
             now = time.monotonic()
             first = first or (now, seen.num_reviews)
             self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
-            if now - shown < PROGRESS_EVERY_S or now == first[0]:
+            shown = shown or now
+            if now - shown < PROGRESS_EVERY_S:
                 return
             shown = now
             rate = (seen.num_reviews - first[1]) / (now - first[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
@@ -57,7 +59,12 @@ def on_ray() -> Iterator[Cluster]:
         import ray
 
         ray.shutdown()
+        everything = [process, *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
+        _, alive = psutil.wait_procs([psutil.Process(process.pid)], timeout=5)
+        for left in everything if alive else ():  # after many jobs Ray takes half a minute to stop of its own accord
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
