@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from han import artifact, samples
 from han.config import ColumnsConfig, ModelConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig, VocabConfig
-from han.ray_data import prepare
+from han.ray_prepare import prepare
 from han.ray_score import score
 from han.ray_train import fit
 from han.samples import planted

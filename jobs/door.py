@@ -18,12 +18,13 @@ from han.types import Mistake
 
 Config = TypeVar("Config")
 EXIT_MISTAKE = 2
+STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
 
 
 def run(kind: type[Config], job: Callable[[Config], None]) -> None:
     """Parse the command line into `kind`, call the job. A `Mistake`, here or in a worker, is one line and exit code 2."""
     try:
-        job(tyro.cli(kind, config=(tyro.conf.FlagConversionOff,)))
+        job(tyro.cli(kind, config=STYLE))
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
-from han.ray_data import prepare
+from han.ray_prepare import prepare
 from jobs import door
 from jobs.fetch import GLOVE, fetch
 

@@ -43,6 +43,7 @@ FLOORS = {
     "explain": 5,
     "publish": 5,
     "ray_data": 5,
+    "ray_prepare": 6,
     "ray_pool": 6,
     "ray_train": 6,
     "ray_score": 7,

@@ -115,6 +115,6 @@ def small() -> PrepareConfig:
 @pytest.fixture(scope="session")
 def folder(on_ray: Cluster, planted: Path, small: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
     """The generated reviews, encoded, with word vectors of their own."""
-    from han.ray_data import prepare
+    from han.ray_prepare import prepare
 
     return prepare(str(planted), tmp_path_factory.mktemp("encoded") / "data", small, dev_ids=None, report=lambda *step: None)

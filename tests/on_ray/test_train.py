@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from han import artifact
 from han.config import ModelConfig, PrepareConfig, TrainConfig, VocabConfig
-from han.ray_data import EncodedFolder, prepare, read_encoded, windows
+from han.ray_data import EncodedFolder, read_encoded, windows
+from han.ray_prepare import prepare
 from han.ray_train import Run, fit
 from han.samples import planted as generated
 from han.score import Scorer
