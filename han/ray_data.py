@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,30 @@ def read_encoded(path: Path) -> EncodedFolder:
     )
 
 
-def windows(folder: EncodedFolder, split: str, *, rank: int, num_workers: int, seed: int | None) -> Iterator[pa.Table]:
-    """This worker's share of a split, some 4,096 rows at a time, read ahead by Ray Data; every row belongs to one worker.
+def windows(
+    folder: EncodedFolder, passes: Sequence[tuple[str, int | None]], *, rank: int, num_workers: int
+) -> Iterator[Iterator[pa.Table]]:
+    """This worker's share of each pass over a split, some 4,096 rows at a time; in a pass every row belongs to one worker.
 
-    Which rows, and in which order, depends on the arguments alone: never on timing. seed: of the order; None keeps the files' order.
+    passes: the split, and the seed of its order (None keeps the files' order). Which rows come, and in which order, depends on the
+    arguments alone, never on timing. One stream of Ray Data reads all passes ahead, so a pass begins at once. Read each to its end.
     """
+    shares = [_windows_of(folder, split, seed, rank, num_workers) for split, seed in passes]
+    items = [{"groups": json.dumps(window)} for share in shares for window in share]
+    tables: Iterator[pa.Table] = iter(())
+    if items:
+        quiet_progress(preserve_order=True)
+        # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=min(2, len(items))), batch_format="pyarrow"
+        )
+        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    for share in shares:
+        yield islice(tables, len(share))
+
+
+def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, num_workers: int) -> list[list[tuple[str, int]]]:
+    """Windows of row groups (file, number) of one worker's share of one pass."""
     groups = [
         (f"{folder.path}/{split}/{name}", group)
         for name, rows in folder.files[split].items()
@@ -91,15 +111,7 @@ def windows(folder: EncodedFolder, split: str, *, rank: int, num_workers: int, s
     if seed is not None:
         groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
     mine = groups[rank::num_workers]
-    if not mine:
-        return
-    items = [mine[first : first + GROUPS_PER_WINDOW] for first in range(0, len(mine), GROUPS_PER_WINDOW)]
-    quiet_progress(preserve_order=True)
-    # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
-    dataset = ray.data.from_items([{"groups": json.dumps(item)} for item in items], override_num_blocks=len(items)).map_batches(
-        _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=min(2, len(items))), batch_format="pyarrow"
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    return [mine[first : first + GROUPS_PER_WINDOW] for first in range(0, len(mine), GROUPS_PER_WINDOW)]
 
 
 def quiet_progress(*, preserve_order: bool) -> None:

@@ -105,20 +105,20 @@ def work(request: dict[str, Any]) -> None:
     history, best = _resume(learner, out)
     journal = _Journal(out, folder.num_reviews("train"), train.epochs) if rank == 0 else None
     batch_tokens = max(1, train.batch_tokens // num_workers)
-    for epoch in range(len(history) + 1, train.epochs + 1):
+    epochs = range(len(history) + 1, train.epochs + 1)
+    passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
+    tables = windows(folder, passes, rank=rank, num_workers=num_workers)
+    for epoch in epochs:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
             break
-        seed = _seed(train.seed, epoch)
-        tables = windows(folder, "train", rank=rank, num_workers=num_workers, seed=seed)
         started = time.monotonic()
         seen = learner.train_epoch(
-            batches(tables, batch_tokens, np.random.default_rng([seed, rank])),
+            batches(next(tables), batch_tokens, np.random.default_rng([_seed(train.seed, epoch), rank])),
             seed=_seed(train.seed, epoch, rank),
             report=journal.step(epoch) if journal else lambda seen: None,
         )
         train_s = time.monotonic() - started
-        tables = windows(folder, "development", rank=rank, num_workers=num_workers, seed=None)
-        logits, labels = learner.evaluate(batches(tables, batch_tokens, None))
+        logits, labels = learner.evaluate(batches(next(tables), batch_tokens, None))
         line = _line(epoch, seen, train_s, logits, labels, folder.labels)
         history.append(line)
         if best_epoch(history) == len(history) - 1:

@@ -69,14 +69,12 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Pa
 
 def test_workers_share_the_windows_and_the_order_depends_on_the_seed_alone(folder: EncodedFolder) -> None:
     def ids(seed: int | None, num_workers: int) -> list[list[str]]:
-        return [
-            [
-                name
-                for table in windows(folder, "train", rank=rank, num_workers=num_workers, seed=seed)
-                for name in table["review_id"].to_pylist()
-            ]
-            for rank in range(num_workers)
-        ]
+        shares = []
+        for rank in range(num_workers):
+            first, second = (list(each) for each in windows(folder, [("train", seed), ("train", seed)], rank=rank, num_workers=num_workers))
+            assert first == second
+            shares.append([name for table in first for name in table["review_id"].to_pylist()])
+        return shares
 
     first, again, other = ids(1, 2), ids(1, 2), ids(2, 2)
     everything = sorted(ids(None, 1)[0])
