@@ -94,7 +94,7 @@ def windows(
         quiet_progress(preserve_order=True)
         # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=min(2, len(items))), batch_format="pyarrow"
+            _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=1), batch_format="pyarrow"
         )
         tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     for share in shares:

@@ -92,7 +92,8 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
 
 def work(request: dict[str, Any]) -> None:
     """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every reported figure; LoggingConfig does not reach workers
+    for name in ("ray.train", "ray.train.v2._internal.execution.context"):  # repeats all that is reported; LoggingConfig does not reach it
+        logging.getLogger(name).setLevel(logging.WARNING)
     train = from_json(TrainConfig, request["train"])
     folder = read_encoded(Path(request["data"]))
     out = Path(request["out"])

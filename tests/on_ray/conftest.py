@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -30,6 +31,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+SIZES = {"word_hidden": 16, "word_attention": 32, "sentence_hidden": 16, "sentence_attention": 32}
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -118,3 +120,28 @@ def folder(on_ray: Cluster, planted: Path, small: PrepareConfig, tmp_path_factor
     from han.ray_prepare import prepare
 
     return prepare(str(planted), tmp_path_factory.mktemp("encoded") / "data", small, dev_ids=None, report=lambda *step: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    run: Path  # of a training on two workers
+    scores: Path  # of 200 reviews by its model
+    printed: str  # by `ray job submit`
+
+
+@pytest.fixture(scope="session")
+def submitted(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """A training on two workers and a scoring with its model, as one job submitted to the cluster."""
+    out = tmp_path_factory.mktemp("submitted")
+    flags = " ".join(f"--model.{name} {size}" for name, size in {**SIZES, "embedding_dropout": 0.2, "dropout": 0.2}.items()).replace(
+        "_", "-"
+    )
+    train = f"--train.num-workers 2 --train.epochs 4 --train.learning-rate 0.01 --train.batch-tokens 8192 {flags}"
+    steps = f"python -m jobs.train --data {folder.path} --out {out}/run {train}"
+    steps += f" && python -m jobs.score --model {out}/run --input {planted} --out {out}/scores --limit 200"
+    command = [RAY, "job", "submit", "--address", on_ray.dashboard, "--working-dir", str(Path(__file__).parents[2])]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command += ["--runtime-env-json", json.dumps({"env_vars": {"PATH": path}}), "--", "sh", "-c", steps]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Submitted(run=out / "run", scores=out / "scores", printed=done.stdout + done.stderr)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +21,7 @@ from han.samples import REVIEWS
 from jobs import door, evaluate, explain, prepare, score, train
 
 if TYPE_CHECKING:
-    from conftest import Cluster
-
-    from han.ray_data import EncodedFolder
+    from conftest import Cluster, Submitted
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
@@ -156,16 +152,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: P
         artifact.load(folder)
 
 
-def test_submitted_jobs_train_and_score(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path: Path) -> None:
-    steps = [
-        f"python -m jobs.train --data {folder.path} --out {tmp_path}/run --train.epochs 1 --train.num-workers 2 --model.word-hidden 4",
-        f"python -m jobs.score --model {tmp_path}/run --input {planted} --out {tmp_path}/scores --limit 200",
-    ]
-    printed = submit(on_ray, " && ".join(steps))
-    assert "epoch 1/1  development accuracy" in printed
-    assert "200 records in = 200 scored + 0 quarantined" in printed
-    assert artifact.load(tmp_path / "run" / "artifact").labels == ("negative", "neutral", "positive")
-    assert pq.read_table(tmp_path / "scores").num_rows == 200
+def test_submitted_jobs_train_and_score_the_first_reviews_of_an_input(submitted: Submitted, planted: Path) -> None:
+    assert "epoch 4/4  development accuracy" in submitted.printed
+    assert "200 records in = 200 scored + 0 quarantined" in submitted.printed
+    assert artifact.load(submitted.run / "artifact").labels == ("negative", "neutral", "positive")
+    first = [json.loads(line)["review_id"] for line in planted.read_text().splitlines()[:200]]
+    assert pq.read_table(submitted.scores)["review_id"].to_pylist() == first
 
 
 def test_a_submitted_job_refuses_relative_paths_and_names_the_absolute_one(
@@ -175,13 +167,3 @@ def test_a_submitted_job_refuses_relative_paths_and_names_the_absolute_one(
     told = call("score", "--model", tiny_model, "--input", "sample", "--out", "scores", mistake=True)
     assert "--out scores is relative, and a submitted job's folder is temporary" in told
     assert "$PWD/scores" in told
-
-
-def submit(cluster: Cluster, entrypoint: str) -> str:
-    """What `ray job submit` printed; it waits for the job."""
-    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command += ["--runtime-env-json", json.dumps({"env_vars": {"PATH": path}}), "--", "sh", "-c", entrypoint]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr

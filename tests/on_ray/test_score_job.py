@@ -121,13 +121,6 @@ def test_a_job_goes_on_with_the_shards_that_have_no_record(
     assert answers(out).keys() == answers(scored[0]).keys()
 
 
-def test_a_limit_counts_records_from_the_first_on(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
-    scores = run(dump, tmp_path / "out", tiny_model, limit=55, attention="none")
-    assert scores.manifest["counts"]["rows_in"] == 55
-    expected = [row["review_id"] for row in pq.read_table(dump).slice(0, 55).to_pylist() if row["text"] != " ... "]
-    assert sorted(answers(tmp_path / "out")) == sorted(expected)
-
-
 def test_a_file_that_breaks_off_is_a_mistake_that_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     lines = "".join(
         json.dumps({"text": f"The film was good. {np.random.default_rng(row).bytes(400).hex()}"}) + "\n" for row in range(3_000)

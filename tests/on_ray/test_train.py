@@ -19,13 +19,13 @@ from han import artifact
 from han.config import ModelConfig, PrepareConfig, TrainConfig, VocabConfig
 from han.ray_data import EncodedFolder, read_encoded, windows
 from han.ray_prepare import prepare
-from han.ray_train import Run, fit
+from han.ray_train import Run, fit, read_run
 from han.samples import planted as generated
 from han.score import Scorer
 from han.types import Mistake
 
 if TYPE_CHECKING:
-    from conftest import Cluster
+    from conftest import Cluster, Submitted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
 
@@ -34,8 +34,8 @@ TRAIN = TrainConfig(epochs=4, learning_rate=0.01, batch_tokens=8_192)
 
 
 @pytest.fixture(scope="module")
-def two_workers(folder: EncodedFolder, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return fit(folder.path, tmp_path_factory.mktemp("two") / "run", MODEL, TrainConfig(**{**vars_of(TRAIN), "num_workers": 2}))
+def two_workers(submitted: Submitted) -> Run:
+    return read_run(submitted.run)
 
 
 def vars_of(config: TrainConfig) -> dict[str, object]:
