@@ -165,17 +165,42 @@ class TrainConfig:
 class ScoreConfig:
     """How a dump is scored: never what a score is."""
 
-    attention: AttentionDetail = "words"
-    """how much of the attention goes into the answer"""
     num_actors: int | None = None
     """scoring processes; None is one a CPU"""
     batch_tokens: int = 16_384
     """tokens in one forward pass at most, unless a single review has more"""
     gpu: bool = False
     """one GPU an actor"""
+    stall_s: float = 300.0
+    """seconds without progress in a batch (a fifth of it for a record on its own) after which a worker counts as hung and is ended"""
 
     def __post_init__(self) -> None:
         _at_least(self, num_actors=1, batch_tokens=1)
+        if self.stall_s <= 0:
+            raise Mistake(f"stall_s is {self.stall_s}: give seconds, above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """What a folder of scores holds, and what it puts up with."""
+
+    attention: AttentionDetail = "words"
+    """how much of the attention goes into the answer"""
+    carry: tuple[str, ...] | None = None
+    """columns of the input that are kept beside the answers; None keeps all"""
+    compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
+    """of the Parquet files"""
+    rows_per_file: int | None = None
+    """rows of a Parquet file at most; None is one file a shard of the input"""
+    max_bad_ratio: float = 0.01
+    """share of the records that may be quarantined; with more nothing is published (exit code 3)"""
+    bad_files: Literal["stop", "quarantine"] = "stop"
+    """a file that cannot be read, or breaks off: end the job (exit code 2), or set aside what is lost of it and go on"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, rows_per_file=1)
+        if not 0 <= self.max_bad_ratio <= 1:
+            raise Mistake(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
 
 
 def as_json(config: object) -> dict[str, Any]:

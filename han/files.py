@@ -9,11 +9,11 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +22,23 @@ from numpy.typing import NDArray
 
 from han.types import Mistake
 
-Kind: TypeAlias = Literal["parquet", "csv", "jsonl", "folder", "tar"]
+Kind: TypeAlias = Literal["parquet", "csv", "jsonl", "folder", "tar", "texts"]
 Split: TypeAlias = Literal["train", "test", "unsup"]
-BadReason: TypeAlias = Literal["malformed", "invalid_utf8", "missing_text", "wrong_type", "too_large"]
+BadReason: TypeAlias = Literal["malformed", "invalid_utf8", "missing_text", "wrong_type", "too_large", "unreadable", "poison", "failed"]
 
-KINDS = ".parquet, .csv, .jsonl (the last two also .gz or .zst), a folder of them, an aclImdb folder, or its .tar.gz"
+KINDS = (
+    ".parquet, .csv, .jsonl (the last two also .gz or .zst), a folder of them, a folder of .txt files (one review each), an aclImdb "
+    "folder, or its .tar.gz"
+)
 BOMB_BYTES = 1 << 30  # a compressed file may grow to this,
 BOMB_RATIO = 200  # or to this many times its size
 EXCERPT = 200  # characters
+BATCH_BYTES = 64 << 20  # of records that are read together, so that a thousand of 16 MB each are never held at once
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"\.(?:(?P<parquet>parquet|pq)|(?P<csv>csv)(?:\.gz|\.zst)?|(?P<jsonl>jsonl|ndjson|json)(?:\.gz|\.zst)?)$")
+_TEXT = re.compile(r"[^._].*\.txt(?:\.gz|\.zst)?", re.DOTALL)
 _ARCHIVE = (".tar.gz", ".tgz")
 # train.csv, reviews_test.jsonl, and test-00000-of-00004.parquet as Hugging Face names its files
 _SPLIT = re.compile(r"(?:.*[-_.])?(train|test|unsup)|(train|test|unsup)(?:ervised)?-\d+-of-\d+")
@@ -46,7 +53,7 @@ class Shard:
     kind: Kind
     split: Split  # what the file's name says, else train
     group: int  # Parquet: row group; elsewhere 0
-    start: int  # Parquet: row in its group; JSONL: byte at which a line starts; folder: file; elsewhere 0
+    start: int  # Parquet: row in its group; JSONL: byte at which a line starts; folder, texts: file; elsewhere 0
     stop: int  # exclusive; -1: to the end
     first_row: int  # row in the file of the shard's first record, from 0
     schema: pa.Schema  # columns of every `Batch.table`, the same for all shards of an input
@@ -68,17 +75,46 @@ class Batch:
 
     table: pa.Table  # Shard.schema: the input's columns unchanged; strings are UTF-8 and the text is never null
     rows: NDArray[np.int64]  # row in the file of each row of `table`, ascending
+    byte_offsets: NDArray[np.int64] | None  # where the line of each row of `table` starts; None where rows are not lines
     bad: tuple[BadRecord, ...]  # the records that are not in `table`, ascending
 
 
-def make_batch(table: pa.Table, rows: Sequence[int] | NDArray[np.int64], bad: Iterable[BadRecord]) -> Batch:
-    return Batch(table=table, rows=np.asarray(rows, np.int64), bad=tuple(sorted(bad, key=lambda record: record.row)))
+def make_batch(
+    table: pa.Table,
+    rows: Sequence[int] | NDArray[np.int64],
+    bad: Iterable[BadRecord],
+    byte_offsets: Sequence[int] | NDArray[np.int64] | None = None,
+) -> Batch:
+    offsets = None if byte_offsets is None else np.asarray(byte_offsets, np.int64)
+    return Batch(table=table, rows=np.asarray(rows, np.int64), byte_offsets=offsets, bad=tuple(sorted(bad, key=lambda record: record.row)))
+
+
+def without(batch: Batch, bad: Mapping[int, BadRecord]) -> Batch:
+    """The batch with the rows at some positions of its table moved to `bad`."""
+    kept = np.setdiff1d(np.arange(len(batch.rows)), list(bad))
+    offsets = None if batch.byte_offsets is None else batch.byte_offsets[kept]
+    return make_batch(batch.table.take(kept), batch.rows[kept], (*batch.bad, *bad.values()), offsets)
+
+
+def in_batches(records: Iterable[T], num_records: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """At most `num_records` together, and few enough that their sizes in bytes add up to little more than BATCH_BYTES."""
+    batch: list[T] = []
+    num_bytes = 0
+    for record in records:
+        batch.append(record)
+        num_bytes += size(record)
+        if len(batch) == num_records or num_bytes > BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def find_files(source: str) -> list[tuple[str, Kind]]:
     """(absolute path or URI, kind) of each file of a file, a glob or a folder, sorted. Finding none is a `Mistake`.
 
-    A folder is searched without its subfolders, and names that begin with `_` or `.` are passed over, as Spark and Arrow do.
+    A folder is searched without its subfolders, and names that begin with `_` or `.` are passed over, as Spark and Arrow do. Its .txt
+    files are reviews only where it holds no other kind of file: a README.txt beside a dump is none.
     """
     source = source.rstrip("/") or "/"
     system, path = filesystem(source)
@@ -98,7 +134,9 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
         names = _glob(system, path)
     else:
         raise Mistake(f"{source} is missing: give a file, a folder, a glob, or sample")
-    kinds = {name: _kind(name) for name in sorted(names) if name.rpartition("/")[2][0] not in "._"}
+    kinds = {name: _kind(name) for name in sorted(names) if file_name(name)[0] not in "._"}
+    if there == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
+        return [(prefix + path, "texts")]
     files: list[tuple[str, Kind]] = [(prefix + name, kind) for name, kind in kinds.items() if kind and kind != "tar"]
     if not files:
         raise Mistake(f"{source} holds no files of reviews: give {KINDS}; for folders in folders a glob such as 'dump/**/*.parquet'")
@@ -110,6 +148,10 @@ def _kind(name: str) -> Kind | None:
         return "tar"
     match = _NAME.search(name.lower())
     return cast(Kind, match.lastgroup) if match else None
+
+
+def is_text(name: str) -> bool:
+    return _TEXT.fullmatch(name.lower()) is not None
 
 
 def _glob(system: pa.fs.FileSystem, path: str) -> list[str]:
@@ -139,6 +181,17 @@ def split_of(path: str) -> Split:
 
 def is_compressed(path: str) -> bool:
     return os.path.splitext(path.lower())[1] in _CODECS
+
+
+def expansion(path: str) -> float:
+    """How many times larger the file is once decompressed, going by its first 4 MB; 1 where it is not compressed."""
+    codec = _CODECS.get(os.path.splitext(path.lower())[1])
+    if codec is None:
+        return 1.0
+    system, name = filesystem(path)
+    with system.open_input_file(name) as file:
+        content = pa.CompressedInputStream(file, codec).read(4 << 20)
+        return float(len(content) / max(1, file.tell()))
 
 
 def size_of(path: str) -> int:
@@ -182,16 +235,26 @@ def blaming(path: str) -> Iterator[None]:
     """A file that cannot be decoded is a user's `Mistake`; a disk or a network that fails (its error has an errno) is not."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, EOFError, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = escaped(str(error).partition("\n")[0])
         raise Mistake(f"{path} cannot be read: {reason}. Make the file again, or leave it out") from None
 
 
-def excerpt(content: bytes) -> str:
-    """The first bytes of what was read, safe to print: ASCII, at most 200 characters."""
-    return escaped(content[:EXCERPT].decode("latin-1"))[:EXCERPT]
+def excerpt(content: bytes | str) -> str:
+    """The beginning of what was read, safe to print: ASCII, at most 200 characters."""
+    start = content[:EXCERPT]
+    return escaped(start.decode("latin-1") if isinstance(start, bytes) else start)[:EXCERPT]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def escaped(text: str) -> str:

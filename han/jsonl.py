@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -16,13 +17,14 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import pyarrow as pa
 
 from han.config import ColumnsConfig
-from han.files import BadReason, BadRecord, Batch, Shard, excerpt, is_compressed, make_batch, open_bytes, size_of
+from han.files import BadReason, BadRecord, Batch, Shard, excerpt, in_batches, is_compressed, is_unicode, make_batch, open_bytes, size_of
 from han.types import Mistake
 
 Record: TypeAlias = dict[str, Any]
 
 RANGE_BYTES = 16 << 20  # of a file that is not compressed, for one shard
 LONGEST_LINE = 16 << 20  # bytes
+DEEPEST = 32  # objects and lists in one another: a list is two levels in Parquet, of which its readers take 100
 SCHEMA_RECORDS = 1_000  # records that decide the columns, or those in the first RANGE_BYTES
 
 _MISFITS = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -43,7 +45,7 @@ def read_jsonl(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterato
     """Blank lines are neither records nor bad, but count as rows."""
     with open_bytes(shard.path) as stream:
         lines = _read_lines(stream, start=shard.start, stop=shard.stop, first_row=shard.first_row)
-        while some := list(itertools.islice(lines, batch_rows)):
+        for some in in_batches(lines, batch_rows, size=lambda line: len(line.content or b"")):
             yield _batch(some, shard, columns)
 
 
@@ -62,7 +64,8 @@ def _batch(lines: list[_Line], shard: Shard, columns: ColumnsConfig) -> Batch:
             kept.append((line, parsed))
     table, misfits = _fitting([record for _, record in kept], shard.schema)
     bad += [_bad_record(kept[position][0], reason) for position, reason in misfits.items()]
-    return make_batch(table, [line.row for position, (line, _) in enumerate(kept) if position not in misfits], bad)
+    fitting = [line for position, (line, _) in enumerate(kept) if position not in misfits]
+    return make_batch(table, [line.row for line in fitting], bad, [line.byte_offset for line in fitting])
 
 
 def _bad_record(line: _Line, reason: BadReason) -> BadRecord:
@@ -107,8 +110,8 @@ def _line_starts(stream: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _parse(line: _Line) -> Record | BadReason:
-    """The line's object. NaN, Infinity, other values than objects and nesting beyond Python's limit are malformed; of two equal keys
-    the last counts; raw control characters inside strings are let through."""
+    """The line's object. NaN, Infinity, 1e400, other values than objects and nesting over DEEPEST are malformed; of two equal keys the
+    last counts; raw control characters inside strings are let through."""
     if line.content is None:
         return "too_large"
     try:
@@ -117,20 +120,37 @@ def _parse(line: _Line) -> Record | BadReason:
         return "invalid_utf8"
     except (ValueError, RecursionError):
         return "malformed"
-    return record if isinstance(record, dict) else "malformed"
+    return record if isinstance(record, dict) and not _is_too_deep(record) else "malformed"
+
+
+def _is_too_deep(record: Record) -> bool:
+    level: list[Any] = [record]
+    for _ in range(DEEPEST):
+        within = itertools.chain.from_iterable(value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for value in within if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits} is more than a float64 holds")
+    return number
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _guess_schema(path: str, columns: ColumnsConfig) -> pa.Schema:
     """Arrow's types of the first records; a column without one settled type is of strings, which hold JSON."""
     records = _first_records(path)
-    names = dict.fromkeys(name for record in records for name in record if _is_unicode(name))
+    names = dict.fromkeys(name for record in records for name in record if is_unicode(name))
     kinds = {name: _guess_type([record.get(name) for record in records]) for name in names}
     if any(isinstance(record.get(columns.text), str) for record in records):
         kinds[columns.text] = pa.string()  # whatever else stands there is a bad record
@@ -169,14 +189,6 @@ def _is_settled(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.num_fields > 0 and all(_is_settled(field.type) for field in kind)
     return not pa.types.is_null(kind)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair
-        return False
-    return True
 
 
 def _fitting(records: list[Record], schema: pa.Schema) -> tuple[pa.Table, dict[int, BadReason]]:

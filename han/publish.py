@@ -2,86 +2,168 @@
 
     out/scores/part-*.parquet     the input's columns, then `score.schema`
     out/_quarantine/part-*.jsonl  what was not scored, and why
-    out/_manifest.json            the job and its counts: every row of the input is either scored or quarantined
+    out/_manifest.json            the job, its counts and its files: every record of the input is either scored or quarantined
     out/_SUCCESS                  written last
-    out/.staging/                 until then: job.json, unfinished files, finished parts and a record of each
+    out/.staging/                 until then: the job, finished parts (*.tmp), a record of each, attempts at the others, the lock
 
-A part is finished when its record is there, so the same job, started again, goes on with the others. Readers of Parquet folders pass over
-names that begin with `_` or `.`.
+A part is finished when its record is there, so the same job, started again, goes on with the others. A record names files that no other
+attempt writes: a worker that was thought dead can do no harm. When all parts are finished they are gathered in a hidden neighbour of
+`out`, under their final names, and enter it by one rename: at no moment does a name under `out` end in .parquet unless all of them are
+there. Readers of Parquet folders pass over names that begin with `_` or `.`.
+
+A bucket has no rename: there the parts are copied into scores/ one by one, and a reader has to wait for _SUCCESS, or for _manifest.json,
+which lists them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
-import shutil
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import han
 from han import score
-from han.config import differences, read_json
+from han.attempts import Attempts
+from han.config import OutputConfig, differences
+from han.failpoint import Failpoint
+from han.files import BadRecord, excerpt
+from han.published import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS
 from han.score import Scored
 from han.sources import Batch
-from han.types import AttentionDetail, Mistake
+from han.storage import Folder
+from han.types import Mistake
 
 Job = dict[str, Any]  # JSON: `model` (fingerprint), `input`, `settings`: equal jobs write equal scores
-Record = dict[str, Any]  # JSON: part, rows_in, scored, quarantined, reasons, num_tokens
+Record = dict[str, Any]  # JSON of a finished part: counts, reasons, its files with rows, bytes and SHA-256
 
 
-def begin(out: Path, job: Job) -> dict[str, Record] | None:
-    """Claim `out` for `job`: the records of its finished parts by name, or None if everything is published already.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A folder that is ours to write, and what is finished of it."""
 
-    A folder that holds another job, or anything else, is a `Mistake`, and stays as it was.
+    out: Folder
+    job: Job
+    began: str  # when the job was first started, UTC
+    records: dict[str, Record]  # of the finished parts, by name
+    is_new: bool
+    failpoint: Failpoint
+
+
+def is_published(place: str, job: Job) -> bool:
+    """Whether all of `job` is there; another job's scores are a `Mistake`."""
+    out = Folder(place)
+    if not out.exists(SUCCESS):
+        return False
+    _check_same(out, job, _read_json(out, MANIFEST)["job"])
+    return True
+
+
+@contextmanager
+def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | None]:
+    """Hold `place` for `job` while the body runs; None if everything is published already.
+
+    A folder that holds another job, or anything else, or that another process is writing, is a `Mistake` and stays as it was.
     """
-    staging = out / ".staging"
-    if (out / "_SUCCESS").exists():
-        _check_same(out, job, read_json(out / "_manifest.json")["job"])
-        shutil.rmtree(staging, ignore_errors=True)  # left by a crash after the last word
-        return None
-    if (staging / "job.json").exists():
-        _check_same(out, job, read_json(staging / "job.json"))
-    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {".staging"}):
-        raise Mistake(f"--out {out} holds something else: give a new folder")
-    for name in ("unfinished", "records", "scores", "_quarantine"):
-        if not (out / name).exists():  # `publish` may have been killed between its renames
-            (staging / name).mkdir(parents=True, exist_ok=True)
-    _write(staging / "job.json", json.dumps(job))
-    records = [read_json(path) for path in (staging / "records").glob("*.json")]
-    return {record["part"]: record for record in records}
+    out = Folder(place)
+    if is_published(place, job):
+        out.remove(STAGING)  # left by a crash after the last word
+        yield None
+        return
+    is_new = _check_free(out, job)
+    with out.locked(f"{STAGING}/lock"):
+        if is_published(place, job):  # the one that held the lock has just finished
+            out.remove(STAGING)
+            yield None
+            return
+        staging = out / STAGING
+        for name in ("unfinished", "parts", "records", "attempts"):
+            staging.make(name)
+        if not staging.exists("job.json"):
+            if out.on_disk:
+                out.beside().remove()  # of a folder of this name that was removed by hand
+            staging.write("job.json", _json({"job": job, "began": _now()}), durable=True)
+        records = [_read_json(staging, f"records/{name}") for name in staging.names("records") if name.endswith(".json")]
+        yield Claim(
+            out=out,
+            job=job,
+            began=_read_json(staging, "job.json")["began"],
+            records={record["part"]: record for record in records},
+            is_new=is_new,
+            failpoint=Failpoint(failpoint, staging),
+        )
 
 
-def abandon(out: Path) -> None:
-    """Remove what `begin` and the parts made; nothing of it was published."""
-    shutil.rmtree(out / ".staging")
-    if not any(out.iterdir()):
-        out.rmdir()
+def abandon(claim: Claim) -> None:
+    """Remove what `claimed` and the parts made; nothing of it was published."""
+    claim.out.remove(STAGING)
+    if not claim.out.names():
+        claim.out.remove()
 
 
-def publish(out: Path, job: Job, records: Sequence[Record]) -> dict[str, Any]:
-    """Make the finished parts visible; returns the manifest. After a crash the same call goes on where it stopped."""
-    staging = out / ".staging"
-    scores = staging / "scores" if (staging / "scores").exists() else out / "scores"
-    for record in records:
-        found = pq.read_metadata(scores / f"{record['part']}.parquet").num_rows
-        if found != record["scored"] or record["rows_in"] != record["scored"] + record["quarantined"]:
-            raise RuntimeError(f"{scores}/{record['part']}.parquet holds {found} rows, its record says {record}")
-    reasons = sum((Counter(record["reasons"]) for record in records), Counter[str]())
-    counts = {key: sum(record[key] for record in records) for key in ("rows_in", "scored", "quarantined", "num_tokens")}
-    for name in ("scores", "_quarantine"):
-        if (staging / name).exists():
-            (staging / name).rename(out / name)
-    manifest = {"job": job, "counts": counts, "reasons": dict(reasons), "parts": sorted(records, key=lambda record: str(record["part"]))}
-    _write(out / "_manifest.json", json.dumps(manifest, indent=1))
-    _write(out / "_SUCCESS", json.dumps(counts) + "\n")
-    shutil.rmtree(staging)
+def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> dict[str, Any]:
+    """Make the finished parts visible; returns the manifest. After a crash the same call goes on where it stopped.
+
+    about: JSON for the manifest, of this run.
+    """
+    out, failpoint, gathered = claim.out, claim.failpoint, claim.out.beside()
+    staging = out / STAGING
+    if not out.on_disk:
+        gathered = out  # no rename: each file is copied to its final place
+    for folder in (SCORES, QUARANTINE):
+        if not (out.on_disk and out.exists(folder)):
+            _gather(records, staging, gathered, folder)
+        failpoint.reach("gathered" if folder == SCORES else "verified")
+    if out.on_disk:
+        for folder, reached in ((QUARANTINE, "set-aside"), (SCORES, "published")):
+            if not out.exists(folder):
+                gathered.sync(folder)
+                gathered.move(folder, folder, into=out)
+                out.sync("")
+            failpoint.reach(reached)
+        gathered.remove()
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "job": claim.job,
+        "run": {"version": han.__version__, "began": claim.began, "finished": _now(), **about},
+        "counts": total(records),
+        "reasons": reasons(records),
+        "parts": [_public(record) for record in sorted(records, key=lambda record: str(record["part"]))],
+    }
+    out.write(MANIFEST, _json(manifest), durable=True)
+    failpoint.reach("manifest")
+    out.write(SUCCESS, _json(manifest["counts"]), durable=True)
+    out.sync("")
+    failpoint.reach("success")
+    out.remove(STAGING)
     return manifest
+
+
+def total(records: Sequence[Record]) -> dict[str, int]:
+    return {key: sum(record[key] for record in records) for key in ("rows_in", "scored", "quarantined", "num_tokens")}
+
+
+def reasons(records: Sequence[Record]) -> dict[str, int]:
+    """How many records were quarantined for what."""
+    return dict(sum((Counter(record["reasons"]) for record in records), Counter[str]()))
+
+
+def told(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
+
+
+def read_manifest(place: str) -> dict[str, Any]:
+    return _read_json(Folder(place), MANIFEST)
 
 
 def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
@@ -103,77 +185,212 @@ class Part:
     """One part while it is written: answers to Parquet, what cannot be scored to JSON lines."""
 
     def __init__(
-        self, out: Path, name: str, *, file: str, schema: pa.Schema, labels: Sequence[str], attention: AttentionDetail, job: Job
+        self,
+        place: str,
+        name: str,
+        *,
+        file: str,
+        schema: pa.Schema,
+        labels: Sequence[str],
+        text_column: str,
+        id_column: str,
+        output: OutputConfig,
+        metadata: dict[str, str],
+        run: str,
+        failpoint: str | None,
     ) -> None:
-        """name: of the part, the same whenever the job runs. file: where its rows come from; schema: their columns."""
-        self._staging, self._name, self._file = out / ".staging", name, file
-        self._labels, self._attention, self._job = labels, attention, job
-        review_id = job["settings"]["columns"]["review_id"]
-        names = renamed(schema.names, review_id=review_id)
-        fields = [field.with_name(names.get(field.name, field.name)) for field in schema]
-        self._adds_ids = review_id not in schema.names
+        """name: of the part, the same whenever the job runs. file: where its records come from; schema: their columns; metadata: of the
+        Parquet files, `model` (fingerprint) among it; run: of the driver."""
+        self._staging = Folder(place) / STAGING
+        self.attempts: Attempts | None = Attempts(self._staging, name, run=run)
+        self.failpoint = Failpoint(failpoint, self._staging)
+        self._name, self._file, self._labels, self._text, self._output = name, file, labels, text_column, output
+        self._model = metadata["model"]
+        kept = [field for field in schema if output.carry is None or field.name in output.carry]
+        names = renamed([field.name for field in kept], review_id=id_column)
+        self._carried = [field.name for field in kept]
+        fields = [field.with_name(names.get(field.name, field.name)) for field in kept]
+        self._adds_ids = id_column not in self._carried
         fields += [pa.field("review_id", pa.string())] if self._adds_ids else []
-        self._schema = pa.schema([*fields, *score.schema(labels)], {"han.model": job["model"], "han.settings": json.dumps(job["settings"])})
-        # A worker that was thought dead may still write: no two attempts share a file.
-        self._unfinished = self._staging / "unfinished" / f"{name}.{secrets.token_hex(4)}.parquet"
-        self._writer = pq.ParquetWriter(self._unfinished, self._schema, compression="zstd")
+        self._schema = pa.schema([*fields, *score.schema(labels)], {f"han.{key}": value for key, value in metadata.items()})
+        self._attempt = secrets.token_hex(4)
+        self._files: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = self._num_scored = self._num_tokens = 0
         self._quarantined: list[dict[str, Any]] = []
-        self._num_scored = self._num_tokens = 0
 
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
         """Some records of the file; `scored` is of the rows of `reviews`, as `sources.reviews` made them of the batch."""
+        self.failpoint.reach("read")
         ids = reviews["review_id"]
-        answers = score.to_arrow(scored, labels=self._labels, fingerprint=self._job["model"], attention=self._attention)
-        kept = batch.table.take(scored.kept).columns
+        answers = score.to_arrow(scored, labels=self._labels, fingerprint=self._model, attention=self._output.attention)
+        kept = batch.table.select(self._carried).take(scored.kept).columns
         kept += [ids.take(scored.kept)] if self._adds_ids else []
-        self._writer.write_table(pa.Table.from_arrays([*kept, *answers.columns], schema=self._schema))
+        self._write(pa.Table.from_arrays([*kept, *answers.columns], schema=self._schema))
         self._num_scored += len(answers)
         self._num_tokens += int(scored.num_tokens.sum(dtype=np.int64))
         for place, refusal in scored.refused:
-            row, review_id = int(batch.rows[place]), ids[place].as_py()
-            self._set_aside(row=row, review_id=review_id, reason=refusal.reason, message=refusal.message)
+            self._set_aside(
+                row=int(batch.rows[place]),
+                byte_offset=None if batch.byte_offsets is None else int(batch.byte_offsets[place]),
+                review_id=ids[place].as_py(),
+                reason=refusal.reason,
+                message=refusal.message,
+                excerpt=excerpt(reviews["text"][place].as_py()),
+            )
         for bad in batch.bad:
-            self._set_aside(row=bad.row, byte_offset=bad.byte_offset, reason=bad.reason, excerpt=bad.excerpt)
+            self.set_aside(bad)
+
+    def set_aside(self, bad: BadRecord) -> None:
+        self._set_aside(row=bad.row, byte_offset=bad.byte_offset, reason=bad.reason, excerpt=bad.excerpt)
 
     def close(self) -> tuple[Record, None]:
         """Put the part in its place, then its record: from here on it is finished."""
+        if not self._files and self._writer is None:
+            self._write(self._schema.empty_table())  # so that a folder without a single score has its columns all the same
+        self._end_file()
+        quarantine = None
+        if self._quarantined:
+            lines = [json.dumps(line) + "\n" for line in sorted(self._quarantined, key=lambda line: int(line["row"]))]
+            content = "".join(lines).encode()
+            quarantine = {"name": f"{self._name}.jsonl", "staged": f"{self._name}.{self._attempt}.jsonl.tmp", "rows": len(lines)}
+            quarantine |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            self._staging.write(f"parts/{quarantine['staged']}", content, durable=True)
+            self.failpoint.reach("quarantined")
         record = {
             "part": self._name,
+            "file": self._file,
             "rows_in": self._num_scored + len(self._quarantined),
             "scored": self._num_scored,
             "quarantined": len(self._quarantined),
             "reasons": dict(Counter(line["reason"] for line in self._quarantined)),
             "num_tokens": self._num_tokens,
+            "model": self._model,
+            "version": han.__version__,
+            "files": self._files,
+            "quarantine": quarantine,
         }
-        self._writer.close()
-        _flush(self._unfinished)
-        self._unfinished.rename(self._staging / "scores" / f"{self._name}.parquet")
-        if self._quarantined:
-            lines = [json.dumps(line) + "\n" for line in sorted(self._quarantined, key=lambda line: int(line["row"]))]
-            _write(self._staging / "_quarantine" / f"{self._name}.jsonl", "".join(lines))
-        _write(self._staging / "records" / f"{self._name}.json", json.dumps(record))
+        self._staging.sync("parts")
+        self._staging.write(f"records/{self._name}.json", _json(record), durable=True)
+        self._staging.sync("records")
+        self.failpoint.reach("recorded")
         return record, None
+
+    def _write(self, table: pa.Table) -> None:
+        most = self._output.rows_per_file or max(1, len(table) + self._rows)
+        while True:
+            if self._writer is None:
+                number = f"-{len(self._files)}" if self._files else ""
+                self._named = f"{self._name}{number}.parquet"
+                self._staged = f"{self._name}{number}.{self._attempt}.tmp"
+                self._stream = self._staging.create(self._where(self._staged))
+                compression = self._output.compression
+                self._writer = pq.ParquetWriter(self._stream, self._schema, compression=compression, write_page_checksum=True)
+                self._rows = 0
+            now = table.slice(0, most - self._rows)
+            self._writer.write_table(now)
+            self._rows += len(now)
+            table = table.slice(len(now))
+            if self._rows == most and self._output.rows_per_file:
+                self._end_file()
+            if not len(table):
+                return
+
+    def _end_file(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._stream.close()
+        self._writer = None
+        unfinished, finished = self._where(self._staged), f"parts/{self._staged}"
+        self.failpoint.reach("staged")
+        self._staging.sync(unfinished)
+        self.failpoint.reach("synced")
+        if unfinished != finished:
+            self._staging.move(unfinished, finished)
+        self.failpoint.reach("renamed")
+        with self._staging.open(finished) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = self._staging.size(finished)
+        self._files.append({"name": self._named, "staged": self._staged, "rows": self._rows, "bytes": size, "sha256": digest})
+
+    def _where(self, staged: str) -> str:
+        """Where a file is written: on a disk apart from the finished ones; an object is not there until it is finished."""
+        return f"{'unfinished' if self._staging.on_disk else 'parts'}/{staged}"
 
     def _set_aside(self, **found: Any) -> None:
         nothing = dict.fromkeys(("byte_offset", "review_id", "message", "excerpt"))
         self._quarantined.append({"file": self._file, **nothing, **found})
 
 
-def _check_same(out: Path, job: Job, theirs: Job) -> None:
+def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder: str) -> None:
+    """The files of all records, each found to be what its record says, under their final names."""
+    gathered.make(folder)
+    for record in records:
+        listed = record["files"] if folder == SCORES else [record["quarantine"]] if record["quarantine"] else []
+        for file in listed:
+            staged, final = f"parts/{file['staged']}", f"{folder}/{file['name']}"
+            if staging.exists(staged):
+                _check_file(staging, staged, file, is_parquet=folder == SCORES)
+                staging.move(staged, final, into=gathered)
+            else:
+                _check_file(gathered, final, file, is_parquet=folder == SCORES)
+
+
+def _check_file(folder: Folder, name: str, file: dict[str, Any], *, is_parquet: bool) -> None:
+    found: dict[str, Any] = {"bytes": folder.size(name)}
+    if is_parquet and found["bytes"]:
+        with folder.open(name) as stream:
+            found["rows"] = pq.read_metadata(stream).num_rows
+    wrong = {key: value for key, value in found.items() if value != file[key]}
+    if wrong:
+        raise RuntimeError(f"{folder.place}/{name} has {wrong}, its record says {file}")
+
+
+def _public(record: Record) -> Record:
+    """A record without the names that its files had while they were staged."""
+    files = [{key: value for key, value in file.items() if key != "staged"} for file in record["files"]]
+    quarantine = record["quarantine"] and {key: value for key, value in record["quarantine"].items() if key != "staged"}
+    return {**record, "files": files, "quarantine": quarantine}
+
+
+def _check_free(out: Folder, job: Job) -> bool:
+    """Whether nothing of `job` is there yet. Something else is a `Mistake`."""
+    theirs = (out / STAGING).read("job.json")
+    if theirs is not None:
+        _check_same(out, job, json.loads(theirs)["job"])
+        return False
+    if out.exists() and (not out.is_folder() or set(out.names()) - {STAGING}):
+        raise Mistake(f"--out {out.place} holds something else: give a new folder")
+    if out.on_disk:
+        parent = os.path.dirname(out.path)
+        if os.path.ismount(out.path) or (os.path.isdir(parent) and not os.access(parent, os.W_OK)):
+            raise Mistake(
+                f"--out {out.place} has a parent that it cannot be renamed in: give a folder inside it, such as {out.place}/scores"
+            )
+    return True
+
+
+def _check_same(out: Folder, job: Job, theirs: Job) -> None:
     changed = differences(job, theirs)
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise Mistake(f"--out {out} belongs to another job ({changed[0]}{more}): give a new folder, or the same model, input and settings")
+        raise Mistake(
+            f"--out {out.place} belongs to another job ({changed[0]}{more}): give a new folder, or the same model, input and settings"
+        )
 
 
-def _write(path: Path, text: str) -> None:
-    """Wholly or not at all, and on the disk before anything that follows."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    unfinished.write_text(text, encoding="utf-8")
-    _flush(unfinished)
-    unfinished.rename(path)
+def _read_json(folder: Folder, name: str) -> dict[str, Any]:
+    content = folder.read(name)
+    if content is None:
+        raise Mistake(f"{folder.place}/{name} is missing: give a new --out")
+    values: dict[str, Any] = json.loads(content)
+    return values
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from han import artifact, metrics, ray_pool, sources
+from han.attempts import Attempts
 from han.config import ColumnsConfig, ScoreConfig
-from han.ray_data import Report
-from han.ray_pool import Item, Task
+from han.ray_pool import Item, Report, Task, local_scorer
 from han.score import Scored
-from han.sources import Batch
+from han.sources import BadRecord, Batch
 from han.types import Mistake
 
 _ANSWERS = pa.schema([("label", pa.int32()), ("rating", pa.int8()), ("num_tokens", pa.int32()), ("logits", pa.list_(pa.float32()))])
@@ -36,7 +36,17 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     shards = sources.find_shards(source, columns, labelled=True)
     test = [shard for shard in shards if shard.split == "test"]
     items = [Item(name=f"{shard.path} {index}", shard=shard, num_rows=None) for index, shard in enumerate(test or shards)]
-    task = Task(model=model, fingerprint=loaded.fingerprint, columns=columns, labelled=True, config=config, sink=_Answers)
+    task = Task(
+        model=model,
+        fingerprint=loaded.fingerprint,
+        columns=columns,
+        labelled=True,
+        config=config,
+        sink=_Answers,
+        ask=local_scorer,
+        cpus=1,
+        goes_on=False,
+    )
     results = list(ray_pool.run(items, task, report))
     answers = pa.concat_tables([pa.ipc.open_stream(content).read_all() for _, content in results]).combine_chunks()
     if not len(answers):
@@ -59,6 +69,8 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
 class _Answers:
     """The sink of a shard whose answers are compared with its labels."""
 
+    attempts: Attempts | None = None
+
     def __init__(self, item: Item, labels: tuple[str, ...]) -> None:
         self._path, self._labels = item.shard.path, labels
         self._tables = [_ANSWERS.empty_table()]
@@ -77,6 +89,10 @@ class _Answers:
         self._counts["rows_in"] += len(batch.rows) + len(batch.bad)
         self._counts["unlabelled"] += table["label"].null_count
         self._counts["quarantined"] += len(scored.refused) + len(batch.bad)
+
+    def set_aside(self, bad: BadRecord) -> None:
+        self._counts["rows_in"] += 1
+        self._counts["quarantined"] += 1
 
     def close(self) -> tuple[dict[str, Any], bytes]:
         stream = pa.BufferOutputStream()

@@ -1,6 +1,6 @@
 """Where reviews come from: an input is cut into shards by what it holds alone, and a shard reads the same each time.
 
-Parquet is cut by row groups, plain JSON lines by bytes, an aclImdb folder by files; CSV, compressed text and the archive are one stream.
+Parquet is cut by row groups, plain JSON lines by bytes, folders of texts by files; CSV, compressed text and the archive are one stream.
 A record that cannot be a review (no text, not UTF-8, a broken line) is handed back beside the others with its row and the reason, so
 in = out + bad always holds. What is wrong with a whole file is a `Mistake`.
 """
@@ -22,6 +22,7 @@ from han.config import ColumnsConfig
 from han.files import BadRecord, Batch, Kind, Shard, blaming, escaped, file_name, find_files, size_of, split_of
 from han.jsonl import look_at_jsonl, read_jsonl
 from han.tables import is_string, look_at_csv, look_at_parquet, read_csv, read_parquet
+from han.texts import look_at_texts, read_texts
 from han.types import Mistake
 
 __all__ = ["REVIEWS", "BadRecord", "Batch", "Shard", "find_shards", "is_imdb_id", "random_review", "read", "read_ids", "reviews"]
@@ -34,6 +35,7 @@ _LOOK: dict[Kind, Callable[[Shard, ColumnsConfig], list[Shard]]] = {
     "jsonl": look_at_jsonl,
     "folder": imdb.look_at_folder,
     "tar": imdb.look_at_archive,
+    "texts": look_at_texts,
 }
 _READ: dict[Kind, Callable[[Shard, ColumnsConfig, int], Iterator[Batch]]] = {
     "parquet": read_parquet,
@@ -41,6 +43,7 @@ _READ: dict[Kind, Callable[[Shard, ColumnsConfig, int], Iterator[Batch]]] = {
     "jsonl": read_jsonl,
     "folder": imdb.read_folder,
     "tar": imdb.read_archived,
+    "texts": read_texts,
 }
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 
@@ -48,10 +51,10 @@ _INTEGER = re.compile(r"[-+]?[0-9]+")
 def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
     """All shards of an input, in the order of its rows. Whatever can be wrong with it before any work is a `Mistake` here.
 
-    `input` is a file, a glob, a folder of files, an aclImdb folder, its archive, or "sample" (see `files.find_files`). A file may lack
-    columns that others have (they read as null), but one name has one type; every file has the text column and, if `labelled` and
-    unless its name says unsup, the label column. Columns of CSV are strings as they stand in the file; those of JSON are the keys of its
-    first 1,000 records, in Arrow's types.
+    `input` is a file, a glob, a folder of files, a folder of texts, an aclImdb folder, its archive, or "sample" (see
+    `files.find_files`). A file may lack columns that others have (they read as null), but one name has one type; every file has the text
+    column and, if `labelled` and unless its name says unsup, the label column. Columns of CSV are strings as they stand in the file; those
+    of JSON are the keys of its first 1,000 records, in Arrow's types; those of a folder of texts are the id (a file's name) and the text.
     """
     with blaming(input):
         files = find_files(str(samples.REVIEWS) if input == "sample" else input)
@@ -110,7 +113,7 @@ def read_ids(path: Path) -> frozenset[str]:
 
 def _look(path: str, kind: Kind, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
     """The shards of one file, none where it has no rows. Its text, ids and labels are there and of types that can be read."""
-    if kind != "folder" and size_of(path) == 0:
+    if kind not in ("folder", "texts") and size_of(path) == 0:
         raise Mistake(f"{path} is empty, 0 bytes: give a file with reviews, or leave it out")
     whole = Shard(path=path, kind=kind, split=split_of(path), group=0, start=0, stop=-1, first_row=0, schema=pa.schema([]))
     with blaming(path):

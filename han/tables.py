@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from han.config import ColumnsConfig
 from han.files import (
-    BOMB_BYTES,
+    BATCH_BYTES,
     BOMB_RATIO,
     BadReason,
     BadRecord,
@@ -26,6 +28,8 @@ from han.files import (
     escaped,
     excerpt,
     filesystem,
+    in_batches,
+    is_unicode,
     make_batch,
     open_bytes,
     size_of,
@@ -34,7 +38,9 @@ from han.types import Mistake
 
 SLICED_ROWS = 5_000  # a row group with more rows is cut,
 SLICES = 16  # into so many at most, since reading a slice decodes its row group from the start
-CSV_BLOCK_BYTES = (1 << 20, 16 << 20)  # Arrow holds some 30 blocks at once, and no row may be longer than one
+CLAIMED_BYTES = 256 << 20  # a Parquet file may claim to hold so much, or BOMB_RATIO times its size
+LARGEST_TEXT = 16 << 20  # bytes in a row of Parquet
+LONGEST_ROW = 16 << 20  # characters of CSV
 
 # A Parquet footer holds its Arrow schema in base64, in which a word has three spellings, by its position modulo 3.
 _EXTENSION = b"ARROW:extension:name"
@@ -46,9 +52,11 @@ def look_at_parquet(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
     _refuse_extensions(whole.path)
     with _open_parquet(whole.path) as file:
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        schema = pa.schema([(field.name, field.type) for field in file.schema_arrow])
+        # Arrow cannot take rows out of views.
+        kinds = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in file.schema_arrow]
+        schema = pa.schema(list(zip(file.schema_arrow.names, kinds, strict=True)))
     claimed, size = sum(group.total_byte_size for group in groups), size_of(whole.path)
-    if claimed > max(BOMB_BYTES, BOMB_RATIO * size):
+    if claimed > max(CLAIMED_BYTES, BOMB_RATIO * size):
         raise Mistake(f"{whole.path} is {size:,} bytes and claims to hold {claimed:,}: write it again, in several files")
     _refuse_doubles(whole.path, schema.names)
     shards, first_row = [], 0
@@ -77,11 +85,17 @@ def _refuse_extensions(path: str) -> None:
         raise Mistake(f"{path} has a column of an Arrow extension type: write it again with plain columns")
 
 
-def _open_parquet(path: str) -> pq.ParquetFile:
+def _open_parquet(path: str, *, metadata: pq.FileMetaData | None = None, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     system, name = filesystem(path)
-    # Read through a buffer, a row group is decoded page by page; pre_buffer would hold it whole.
     return pq.ParquetFile(
-        name, filesystem=system, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True, arrow_extensions_enabled=False
+        name,
+        metadata=metadata,
+        filesystem=system,
+        read_dictionary=as_dictionaries,
+        pre_buffer=False,  # read through a buffer, a row group is decoded page by page; pre_buffer would hold it whole
+        buffer_size=1 << 20,
+        page_checksum_verification=True,
+        arrow_extensions_enabled=False,
     )
 
 
@@ -94,81 +108,114 @@ def _refuse_doubles(path: str, names: list[str]) -> None:
 def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
     end = 0
     with _open_parquet(shard.path) as file:
+        metadata, strings = file.metadata, [field.name for field in file.schema_arrow if is_string(field.type)]
+    # As dictionaries, a string that many rows share is held once until its rows are cut into pieces.
+    with _open_parquet(shard.path, metadata=metadata, as_dictionaries=strings) as file:
         for record_batch in file.iter_batches(batch_rows, row_groups=[shard.group]):
             begin, end = end, end + len(record_batch)
             first, last = max(begin, shard.start), min(end, shard.stop)
-            if first < last:
-                rows = shard.first_row - shard.start + np.arange(first, last)
-                yield _checked(pa.table(record_batch.slice(first - begin, last - first)), rows, [], shard, columns)
+            for start, stop in _pieces(record_batch.slice(first - begin, max(0, last - first))):
+                rows = shard.first_row - shard.start + np.arange(first + start, first + stop)
+                yield _checked(pa.table(record_batch.slice(first - begin + start, stop - start)), rows, [], shard, columns)
             if end >= shard.stop:
                 return
     raise Mistake(f"{shard.path} is cut off: row group {shard.group} has {end:,} rows, not {shard.stop:,}. Make the file again")
 
 
+def _pieces(rows: pa.RecordBatch) -> Iterator[tuple[int, int]]:
+    """Where to cut, so that the strings of a piece take some BATCH_BYTES: 600 bytes of Parquet can mean 10 MB in every row."""
+    sizes = np.zeros(len(rows), np.int64)
+    for column in rows.columns:
+        if pa.types.is_dictionary(column.type) and is_string(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+    piece = np.cumsum(sizes) // BATCH_BYTES
+    cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(rows)]
+    yield from ((start, stop) for start, stop in itertools.pairwise(cuts) if start < stop)
+
+
 def look_at_csv(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    blocks = _csv_blocks(whole.path, [], lambda _: "skip")
-    for block in blocks:
-        blocks.close()
-        _refuse_doubles(whole.path, block.schema.names)
-        return [replace(whole, schema=pa.schema([(name, pa.string()) for name in block.schema.names]))]
+    rows = _csv_rows(whole.path)
+    names, text = next(rows, (None, ""))
+    if not names or not is_unicode(text):
+        raise Mistake(f"{whole.path} does not begin with the names of its columns: its first row is {excerpt(_as_it_stands(text))[:80]!r}")
+    _refuse_doubles(whole.path, names)
+    if any(fields is not None and len(fields) == len(names) for fields, _ in rows):
+        return [replace(whole, schema=pa.schema([(name, pa.string()) for name in names]))]
     return []
 
 
 def read_csv(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
-    """Rows with more or fewer fields than the header are malformed."""
-    ragged: dict[int, BadRecord] = {}
-    next_row = 0
-
-    def on_invalid_row(row: Any) -> str:
-        number = row.number - 2  # Arrow counts from 1, and the header too
-        if number >= next_row:
-            ragged[number] = BadRecord(row=number, byte_offset=None, reason="malformed", excerpt=excerpt(row.text.encode()))
-        return "skip"
-
-    for block in _csv_blocks(shard.path, shard.schema.names, on_invalid_row):
-        for start in range(0, len(block), batch_rows):
-            table = pa.table(block.slice(start, batch_rows))
-            rows = np.setdiff1d(np.arange(next_row, next_row + len(table) + len(ragged)), list(ragged))[: len(table)]
-            next_row = int(rows[-1]) + 1
-            bad = [ragged.pop(row) for row in sorted(ragged) if row < next_row]
-            yield _checked(table, rows, bad, shard, columns)
-    if ragged:
-        yield make_batch(shard.schema.empty_table(), [], ragged.values())
+    """CSV has no types (007, N/A): all columns are strings. A row is malformed if it has more or fewer fields than the header, or a quote
+    inside quotes that is not doubled. Blank lines are no rows."""
+    rows = _csv_rows(shard.path)
+    names = next(rows)[0] or []
+    for some in in_batches(enumerate(rows), batch_rows, size=lambda numbered: len(numbered[1][1])):
+        good: dict[int, list[str]] = {}
+        bad: list[BadRecord] = []
+        for row, (fields, text) in some:
+            if fields is None or len(fields) != len(names):
+                bad.append(BadRecord(row=row, byte_offset=None, reason="malformed", excerpt=excerpt(_as_it_stands(text.rstrip("\r\n")))))
+            elif not is_unicode(text):
+                wrong = next(field for field in fields if not is_unicode(field))
+                bad.append(BadRecord(row=row, byte_offset=None, reason="invalid_utf8", excerpt=excerpt(_as_it_stands(wrong))))
+            else:
+                good[row] = fields
+        table = pa.table({name: pa.array(values, pa.string()) for name, *values in zip(names, *good.values(), strict=True)})
+        yield _checked(table, np.array(list(good), np.int64), bad, shard, columns)
 
 
-def _csv_blocks(path: str, names: Iterable[str], on_invalid_row: Callable[[Any], str]) -> Generator[pa.RecordBatch, None, None]:
-    """The file's rows that are not ragged, no block empty. One that holds a row longer than a small block is begun again in large ones.
+def _csv_rows(path: str) -> Iterator[tuple[list[str] | None, str]]:
+    """Each row's fields, None where its quotes make no sense, and its text; a byte that is not UTF-8 is half a surrogate pair.
 
-    CSV has no types, and those guessed from a file's first block would not fit a later one (007, N/A): all columns are strings.
+    Python's reader, since Arrow's takes `"a"b` for a field and a quote that is never closed for the rest of the file.
     """
-    num_rows = 0
-    for block_bytes in CSV_BLOCK_BYTES:
-        options = {
-            "read_options": pa.csv.ReadOptions(use_threads=False, block_size=block_bytes),
-            "parse_options": pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid_row),
-            "convert_options": pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string())),
-        }
-        known = num_rows
-        try:
-            with open_bytes(path) as stream, pa.csv.open_csv(stream, **options) as reader:
-                for block in reader:
-                    fresh = block.slice(known)
-                    known -= len(block) - len(fresh)
-                    num_rows += len(fresh)
-                    if len(fresh):
-                        yield fresh
+    csv.field_size_limit(LONGEST_ROW)
+    lines: list[str] = []
+    with open_bytes(path) as stream:
+        reader = csv.reader(_lines_of_a_row(path, stream, lines), strict=True)
+        while True:
+            lines.clear()
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                if not lines[-1]:
+                    raise Mistake(f"{path} ends inside a quote that is never closed: mend it") from None
+                yield None, "".join(lines)
+                continue
+            if fields:
+                yield fields, "".join(lines)
+
+
+def _lines_of_a_row(path: str, stream: BinaryIO, lines: list[str]) -> Iterator[str]:
+    """The file's lines, each noted in `lines`, which whoever reads the rows empties; at the end an empty one is noted."""
+    buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
+    text = io.TextIOWrapper(buffered, "utf-8-sig", "surrogateescape", newline="")
+    num_characters = 0
+    while True:
+        if not lines:
+            num_characters = 0
+        line = text.readline(LONGEST_ROW + 1)
+        lines.append(line)
+        num_characters += len(line)
+        if num_characters > LONGEST_ROW:
+            raise Mistake(f"{path} holds a row of over {LONGEST_ROW:,} characters, or a quote that is never closed: mend it")
+        if not line:
             return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-    raise Mistake(f"{path} holds a row of over {CSV_BLOCK_BYTES[-1]:,} bytes, or a quote that is never closed: mend it")
+        yield line
+
+
+def _as_it_stands(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _checked(table: pa.Table, rows: NDArray[np.int64], bad: list[BadRecord], shard: Shard, columns: ColumnsConfig) -> Batch:
     """A batch in the shard's schema; a row without text, or with a string that is not UTF-8, becomes a bad record."""
     num_rows = len(table)
     arrays = [
-        table[field.name] if field.name in table.column_names else pa.chunked_array([pa.nulls(num_rows, field.type)])
+        _cast(table[field.name], field.type) if field.name in table.column_names else pa.chunked_array([pa.nulls(num_rows, field.type)])
         for field in shard.schema
     ]
     table = pa.Table.from_arrays(arrays, schema=shard.schema)
@@ -181,6 +228,10 @@ def _checked(table: pa.Table, rows: NDArray[np.int64], bad: list[BadRecord], sha
             raise
     for position in np.flatnonzero(pc.is_null(table[columns.text]).to_numpy()).tolist():
         reasons[position] = "missing_text", b""
+    for position in np.flatnonzero(
+        pc.fill_null(pc.binary_length(_cast(table[columns.text], pa.string())), 0).to_numpy() > LARGEST_TEXT
+    ).tolist():
+        reasons[position] = "too_large", b""
     if reasons:
         for position, (reason, content) in reasons.items():
             bad.append(BadRecord(row=int(rows[position]), byte_offset=None, reason=reason, excerpt=excerpt(content)))
@@ -189,13 +240,19 @@ def _checked(table: pa.Table, rows: NDArray[np.int64], bad: list[BadRecord], sha
     return make_batch(table, rows, bad)
 
 
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Arrow's cast, which knows no way from a dictionary of one layout of strings to another layout."""
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
+        column = column.cast(column.type.value_type)
+    return column if column.type == kind else column.cast(kind)
+
+
 def _invalid_utf8(table: pa.Table) -> dict[int, tuple[BadReason, bytes]]:
     reasons: dict[int, tuple[BadReason, bytes]] = {}
     for column in table.columns:
         if not is_string(column.type):
             continue
-        plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for position, value in enumerate(plain.cast(pa.large_binary()).to_pylist()):
+        for position, value in enumerate(_cast(column, pa.large_binary()).to_pylist()):
             try:
                 (value or b"").decode("utf-8")
             except UnicodeDecodeError:

@@ -25,6 +25,10 @@ class Mistake(ValueError):
     """A user's mistake. The message is one line: what is wrong, the value seen, the value wanted, what to do."""
 
 
+class TooManyBad(Exception):
+    """More records cannot be scored than the user puts up with. One line, like a `Mistake`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why a text is not scored; the same rule at every door (see `encode`)."""

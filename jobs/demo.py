@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from han import artifact, samples
-from han.config import ColumnsConfig, ModelConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig, VocabConfig
+from han import artifact, ray_score, samples
+from han.config import ColumnsConfig, ModelConfig, OutputConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig, VocabConfig
 from han.ray_prepare import prepare
-from han.ray_score import score
 from han.ray_train import fit
 from han.samples import planted
 from han.score import Scorer
@@ -53,8 +52,9 @@ def main(job: Demo) -> None:
         f"{planted.share_found(unseen, answers):.1%} of {len(unseen)} reviews it has never seen"
     )
     print(f"\n3. Score the bundled reviews to Parquet with the model {job.model}, word attention included")
-    config = ScoreConfig(num_actors=2)
-    scores = score("sample", out / "scores", model=job.model, columns=ColumnsConfig(), config=config, limit=None, report=Rows())
+    config, output = ScoreConfig(num_actors=2), OutputConfig()
+    plan = ray_score.plan("sample", str(out / "scores"), model=job.model, columns=ColumnsConfig(), config=config, output=output, limit=None)
+    scores = ray_score.score(plan, Rows())
     counts = scores.manifest["counts"]
     told = f"{counts['rows_in']:,} reviews in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined"
     print(f"{told}: {out / 'scores' / 'scores'}")

@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import ray
 import tyro
 from ray.exceptions import RayError
 
-from han.types import Mistake
+from han.types import Mistake, TooManyBad
 
 Config = TypeVar("Config")
-EXIT_MISTAKE = 2
+Caused = TypeVar("Caused", bound=Exception)
+EXIT_MISTAKE, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO = 2, 3, 4, 5
 STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
 
 
+class _Interrupted(BaseException):
+    """SIGTERM, as `ray job stop` and every scheduler send it."""
+
+
 def run(kind: type[Config], job: Callable[[Config], None]) -> None:
-    """Parse the command line into `kind`, call the job. A `Mistake`, here or in a worker, is one line and exit code 2."""
+    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code."""
     try:
+        _on_sigterm()
         job(tyro.cli(kind, config=STYLE))
+    except (KeyboardInterrupt, _Interrupted):
+        _leave("interrupted: the same command goes on where this one stopped", EXIT_INTERRUPTED)
+    except TooManyBad as error:
+        _leave(f"error: {error}", EXIT_TOO_MANY_BAD)
     except Exception as error:
-        mistake = _mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(EXIT_MISTAKE)
+        if mistake := _cause(error, Mistake):
+            _leave(f"error: {mistake}", EXIT_MISTAKE)
+        if (failed := _cause(error, OSError)) and failed.errno is not None:
+            _leave(f"error: {failed}: mend that, and the same command goes on where this one stopped", EXIT_IO)
+        raise
+
+
+def _on_sigterm() -> None:
+    def interrupt(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Interrupted
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def hidden(flag: str) -> str | None:
+    """The value of a flag that no help shows; it is taken off the command line."""
+    if flag not in sys.argv[:-1]:
+        return None
+    place = sys.argv.index(flag)
+    value = sys.argv[place + 1]
+    del sys.argv[place : place + 2]
+    return value
 
 
 def path(value: str, flag: str) -> str:
@@ -55,8 +89,8 @@ def local(value: str, flag: str) -> Path:
     return Path(path(value, flag))
 
 
-def connect(num_cpus: int = 1) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with at least `num_cpus` logical CPUs."""
+def connect(at_least: int = 1) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs."""
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
@@ -66,9 +100,22 @@ def connect(num_cpus: int = 1) -> None:
     elif os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        ray.init(address="local", num_cpus=max(num_cpus, os.cpu_count() or 1), **options)
+        ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
+    _on_sigterm()  # Ray has put its own handler in its place
     there = ray.cluster_resources()
     print(f"Ray: {int(there.get('CPU', 0))} CPUs, {int(there.get('GPU', 0))} GPUs, {len(ray.nodes())} node(s)", flush=True)
+
+
+def num_cpus() -> int:
+    """Of this machine: where jobs run if they join no cluster."""
+    return os.cpu_count() or 1
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def show(title: str, settings: dict[str, Any]) -> None:
@@ -105,13 +152,13 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _mistake(error: BaseException | None) -> Mistake | None:
-    """The user's mistake inside an error that Ray may have wrapped."""
+def _cause(error: BaseException | None, kind: type[Caused]) -> Caused | None:
+    """An error of that kind inside one that Ray may have wrapped."""
     while error is not None:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, Mistake):
+        if isinstance(cause, kind):
             return cause
-        if isinstance(error, Mistake) and not isinstance(error, RayError):
+        if isinstance(error, kind) and not isinstance(error, RayError):
             return error
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

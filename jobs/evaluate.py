@@ -39,7 +39,7 @@ def main(job: Evaluate) -> None:
     model = job.model if job.model == "imdb" else door.path(job.model, "--model")
     door.show(f"evaluate {model} on {data}", as_json(job))
     door.connect()
-    config = ScoreConfig(attention="none", num_actors=job.num_actors, gpu=job.gpu)
+    config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)
     figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
     console = Console()
     for table in (_summary(figures), _confusion(figures), *_slices(figures)):

@@ -19,15 +19,16 @@ class Rows:
     _began: float | None = None
     _shown: float = -_LOG_S
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """total: rows in all, 0 where nobody knows; equal to `done`, it is the last line."""
+    def __call__(self, what: str, done: int, total: int, *, exact: bool = True) -> None:
+        """total: rows in all, 0 where nobody knows, an estimate unless `exact`; equal to `done`, it is the last line."""
         now = self.clock()
         self._began = now if self._began is None else self._began
         over = done == total
         if not over and now - self._shown < (_LIVE_S if self.live else _LOG_S):
             return
         self._shown = now
-        line = f"{what} {done:,}{f' of {total:,}' if total else ''} rows"
+        of = f" of {'' if exact else 'about '}{total:,}" if total else ""
+        line = f"{what} {done:,}{of} rows"
         if done and now > self._began:
             rate = done / (now - self._began)
             line += f", {rate:,.0f} a second"

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from han import files, jsonl
 from han.config import ColumnsConfig
-from han.files import BadRecord, Batch
+from han.files import BadRecord, Batch, without
 from han.sources import find_shards, read
 from han.types import Mistake
 
@@ -73,7 +74,10 @@ def test_blank_lines_count_as_rows_but_are_no_records(tmp_path: Path) -> None:
         (b'"good"', "malformed"),
         (b'{"text": "x", "n": NaN}', "malformed"),
         (b'{"text": "x", "n": -Infinity}', "malformed"),
+        (b'{"text": "x", "n": 1e400}', "malformed"),
         (b"[" * 10_000, "malformed"),
+        (b'{"text": "x", "n": ' + b"[" * 32 + b"]" * 32 + b"}", "malformed"),
+        (b'{"text": "x", "n": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", "malformed"),
         (b'{"text": "caf\xe9"}', "invalid_utf8"),
         (b'{"text": "\\ud800"}', "invalid_utf8"),
         (b'{"text": "x", "title": "\\udfff"}', "invalid_utf8"),
@@ -93,6 +97,30 @@ def test_a_line_that_is_no_review_is_a_bad_record_with_its_reason(tmp_path: Path
     texts, (bad,) = read_all(path)
     assert (bad.row, bad.byte_offset, bad.reason) == (jsonl.SCHEMA_RECORDS, (len(first) + 1) * jsonl.SCHEMA_RECORDS, reason)
     assert texts == dict.fromkeys(range(jsonl.SCHEMA_RECORDS), "first") | {jsonl.SCHEMA_RECORDS + 1: "good"}
+
+
+def test_a_record_as_deep_as_may_be_fits_into_parquet(tmp_path: Path) -> None:
+    deep = b"[" * (jsonl.DEEPEST - 1) + b"1" + b"]" * (jsonl.DEEPEST - 1)
+    (batch,) = read_batches(write(tmp_path, b'{"text": "good", "n": ' + deep + b"}"))
+    pq.write_table(batch.table, tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet").equals(batch.table)
+
+
+def test_a_review_knows_the_byte_at_which_its_line_starts(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, b"", b"{bad", GOOD, b'{"text": "\\ud800"}', GOOD)
+    (batch,) = read_batches(path)
+    assert batch.byte_offsets is not None
+    assert [path.read_bytes()[offset:].partition(b"\n")[0] for offset in batch.byte_offsets] == [GOOD, GOOD, GOOD]
+    assert batch.rows.tolist() == [0, 3, 5]
+
+
+def test_rows_taken_out_of_a_batch_are_bad_records_in_their_place(tmp_path: Path) -> None:
+    (batch,) = read_batches(write(tmp_path, GOOD, b"{bad", GOOD, GOOD))
+    record = BadRecord(row=2, byte_offset=22, reason="poison", excerpt="good")
+    less = without(batch, {1: record})
+    assert (less.rows.tolist(), less.byte_offsets.tolist()) == ([0, 3], [0, 39])  # type: ignore[union-attr]
+    assert (len(less.table), [bad.row for bad in less.bad]) == (2, [1, 2])
+    assert without(batch, {}).rows.tolist() == [0, 2, 3]
 
 
 def test_an_excerpt_is_printable_and_short(tmp_path: Path) -> None:

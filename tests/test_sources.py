@@ -1,5 +1,6 @@
 """What an input means: which files, which splits, which columns, what labels and ids are called."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han import samples
+from han import samples, texts
 from han.config import ColumnsConfig
 from han.sources import REVIEWS, Shard, find_shards, is_imdb_id, random_review, read, read_ids, reviews
 from han.types import Mistake
@@ -321,3 +322,66 @@ def test_a_random_review_is_one_of_the_input_and_a_seed_repeats_it() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(text in texts for _, _, text in drawn)
     assert {label for _, label, _ in drawn} <= {"negative", "positive"}
+
+
+# Folders of texts
+
+
+def write_texts(folder: Path, **contents: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name.replace("_", ".")).write_bytes(content)
+    return folder
+
+
+def read_bad(source: Path) -> list[tuple[int, str]]:
+    shards = find_shards(str(source), COLUMNS, labelled=False)
+    return [(bad.row, bad.reason) for shard in shards for batch in read(shard, COLUMNS) for bad in batch.bad]
+
+
+def test_a_folder_of_text_files_is_a_review_a_file(tmp_path: Path) -> None:
+    write_texts(tmp_path, b_txt=b"bad", a_txt="\ufeffcafé\n".encode(), c_txt_gz=gzip.compress(b"so so"), d_md=b"# notes", e_txt=b"")
+    (tmp_path / "_f.txt").write_text("no review")
+    (tmp_path / "deeper").mkdir()
+    rows = [(row["review_id"], row["text"]) for row in read_reviews(str(tmp_path), labelled=False)]
+    assert rows == [("a.txt", "café\n"), ("b.txt", "bad"), ("c.txt.gz", "so so"), ("e.txt", "")]
+
+
+def test_a_text_file_beside_a_dump_is_no_review(tmp_path: Path) -> None:
+    write_texts(tmp_path, README_txt=b"read me")
+    write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
+    assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
+
+
+def test_a_text_file_beside_an_archive_is_no_review(tmp_path: Path) -> None:
+    write_texts(tmp_path, README_txt=b"read me", aclImdb_tar_gz=b"")
+    with pytest.raises(Mistake, match=r"holds no files of reviews: give .*, a folder of .txt files \(one review each\)"):
+        find_shards(str(tmp_path), COLUMNS, labelled=False)
+
+
+def test_a_folder_of_texts_is_cut_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "SHARD_FILES", 2)
+    write_texts(tmp_path, **{f"{number}_txt": b"%d" % number for number in range(5)})
+    shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
+    assert [(shard.start, shard.stop, shard.first_row) for shard in shards] == [(0, 2, 0), (2, 4, 2), (4, 5, 4)]
+    rows = [int(row) for shard in shards for batch in read(shard, COLUMNS) for row in batch.rows]
+    assert (rows, [review["text"] for review in read_reviews(str(tmp_path), labelled=False)]) == ([0, 1, 2, 3, 4], list("01234"))
+
+
+def test_a_text_file_that_cannot_be_a_review_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "LARGEST_FILE", 1_000)
+    bomb = gzip.compress(b"x" * 1_000_000)
+    write_texts(tmp_path, a_txt=b"good", b_txt=b"caf\xe9", c_txt=b"x" * 1_001, d_txt_gz=bomb, e_txt_gz=bomb[:-9], f_txt_zst=b"good")
+    expected = [(1, "invalid_utf8"), (2, "too_large"), (3, "too_large"), (4, "too_large"), (5, "unreadable")]
+    assert read_bad(tmp_path) == expected
+    assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
+
+
+def test_a_compressed_text_that_breaks_off_is_a_bad_record(tmp_path: Path) -> None:
+    write_texts(tmp_path, a_txt=b"good", b_txt_gz=gzip.compress(b"good")[:-3])
+    assert read_bad(tmp_path) == [(1, "unreadable")]
+
+
+def test_a_folder_of_texts_has_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"has no column label: it has review_id, text"):
+        find_shards(str(write_texts(tmp_path, a_txt=b"good")), COLUMNS, labelled=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han import tables
+from han import files, tables
 from han.config import ColumnsConfig
 from han.files import BadRecord, Shard
 from han.sources import find_shards, read
@@ -139,7 +139,7 @@ def test_a_flipped_byte_in_a_page_never_gives_a_wrong_row(parquet: Path) -> None
 
 
 def test_a_parquet_file_that_claims_to_be_huge_is_a_mistake(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BOMB_BYTES", 100)
+    monkeypatch.setattr(tables, "CLAIMED_BYTES", 100)
     monkeypatch.setattr(tables, "BOMB_RATIO", 0)
     with pytest.raises(Mistake, match=r"and claims to hold"):
         find(parquet)
@@ -155,6 +155,40 @@ def test_parquet_without_rows_is_a_mistake(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
     with pytest.raises(Mistake, match=r"holds no reviews: 0 rows"):
         find(tmp_path / "a.parquet")
+
+
+def test_a_string_that_many_rows_share_is_not_held_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BATCH_BYTES", 250)
+    pq.write_table(pa.table({"text": ["x" * 100] * 7 + ["y"]}), tmp_path / "a.parquet")
+    (shard,) = find(tmp_path / "a.parquet")
+    batches = list(read(shard, COLUMNS))
+    assert [batch.rows.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5, 6, 7]]
+    assert pa.concat_tables(batch.table for batch in batches)["text"].to_pylist() == ["x" * 100] * 7 + ["y"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "read_as"),
+    [
+        (pa.string(), pa.string()),
+        (pa.large_string(), pa.large_string()),
+        (pa.string_view(), pa.string()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.string())),
+    ],
+)
+def test_strings_keep_their_layout_but_for_views(tmp_path: Path, kind: pa.DataType, read_as: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array(["one", None, "three"]).cast(kind)}), tmp_path / "a.parquet")
+    (shard,) = find(tmp_path / "a.parquet")
+    (batch,) = read(shard, COLUMNS)
+    assert (batch.table.schema.field("text").type, batch.table["text"].to_pylist()) == (read_as, ["one", "three"])
+
+
+def test_a_text_too_large_to_hold_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LARGEST_TEXT", 10)
+    pq.write_table(pa.table({"text": ["x" * 10, "x" * 11]}), tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet") == (
+        {0: "x" * 10},
+        [BadRecord(row=1, byte_offset=None, reason="too_large", excerpt="")],
+    )
 
 
 class Hostile(pa.ExtensionType):  # type: ignore[misc]
@@ -206,12 +240,8 @@ def test_a_quoted_line_break_is_part_of_its_field(tmp_path: Path) -> None:
     assert read_all(write_csv(tmp_path, b'\xef\xbb\xbfn,text\r\n1,"one\r\n""two"""\r\n\r\n2,three'))[0] == {0: 'one\r\n"two"', 1: "three"}
 
 
-@pytest.mark.parametrize("block_bytes", [40, 1 << 20])
 @pytest.mark.parametrize("batch_rows", [1, 3, 1024])
-def test_a_row_with_too_many_or_too_few_fields_is_a_bad_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, batch_rows: int
-) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (block_bytes,))
+def test_a_row_with_too_many_or_too_few_fields_is_a_bad_record(tmp_path: Path, batch_rows: int) -> None:
     lines = [b"%d,1,2" % row if row % 3 == 0 else b"%d" % row if row % 5 == 0 else b"n,%d" % row for row in range(31)]
     texts, bad = read_all(write_csv(tmp_path, b"n,text\n" + b"\n".join(lines)), batch_rows=batch_rows)
     assert texts == {row: str(row) for row in range(31) if row % 3 and row % 5}
@@ -231,20 +261,17 @@ def test_a_csv_field_of_10_mb_is_read(tmp_path: Path) -> None:
     assert [len(text) for text in texts.values()] == [10_000_000, 4]
 
 
-@pytest.mark.parametrize("batch_rows", [1, 3, 1024])
-def test_a_row_longer_than_a_small_block_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int) -> None:
-    lines = [b"ragged" if row % 4 == 1 else b"n," + (b"x" * 200 if row == 30 else b"%d" % row) for row in range(60)]
-    path = write_csv(tmp_path, b"n,text\n" + b"\n".join(lines))
-    expected = read_all(path)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (40, 400))
-    assert read_all(path, batch_rows=batch_rows) == expected
-    assert len(expected[0]) + len(expected[1]) == 60
+@pytest.mark.parametrize("row", [b"1," + b"x" * 300, b'1,"' + b"x\n" * 150])
+def test_a_csv_row_too_long_to_hold_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: bytes) -> None:
+    monkeypatch.setattr(tables, "LONGEST_ROW", 100)
+    with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 characters, or a quote that is never closed"):
+        read_all(write_csv(tmp_path, b"n,text\n0,good\n" + row + b"\n2,good\n"))
 
 
-def test_a_csv_row_longer_than_a_block_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", (50, 100))
-    with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 bytes, or a quote that is never closed"):
-        read_all(write_csv(tmp_path, b'n,text\n1,"' + b"x" * 300 + b"\n2,good\n"))
+def test_rows_are_read_together_only_while_they_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BATCH_BYTES", 250)
+    (shard,) = find(write_csv(tmp_path, b"n,text\n" + (b"1," + b"x" * 100 + b"\n") * 7))
+    assert [len(batch.rows) for batch in read(shard, COLUMNS)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("header", [b"n;text", b"1,I loved it"])

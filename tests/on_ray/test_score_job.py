@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han import artifact, metrics, publish
-from han.config import ColumnsConfig, ScoreConfig
+from han import artifact, metrics
+from han.config import ColumnsConfig, OutputConfig, ScoreConfig
 from han.ray_evaluate import evaluate
-from han.ray_score import Scores, score
+from han.ray_score import Scores, plan, score
 from han.score import Scorer, as_json
-from han.types import Mistake, Score
+from han.types import Mistake, Score, TooManyBad
 from jobs.progress import Rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
@@ -47,9 +46,10 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(source: Path, out: Path, model: Path, **options: Any) -> Scores:
-    limit = options.pop("limit", None)
-    config = ScoreConfig(**{"num_actors": 1} | options)
-    return score(str(source), out, model=str(model), columns=ColumnsConfig(), config=config, limit=limit, report=Rows(live=False))
+    config = ScoreConfig(num_actors=options.pop("num_actors", 1))
+    output = OutputConfig(**{"max_bad_ratio": 0.2} | options)
+    job = plan(str(source), str(out), model=str(model), columns=ColumnsConfig(), config=config, output=output, limit=None)
+    return score(job, Rows(live=False))
 
 
 @pytest.fixture(scope="module")
@@ -105,31 +105,43 @@ def test_other_settings_on_the_same_folder_are_refused(dump: Path, scored: tuple
     assert files(scored[0]) == before
 
 
-def test_a_job_goes_on_with_the_shards_that_have_no_record(
-    dump: Path, scored: tuple[Path, Scores], tiny_model: Path, tmp_path: Path
+def test_more_bad_records_than_allowed_publish_nothing_and_a_higher_ratio_goes_on_from_there(
+    dump: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    out, manifest = tmp_path / "out", scored[1].manifest
-    publish.begin(out, manifest["job"])
-    done = [record for record in manifest["parts"] if record["part"] != manifest["parts"][1]["part"]]
-    for record in done:
-        shutil.copy(scored[0] / "scores" / f"{record['part']}.parquet", out / ".staging" / "scores")
-        (out / ".staging" / "records" / f"{record['part']}.json").write_text(json.dumps(record))
-    kept = {path.name: path.stat().st_mtime_ns for path in (out / ".staging" / "scores").iterdir()}
-    scores = run(dump, out, tiny_model)
-    assert scores.rows_now == 20
-    assert {name: (out / "scores" / name).stat().st_mtime_ns for name in kept} == kept
-    assert answers(out).keys() == answers(scored[0]).keys()
+    with pytest.raises(TooManyBad, match=r"of 110 records cannot be scored \(\d+ empty_text\), over --max-bad-ratio 0\.05"):
+        run(dump, tmp_path / "out", tiny_model, max_bad_ratio=0.05)
+    assert not (tmp_path / "out" / "scores").exists()
+    done = len(list((tmp_path / "out" / ".staging" / "records").glob("*.json")))
+    scores = run(dump, tmp_path / "out", tiny_model, max_bad_ratio=0.1)
+    assert done > 0
+    assert scores.rows_now < 110
+    assert scores.manifest["counts"]["quarantined"] == 11
 
 
-def test_a_file_that_breaks_off_is_a_mistake_that_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """3,000 records of which the last do not come out of their file."""
     lines = "".join(
         json.dumps({"text": f"The film was good. {np.random.default_rng(row).bytes(400).hex()}"}) + "\n" for row in range(3_000)
     )
-    (tmp_path / "dump.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-2_000])
+    path = tmp_path / "dump.jsonl.gz"
+    path.write_bytes(gzip.compress(lines.encode())[:-2_000])
+    return path
+
+
+def test_a_file_that_breaks_off_is_a_mistake_that_leaves_nothing(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"dump\.jsonl\.gz") as caught:
-        run(tmp_path / "dump.jsonl.gz", tmp_path / "out", tiny_model)
+        run(broken, tmp_path / "out", tiny_model)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_lost_of_a_file_that_breaks_off_can_be_set_aside(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
+    scores = run(broken, tmp_path / "out", tiny_model, bad_files="quarantine")
+    assert scores.manifest["reasons"] == {"unreadable": 1}
+    assert 2_000 < scores.manifest["counts"]["scored"] < 3_000
+    lines = [json.loads(line) for path in (tmp_path / "out" / "_quarantine").iterdir() for line in path.read_text().splitlines()]
+    assert [(line["file"], line["row"]) for line in lines] == [(str(broken), scores.manifest["counts"]["scored"])]
 
 
 def test_figures_are_of_the_test_split_alone_and_of_the_same_answers(dump: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Is scoring flat in memory and steady in speed? `python benchmarks/soak.py [--num-reviews 200000] [--data FILE]` (make soak).
+
+The same reviews are scored twice, a tenth of them and all, with word attention. Peak resident memory is the largest that any process of the
+job's Ray had; the rate of a tenth is that of its shards, in the order in which they were finished, start-up excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from han.samples import planted  # noqa: E402
+from tests.chaos.report import close, reliability  # noqa: E402
+from tests.cluster import Cluster, head  # noqa: E402
+
+SHARD_ROWS = 2_000
+MOST_GROWTH, LEAST_SPEED = 1.2, 0.85
+
+
+class Memory:
+    """The largest resident memory, in MB, of each kind of process below this one, looked at four times a second."""
+
+    def __init__(self) -> None:
+        self.peak_mb: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    name = _kind(process.cmdline())
+                    own_mb = process.memory_info().rss / 1e6
+                except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                    continue
+                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), own_mb)
+
+
+def _kind(command: list[str]) -> str:
+    told = " ".join(command)
+    for mark, name in (("MapWorker", "scorer"), ("jobs.score", "driver"), ("raylet/raylet", "raylet"), ("gcs_server", "gcs")):
+        if mark in told:
+            return name
+    return "other"
+
+
+def write_dump(path: Path, num_reviews: int, data: Path | None) -> None:
+    """Reviews of a file, again and again, or generated ones."""
+    texts = pq.read_table(data, columns=["text"])["text"].to_pylist() if data else [r.text for r in planted.generate(5_000, seed=1)]
+    rows = itertools.islice(itertools.cycle(texts), num_reviews)
+    schema = pa.schema([("review_id", pa.string()), ("text", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, num_reviews, SHARD_ROWS):
+            some = list(itertools.islice(rows, SHARD_ROWS))
+            ids = [f"soak/{row}" for row in range(start, start + len(some))]
+            writer.write_table(pa.table([ids, some], schema=schema), row_group_size=SHARD_ROWS)
+
+
+def soak(cluster: Cluster, dump: Path, out: Path) -> tuple[dict[str, float], float, float]:
+    """Peak memory by kind of process, rows a second, and the rate of the last tenth over that of the first."""
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    command = [sys.executable, "-m", "jobs.score", "--input", str(dump), "--out", str(out), "--num-actors", "2"]
+    finished: dict[str, float] = {}
+    with Memory() as memory, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        records = out / ".staging" / "records"
+        while process.poll() is None:
+            now = time.monotonic()
+            for path in records.glob("*.json"):
+                finished.setdefault(path.name, now)
+            time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f"jobs.score ended with {process.returncode}")
+    times = np.sort(list(finished.values()))
+    tenth = max(2, len(times) // 10)
+    first, last = times[tenth] - times[0], times[-1] - times[-1 - tenth]
+    rate = (len(times) - 1) * SHARD_ROWS / (times[-1] - times[0])
+    return memory.peak_mb, float(rate), float(first / last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-reviews", type=int, default=200_000)
+    parser.add_argument("--data", type=Path, help="Parquet with a column text; generated reviews without it")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="han-soak-"))
+    try:
+        peaks, steadiness, rate = [], 1.0, 0.0
+        for num_reviews in (arguments.num_reviews // 10, arguments.num_reviews):
+            dump, out = folder / f"{num_reviews}.parquet", folder / str(num_reviews)
+            write_dump(dump, num_reviews, arguments.data)
+            with head() as cluster:
+                peak, rate, steadiness = soak(cluster, dump, out)
+            peaks.append(peak)
+            print(
+                f"{num_reviews:,} reviews: {rate:,.0f} a second, peak MB { ({name: round(mb) for name, mb in peak.items()}) }", flush=True
+            )
+            shutil.rmtree(out)
+        growth = {name: peaks[1][name] / peaks[0][name] for name in peaks[0]}
+        reliability(
+            "SOAK",
+            ok=max(growth.values()) <= MOST_GROWTH and steadiness >= LEAST_SPEED,
+            reviews=arguments.num_reviews,
+            rows_per_s=rate,
+            last_tenth_over_first=steadiness,
+            **{f"{name}_growth": value for name, value in growth.items()},
+            scorer_peak_mb=peaks[1]["scorer"],
+            driver_peak_mb=peaks[1]["driver"],
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    close()
+
+
+if __name__ == "__main__":
+    main()

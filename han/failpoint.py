@@ -1,0 +1,33 @@
+"""A named moment at which a process is to die, so that tests can kill it exactly there. Off unless a job's command line names one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+from han.storage import Folder
+
+OF_A_PART = ("read", "staged", "synced", "renamed", "quarantined", "recorded")
+OF_THE_DRIVER = ("gathered", "verified", "set-aside", "published", "manifest", "success")
+
+_reached: Counter[tuple[str, str]] = Counter()  # how often this process came by, by folder and point
+
+
+class Failpoint:
+    """Kills its process by SIGKILL at a point of the two lists above, once in the life of a folder; `None` never does."""
+
+    def __init__(self, spec: str | None, folder: Folder) -> None:
+        """spec: name, or name:n for the n-th time that a process comes by."""
+        self._name, _, times = (spec or "").partition(":")
+        self._times = int(times or 1)
+        self._folder = folder
+
+    def reach(self, name: str) -> None:
+        if name != self._name:
+            return
+        _reached[self._folder.place, name] += 1
+        fired = f".{name}.failpoint"
+        if _reached[self._folder.place, name] == self._times and not self._folder.exists(fired):
+            self._folder.write(fired, b"", durable=True)
+            os.kill(os.getpid(), signal.SIGKILL)

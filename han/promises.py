@@ -1,0 +1,192 @@
+"""What every scored row promises (see `score.schema`), checked on whole batches as arrays.
+
+A check yields what is wrong and the rows of the batch of which it is true. What is null where a number belongs is a number that breaks a
+promise, so nothing here trips over a damaged file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from han.types import AttentionDetail, Float32s, Int32s
+
+Rows: TypeAlias = NDArray[np.int64]  # ascending rows of a batch
+Mask: TypeAlias = NDArray[np.bool_]
+Broken: TypeAlias = Iterator[tuple[str, Rows]]
+
+TOLERANCE = 1e-5  # of shares that are to sum to 1,
+ROUNDING = 2.0**-24  # or this for each of them, as float32 is: the shipped model is off by 1.4e-5 over a sentence of 9,000 equal words
+
+
+def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) -> Broken:
+    """One label, the most probable; probabilities that are some; counts of tokens; one model."""
+    label = _integers(pc.index_in(batch["label"], value_set=pa.array(labels)))
+    found = np.stack([_floats(column) for column in batch["probabilities"].flatten()], axis=1)  # [R, C]
+    sound: Mask = np.all((found >= 0) & (found <= 1), axis=1)
+    probabilities = np.where(sound[:, None], found, 0)
+    of_label = probabilities[np.arange(len(label)), label]
+    known = sound & (label >= 0)
+    num_tokens, num_unknown, num_cut = (_integers(batch[name]) for name in ("num_tokens", "num_unknown", "num_characters_cut"))
+    yield f"its model is not {model}", np.flatnonzero(~_mask(_filled(pc.equal(batch["model"].cast(pa.string()), model), False)))
+    yield f"its label is none of {', '.join(labels)}", np.flatnonzero(label < 0)
+    yield "its probabilities are not numbers from 0 to 1", np.flatnonzero(~sound)
+    yield "its probabilities do not sum to 1", np.flatnonzero(sound & (abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > TOLERANCE))
+    yield "its label is not the most probable", np.flatnonzero(known & (of_label < probabilities.max(axis=1)))
+    yield "its probability is not that of its label", np.flatnonzero(known & (of_label != _floats(batch["probability"])))
+    yield "its num_tokens is below 1", np.flatnonzero(num_tokens < 1)
+    yield "its num_unknown is not from 0 to num_tokens", np.flatnonzero((num_unknown < 0) | (num_unknown > num_tokens))
+    yield "its num_characters_cut is below 0", np.flatnonzero(num_cut < 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """N lists of M spans, flat."""
+
+    offsets: Rows  # [N + 1]
+    starts: Int32s  # [M], -1 where null
+    ends: Int32s  # [M], -1 where null
+    attention: Float32s  # [M], NaN where null
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended:
+    """The sentences of R reviews and their words, flat; S sentences, T words. What is null has neither."""
+
+    null_reviews: Mask  # [R], whether the sentences are null
+    null_sentences: Mask  # [S], whether the words are null
+    sentences: Spans  # of reviews
+    words: Spans  # of sentences
+    offsets: Rows  # [R + 1], of words in reviews
+
+
+def attended(sentences: pa.ListArray) -> Attended:
+    of_reviews, (words,) = _spans(sentences)
+    of_sentences, _ = _spans(words)
+    return Attended(
+        null_reviews=_mask(sentences.is_null()),
+        null_sentences=_mask(words.is_null()),
+        sentences=of_reviews,
+        words=of_sentences,
+        offsets=of_sentences.offsets[of_reviews.offsets],
+    )
+
+
+def broken_detail(batch: pa.RecordBatch, there: Attended, *, attention: AttentionDetail) -> Broken:
+    """Sentences and words are there, or null, exactly as the attention setting says; every token is a word."""
+    if attention == "none":
+        yield "it has sentences, but attention is none", np.flatnonzero(~there.null_reviews)
+        return
+    yield f"its sentences are null, but attention is {attention}", np.flatnonzero(there.null_reviews)
+    if attention == "sentences":
+        yield "a sentence has words, but attention is sentences", _owners(there.sentences.offsets, ~there.null_sentences)
+    else:
+        yield "the words of a sentence are null, but attention is words", _owners(there.sentences.offsets, there.null_sentences)
+        yield "its num_tokens is not the number of its words", np.flatnonzero(_integers(batch["num_tokens"]) != np.diff(there.offsets))
+
+
+def broken_attention(there: Attended) -> Broken:
+    """Shares of a review over its sentences, and of a sentence over its words where it has any."""
+    sentences, words = there.sentences, there.words
+    not_whole = _not_whole(sentences) & ~there.null_reviews
+    yield "the attention of a sentence is not from 0 to 1", _owners(sentences.offsets, _not_shares(sentences.attention))
+    yield "the attention of its sentences does not sum to 1", np.flatnonzero(not_whole)
+    not_whole = _not_whole(words) & ~there.null_sentences
+    yield "the attention of a word is not from 0 to 1", _owners(there.offsets, _not_shares(words.attention))
+    yield "the attention of the words of a sentence does not sum to 1", _owners(sentences.offsets, not_whole)
+
+
+def broken_spans(there: Attended) -> Broken:
+    """0 <= start < end, one after the other; a sentence reaches from its first word to its last."""
+    sentences, words = there.sentences, there.words
+    yield "a sentence is not 0 <= start < end", _owners(sentences.offsets, _not_spans(sentences))
+    yield "a sentence starts before the one before it ends", _owners(sentences.offsets, _overlaps(sentences, sentences.offsets))
+    yield "a word is not 0 <= start < end", _owners(there.offsets, _not_spans(words))
+    yield "a word starts before the one before it ends", _owners(there.offsets, _overlaps(words, there.offsets))
+    filled = np.diff(words.offsets) > 0
+    firsts, lasts = words.offsets[:-1][filled], words.offsets[1:][filled] - 1
+    elsewhere = np.zeros(len(filled), np.bool_)
+    elsewhere[filled] = (words.starts[firsts] != sentences.starts[filled]) | (words.ends[lasts] != sentences.ends[filled])
+    yield "a sentence does not reach from its first word to its last", _owners(sentences.offsets, elsewhere)
+
+
+def broken_slices(there: Attended, *, texts: pa.StringArray, attention: AttentionDetail) -> Broken:
+    """Spans are code points of the row's own text, and cut words (or sentences) out of it without white space at their ends."""
+    what, spans, offsets = "word", there.words, there.offsets
+    if attention == "sentences":
+        what, spans, offsets = "sentence", there.sentences, there.sentences.offsets
+    texts = _filled(texts, "")
+    lengths, counts = _integers(pc.utf8_length(texts)), np.diff(offsets)
+    outside = (spans.starts < 0) | (spans.ends > np.repeat(lengths, counts))
+    yield f"a {what} is outside its text", _owners(offsets, outside)
+    together = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "")[0].as_py()
+    code_points = np.frombuffer(f"{together}.".encode("utf-32-le"), np.uint32)  # never none
+    begins = np.repeat(np.cumsum(lengths, dtype=np.int64) - lengths, counts)
+    firsts, lasts = (code_points.take(begins + places, mode="clip") for places in (spans.starts, spans.ends - 1))
+    blank = _SPACE.take(firsts, mode="clip") | _SPACE.take(lasts, mode="clip")
+    yield f"a {what} begins or ends with white space", _owners(offsets, blank & ~outside)
+
+
+def _spans(lists: pa.ListArray) -> tuple[Spans, list[pa.Array]]:
+    """The spans of all lists, and what more their elements hold."""
+    lengths = _filled(pc.list_value_length(lists), 0).to_numpy()
+    starts, ends, attention, *more = lists.flatten().flatten()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return Spans(offsets=offsets, starts=_integers(starts), ends=_integers(ends), attention=_floats(attention)), more
+
+
+def _not_spans(spans: Spans) -> Mask:
+    return (spans.starts < 0) | (spans.starts >= spans.ends)
+
+
+def _overlaps(spans: Spans, groups: Rows) -> Mask:
+    """[M], whether a span starts before the one before it in its group ends; `groups` are offsets."""
+    overlaps = np.zeros(len(spans.starts), np.bool_)
+    overlaps[1:] = spans.starts[1:] < spans.ends[:-1]
+    overlaps[groups[:-1][np.diff(groups) > 0]] = False
+    return overlaps
+
+
+def _not_shares(attention: Float32s) -> Mask:
+    return ~((attention >= 0) & (attention <= 1 + TOLERANCE))
+
+
+def _not_whole(spans: Spans) -> Mask:
+    """[N], whether the shares of a list do not sum to 1."""
+    counts = np.diff(spans.offsets)
+    filled = counts > 0
+    sums = np.zeros(len(filled))
+    if filled.any():
+        with np.errstate(invalid="ignore"):  # infinities of a damaged file
+            sums[filled] = np.add.reduceat(spans.attention, spans.offsets[:-1][filled], dtype=np.float64)
+    return ~(abs(sums - 1) <= np.maximum(TOLERANCE, ROUNDING * counts))
+
+
+def _owners(offsets: Rows, elements: Mask) -> Rows:
+    """The lists that hold any of the elements."""
+    return np.unique(np.searchsorted(offsets, np.flatnonzero(elements), side="right") - 1)
+
+
+_SPACE = np.array([chr(code_point).isspace() for code_point in range(0x3002)])  # U+3000 is the last that is one
+
+
+def _mask(column: pa.Array) -> Mask:
+    return np.asarray(column.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _integers(column: pa.Array) -> Int32s:
+    return np.asarray(_filled(column, -1).to_numpy())
+
+
+def _floats(column: pa.Array) -> Float32s:
+    return np.asarray(_filled(column, np.nan).to_numpy())
+
+
+def _filled(column: pa.Array, value: float | str) -> pa.Array:
+    return pc.fill_null(column, value) if column.null_count else column

@@ -1,0 +1,158 @@
+"""An output folder, on a disk or in a bucket: what stands under a name is whole.
+
+A disk has rename, which is atomic for files and folders alike, and locks that end with their process. A bucket has neither; but an object
+is there only once its last byte is, so writing a small one is atomic too. Nothing else of the two is told apart above this file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+import pyarrow.fs
+from pyarrow.fs import FileSelector, FileType
+
+from han.files import filesystem
+from han.types import Mistake
+
+log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+
+
+class Folder:
+    """Names in a folder; a name may have slashes. Errors of the disk or the network are OSErrors with an errno."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place.rstrip("/")
+        self.system, self.path = filesystem(self.place)
+        self.on_disk = isinstance(self.system, pyarrow.fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.place}/{name}")
+
+    def beside(self) -> Folder:
+        """A hidden neighbour on the same disk, for what is to enter this folder by one rename."""
+        parent, _, name = self.place.rpartition("/")
+        return Folder(f"{parent}/.{name}.publishing")
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.system.get_file_info(self._at(name)).type != FileType.NotFound)
+
+    def is_folder(self) -> bool:
+        return bool(self.system.get_file_info(self.path).type == FileType.Directory)
+
+    def names(self, name: str = "", *, recursive: bool = False) -> list[str]:
+        """What lies in a folder, sorted: names relative to it; nothing where there is no such folder."""
+        base = self._at(name)
+        found = self.system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
+        return sorted(info.path.removeprefix(f"{base}/") for info in found)
+
+    def size(self, name: str) -> int | None:
+        """Bytes, None where there is no such file."""
+        info = self.system.get_file_info(self._at(name))
+        return int(info.size) if info.type == FileType.File else None
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            with self.system.open_input_file(self._at(name)) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> pa.NativeFile:
+        return self.system.open_input_file(self._at(name))
+
+    def create(self, name: str) -> pa.NativeFile:
+        """A file to write; on a disk it is there from now on, so its name must say that it is unfinished."""
+        return self.system.open_output_stream(self._at(name))
+
+    def make(self, name: str = "") -> None:
+        self.system.create_dir(self._at(name), recursive=True)
+
+    def write(self, name: str, content: bytes, *, durable: bool) -> None:
+        """The whole file at once, in place of what is there. durable: before anything that follows, also if the power fails."""
+        unfinished = f"{name}.{secrets.token_hex(4)}.tmp" if self.on_disk else name
+        with self.create(unfinished) as file:
+            file.write(content)
+        if self.on_disk:
+            if durable:
+                self.sync(unfinished)
+            self.move(unfinished, name)
+
+    def sync(self, name: str) -> None:
+        """What was written reaches the disk; a bucket has it already."""
+        if self.on_disk:
+            descriptor = os.open(self._at(name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def move(self, name: str, to: str, *, into: Folder | None = None) -> None:
+        """A file, or on a disk a folder, gets another name, here or in another folder of the same disk or bucket."""
+        target = (into or self)._at(to)
+        if self.on_disk:
+            os.rename(self._at(name), target)
+        else:
+            self.system.move(self._at(name), target)
+
+    def remove(self, name: str = "") -> None:
+        """A file or a folder with all that is in it; what is not there is fine."""
+        kind = self.system.get_file_info(self._at(name)).type
+        with suppress(FileNotFoundError):
+            if kind == FileType.Directory:
+                self.system.delete_dir(self._at(name))
+            elif kind == FileType.File:
+                self.system.delete_file(self._at(name))
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold the lock `name` while the body runs; if another process does, a `Mistake` that says which.
+
+        The lock ends with its process, however that dies, so there is no stale one to judge. On a disk alone: a bucket has no locks.
+        """
+        if not self.on_disk:
+            yield
+            return
+        descriptor = self._lock(name)
+        try:
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(about).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, name: str) -> int:
+        while True:
+            self.make(name.rpartition("/")[0])
+            try:
+                descriptor = os.open(self._at(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:  # its folder was removed by one who has just finished
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace") or "that starts just now"
+                os.close(descriptor)
+                raise Mistake(f"{self.place} is being written by another process, {holder}: wait for it, or give a new folder") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(descriptor)
+                    raise
+                log.warning("%s lies on a disk without locks: start no second job on it", self.place)
+            if self.exists(name) and os.path.samestat(os.fstat(descriptor), os.stat(self._at(name))):
+                return descriptor
+            os.close(descriptor)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path

@@ -1,0 +1,421 @@
+"""Does batch scoring keep its promises? `python -m tests.chaos.batch [--seed N] [--only D1 D3 …]`, one line each; see docs/reliability.md.
+
+One Ray is started; every job is a driver of its own that attaches to it, as `jobs.score` on a cluster is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.util.state import list_actors, list_jobs
+
+from han import failpoint
+from han.samples import planted
+from tests.chaos.driver import DEEDS
+from tests.chaos.report import close, reliability
+from tests.cluster import RAY, Cluster, head
+
+NUM_REVIEWS, NUM_SMALL, NUM_EMPTY, SHARD_ROWS = 20_000, 5_000, 10, 500
+DEADLINE_S = 240
+ROOT = Path(__file__).parents[2]
+
+
+class Run:
+    """A driver in a process group of its own."""
+
+    def __init__(self, cluster: Cluster, source: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.score",)) -> None:
+        self.log = out.parent / f".{out.name}.{secrets.token_hex(4)}.log"
+        command = [sys.executable, "-m", *through, "--input", str(source), "--out", str(out), "--num-actors", "2", *flags]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        try:
+            return self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            print(self.told()[-3_000:])
+            return -1
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+
+    def told(self) -> str:
+        return self.log.read_text()
+
+
+def score(cluster: Cluster, source: Path, out: Path, *flags: str, **options: Any) -> tuple[int, str]:
+    run = Run(cluster, source, out, *flags, **options)
+    code = run.wait()
+    return code, run.told()
+
+
+def write_dump(path: Path, num_reviews: int, *, seed: int, extra: dict[int, str] | None = None) -> None:
+    """Generated reviews, some without a word, in row groups that are shards."""
+    texts = [review.text for review in planted.generate(num_reviews, seed=seed)]
+    for place in range(NUM_EMPTY):
+        texts[place * (num_reviews // NUM_EMPTY) + 7] = "..."
+    for place, text in (extra or {}).items():
+        texts[place] = text
+    ids = [f"{seed}/{row}" for row in range(num_reviews)]
+    pq.write_table(pa.table({"review_id": ids, "text": texts}), path, row_group_size=SHARD_ROWS)
+
+
+def oracle(source: Path, out: Path) -> dict[str, int]:
+    """Each record of the input must be in the output or in quarantine exactly once."""
+    wanted = Counter(pq.read_table(source, columns=["review_id"])["review_id"].to_pylist())
+    found = Counter(pq.read_table(out, columns=["review_id"])["review_id"].to_pylist()) if (out / "scores").exists() else Counter()
+    aside = Counter(line["review_id"] or f"row {line['row']}" for line in quarantine(out))
+    rows = pq.read_table(source, columns=["review_id"])["review_id"].to_pylist()
+    aside = Counter(rows[int(name[4:])] if name.startswith("row ") else name for name in aside.elements())
+    both = found + aside
+    return {
+        "in": sum(wanted.values()),
+        "out": sum(found.values()),
+        "quarantine": sum(aside.values()),
+        "duplicates": sum(max(0, both[name] - wanted[name]) for name in both),
+        "missing": sum(max(0, wanted[name] - both[name]) for name in wanted),
+    }
+
+
+def holds(found: dict[str, int], quarantined: int = NUM_EMPTY) -> bool:
+    return found["duplicates"] == found["missing"] == 0 and found["quarantine"] == quarantined
+
+
+def quarantine(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in sorted(out.glob("_quarantine/*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def digest(out: Path) -> str:
+    """Of all rows, whatever their order and files: the sum of their hashes; every number rounded to 1e-6."""
+    total = 0
+    for path in sorted((out / "scores").glob("*.parquet")):
+        for row in pq.read_table(path).drop_columns(["model"]).to_pylist():
+            told = json.dumps(row, default=str, sort_keys=True, cls=_Rounded)
+            total += int.from_bytes(hashlib.sha256(told.encode()).digest(), "big")
+    return f"{total % (1 << 256):064x}"[:16]
+
+
+class _Rounded(json.JSONEncoder):
+    def iterencode(self, o: Any, _one_shot: bool = False) -> Iterator[str]:
+        return super().iterencode(_rounded(o), _one_shot)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def everything(out: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+class Poller:
+    """Reads a folder every 50 ms, as a careless reader would."""
+
+    def __init__(self, out: Path, rows: int) -> None:
+        self.polls = self.torn = self.seen = 0
+        self._out, self._rows, self._over = out, rows, threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> Poller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._over.wait(0.05):
+            self.polls += 1
+            names = [path for path in self._out.rglob("*.parquet") if path.is_file()]
+            if names:
+                rows = sum(pq.read_metadata(path).num_rows for path in names)
+                self.seen += 1
+                self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
+
+
+def scorers(cluster: Cluster) -> list[int]:
+    """Process ids of the living actors of any pool."""
+    found = list_actors(address=cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    return [actor.pid for actor in found if actor.class_name.startswith("MapWorker") and actor.pid]
+
+
+def until(holds: Callable[[], bool], deadline_s: float = 60) -> bool:
+    end = time.monotonic() + deadline_s
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="han-disk-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
+
+
+class Batch:
+    """All the runs, on one cluster and one dump."""
+
+    def __init__(self, cluster: Cluster, folder: Path, seed: int) -> None:
+        self.cluster, self.folder, self.random = cluster, folder, random.Random(seed)
+        self.dump, self.small = folder / "dump.parquet", folder / "small.parquet"
+        self.digests: dict[Path, str] = {}
+        for dump, num_reviews in ((self.dump, NUM_REVIEWS), (self.small, NUM_SMALL)):
+            write_dump(dump, num_reviews, seed=seed)
+            began = time.monotonic()
+            out = folder / f"{dump.stem}-whole"
+            code, told = score(cluster, dump, out)
+            if code:
+                sys.exit(f"the job does not even run undisturbed: exit code {code}\n{told}")
+            self.digests[dump] = digest(out)
+            print(f"{num_reviews:,} reviews undisturbed: {time.monotonic() - began:.1f} s, digest {self.digests[dump]}", flush=True)
+
+    def d1_driver_killed(self, kills: int = 10) -> None:
+        """D1 and D7: the driver SIGKILLed at random moments, from its start to its last shard, while a reader polls."""
+        out, done, in_flight = self.folder / "d1", 0, []
+        moments = sorted(self.random.sample(range(NUM_REVIEWS // SHARD_ROWS - 1), kills))
+        with Poller(out, NUM_REVIEWS - NUM_EMPTY) as poller:
+            for moment in moments:
+                began = time.time()
+                run = Run(self.cluster, self.dump, out)
+                until(lambda enough=moment: len(list(out.glob(".staging/records/*.json"))) >= enough, DEADLINE_S)
+                time.sleep(self.random.uniform(0, 1 if moment else 8))
+                done += run.process.poll() is None
+                run.kill()
+                in_flight.append(self._in_flight(out, began))
+            code, _ = score(self.cluster, self.dump, out)
+        found = oracle(self.dump, out)
+        same = digest(out) == self.digests[self.dump]
+        reliability(
+            "D1",
+            ok=code == 0 and holds(found) and same and done == kills and max(in_flight) <= 2,
+            kills=done,
+            **found,
+            digest_equal=same,
+            most_shards_redone=max(in_flight),
+            rescored_percent=100 * sum(in_flight) * SHARD_ROWS / NUM_REVIEWS,
+        )
+        reliability("D7", ok=poller.torn == 0 and poller.seen > 0, polls=poller.polls, with_scores=poller.seen, torn=poller.torn)
+
+    def _in_flight(self, out: Path, since: float) -> int:
+        """Shards that were begun since and have no record."""
+        staging = out / ".staging"
+        begun = {path.stem for path in staging.glob("attempts/*.json") if path.stat().st_mtime > since}
+        return len(begun - {path.stem for path in staging.glob("records/*.json")})
+
+    def d1_control(self) -> None:
+        """Without the commit the same kills must be seen as damage."""
+        out = self.folder / "control"
+        through = ("tests.chaos.driver", "uncommitted", "-")
+        for enough in (3, 6):
+            run = Run(self.cluster, self.dump, out, through=through)
+            until(lambda enough=enough: len(list(out.glob("scores/*.parquet"))) >= enough, DEADLINE_S)
+            run.kill()
+        code, _ = score(self.cluster, self.dump, out, through=through)
+        found = oracle(self.dump, out)
+        reliability("D1-control", ok=found["duplicates"] + found["missing"] > 0, code=code, **found)
+
+    def d2_failpoints(self) -> None:
+        """Every point without Ray is tests/test_publish.py; here one of a worker and one of the driver through Ray."""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_publish.py", "-k", "killed_at_any_point"]
+        alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        points = len(failpoint.OF_A_PART + failpoint.OF_THE_DRIVER)
+        passed = points if alone.returncode == 0 else -1
+        through_ray = 0
+        for point in ("synced:3", "gathered"):
+            out = self.folder / f"d2-{point.partition(':')[0]}"
+            code, _ = score(self.cluster, self.small, out, "--failpoint", point)
+            if point == "gathered":
+                killed = code == -signal.SIGKILL
+                code, _ = score(self.cluster, self.small, out)
+                code = code if killed else 1
+            through_ray += code == 0 and holds(oracle(self.small, out)) and digest(out) == self.digests[self.small]
+        reliability("D2", ok=passed == points and through_ray == 2, without_ray=f"{passed}/{points}", through_ray=f"{through_ray}/2")
+
+    def d3_workers_killed(self, kills: int = 10) -> None:
+        out, killed = self.folder / "d3", 0
+        run = Run(self.cluster, self.dump, out)
+        while killed < kills and run.process.poll() is None:
+            time.sleep(self.random.uniform(0.5, 2.0))
+            alive = scorers(self.cluster)
+            if alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.random.choice(alive), signal.SIGKILL)
+                    killed += 1
+        code = run.wait()
+        found = oracle(self.dump, out)
+        same = digest(out) == self.digests[self.dump]
+        reliability("D3", ok=code == 0 and holds(found) and same and killed == kills, kills=killed, **found, digest_equal=same)
+
+    def d4_double_fault(self) -> None:
+        """A worker dies after its commit and before anybody knows; the driver dies while the shard is tried again."""
+        out = self.folder / "d4"
+        run = Run(self.cluster, self.small, out, "--failpoint", "recorded:3")
+        fired = until(lambda: (out / ".staging" / ".recorded.failpoint").exists(), 90)
+        time.sleep(1.0)
+        run.kill()
+        code, _ = score(self.cluster, self.small, out)
+        found = oracle(self.small, out)
+        same = digest(out) == self.digests[self.small]
+        reliability("D4", ok=fired and code == 0 and holds(found) and same, fired=fired, **found, digest_equal=same)
+
+    def d5_again(self) -> None:
+        out = self.folder / "small-whole"
+        before = everything(out)
+        same, told = score(self.cluster, self.small, out)
+        changed = sum(before[name] != now for name, now in everything(out).items())
+        other, refusal = score(self.cluster, self.small, out, "--attention", "none")
+        changed += sum(before[name] != now for name, now in everything(out).items())
+        ok = (same, other, changed) == (0, 2, 0) and "already complete" in told and "belongs to another job" in refusal
+        reliability("D5", ok=ok, same_exit=same, other_exit=other, files_changed=changed)
+
+    def d6_two_drivers(self) -> None:
+        out = self.folder / "d6"
+        runs = [Run(self.cluster, self.small, out) for _ in range(2)]
+        codes = sorted(run.wait() for run in runs)
+        told = [run.told() for run in runs]
+        found = oracle(self.small, out)
+        clear = sum("is being written by another process" in each for each in told)
+        reliability("D6", ok=codes == [0, 2] and clear == 1 and holds(found), exits=codes, told_clearly=clear, **found)
+
+    def d8_disk_full(self) -> None:
+        with small_disk(5) as disk:
+            out = disk / "out"
+            code, told = score(self.cluster, self.small, out)
+            error = next((line for line in told.splitlines() if line.startswith("error:")), "")
+            visible = len(list(out.rglob("*.parquet"))) + (out / "_SUCCESS").exists()
+            print(error)
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            again, _ = score(self.cluster, self.small, out)
+            found = oracle(self.small, out)
+            names_path, names_bytes = str(disk) in error or "part-" in error, "MB more" in error
+            ok = (code, visible, again) == (5, 0, 0) and holds(found) and names_path and names_bytes
+            reliability("D8", ok=ok, exit=code, visible=visible, names_path=names_path, names_bytes=names_bytes, exit_after=again, **found)
+
+    def d16_poison(self) -> None:
+        """Records that end, crash, hang or fail the process that scores them, in two shards."""
+        dump, out, log = self.folder / "poison.parquet", self.folder / "d16", self.folder / "deeds.log"
+        words = dict(zip((100, 300, 1_200, 1_800), DEEDS, strict=True))
+        write_dump(dump, 2_000, seed=5, extra={row: f"A film like {word}. It was fine." for row, word in words.items()})
+        began = time.monotonic()
+        through = ("tests.chaos.driver", "poison", str(log))
+        flags = ("--stall-s", "25", "--max-bad-ratio", "0.05")
+        code, _ = score(self.cluster, dump, out, *flags, through=through)
+        tries = Counter(word for line in log.read_text().splitlines() for word in DEEDS if word in line)
+        found = {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] in ("poison", "failed")}
+        right = sum(found.get(row) == ("failed" if word == "POISONMEMORY" else "poison") for row, word in words.items())
+        counts = oracle(dump, out)
+        reliability(
+            "D16",
+            ok=code == 0 and right == len(words) == len(found) and max(tries.values()) <= 3 and holds(counts, NUM_EMPTY + len(words)),
+            right=f"{right}/{len(words)}",
+            most_tries=max(tries.values()),
+            seconds=time.monotonic() - began,
+            **counts,
+        )
+
+    def _no_actor_left(self) -> bool:
+        return until(lambda: not scorers(self.cluster), 20)
+
+    def d18_interrupted(self) -> None:
+        rows = []
+        for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
+            out = self.folder / f"d18-{name}"
+            run = Run(self.cluster, self.small, out)
+            until(lambda out=out: len(list(out.glob(".staging/records/*.json"))) >= 2, 60)
+            children = psutil.Process(run.process.pid).children(recursive=True)
+            began = time.monotonic()
+            run.kill(number)
+            code = run.wait(30)
+            took_s = time.monotonic() - began
+            left = sum(child.is_running() for child in children) + (not self._no_actor_left())
+            again, _ = score(self.cluster, self.small, out)
+            rows.append((code == 4 and left == 0 and again == 0 and holds(oracle(self.small, out)), took_s, left))
+        out = self.folder / "d18-job"
+        command = [RAY, "job", "submit", "--address", self.cluster.dashboard, "--no-wait", "--submission-id", "d18", "--"]
+        command += [sys.executable, "-m", "jobs.score", "--input", str(self.small), "--out", str(out), "--num-actors", "2"]
+        subprocess.run(command, check=True, capture_output=True)
+        until(lambda: len(list(out.glob(".staging/records/*.json"))) >= 2, 90)
+        subprocess.run([RAY, "job", "stop", "--address", self.cluster.dashboard, "d18"], check=True, capture_output=True)
+        stopped = until(
+            lambda: any(job.submission_id == "d18" and job.status == "STOPPED" for job in list_jobs(address=self.cluster.dashboard)), 30
+        )
+        left = not self._no_actor_left()
+        again, _ = score(self.cluster, self.small, out)
+        rows.append((stopped and not left and again == 0 and holds(oracle(self.small, out)), 0.0, int(left)))
+        right = sum(row[0] for row in rows)
+        reliability(
+            "D18", ok=right == 3, right=f"{right}/3", slowest_exit_s=max(row[1] for row in rows), left_behind=sum(row[2] for row in rows)
+        )
+
+
+RUNS: dict[str, Callable[[Batch], None]] = {
+    "D1": Batch.d1_driver_killed,
+    "D1-control": Batch.d1_control,
+    "D2": Batch.d2_failpoints,
+    "D3": Batch.d3_workers_killed,
+    "D4": Batch.d4_double_fault,
+    "D5": Batch.d5_again,
+    "D6": Batch.d6_two_drivers,
+    "D8": Batch.d8_disk_full,
+    "D16": Batch.d16_poison,
+    "D18": Batch.d18_interrupted,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="han-chaos-"))
+    try:
+        with head() as cluster:
+            batch = Batch(cluster, folder, arguments.seed)
+            for name in arguments.only:
+                RUNS[name](batch)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""What broken and hostile input does to the readers and the tokeniser: `python -m tests.chaos.readers`, without Ray, some two minutes.
+
+The cases are those of the tests (`tests.hostile`, `tests.hostile_files`); here they are counted, timed and weighed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from han import artifact
+from han.config import TextConfig
+from han.score import Scorer
+from han.text import Tokeniser
+from han.types import Refusal
+from tests import hostile_files as files
+from tests.chaos.report import close, reliability
+from tests.hostile import PROBES, REVIEWS
+from tests.spans import is_sound
+
+MOST_MB = 1_024  # of memory while a bomb is read
+WEIGH = """
+import sys
+from pathlib import Path
+from tests.hostile_files import outcome
+seen = outcome(Path(sys.argv[1]))
+print(len(seen.texts), len(seen.bad), seen.mistake is not None)
+"""
+# resource's ru_maxrss would be that of the parent, if it is more
+PEAK = "print(int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) // 1024)"
+
+
+def main() -> None:
+    broken_parquet()
+    bombs()
+    code_in_parquet()
+    schemas()
+    broken("D14", files.JSONL)
+    broken("D15", files.CSV)
+    hostile_reviews()
+    close()
+
+
+def broken_parquet() -> None:
+    """Files of the list, and a flipped byte at each of 20 offsets (of 200 where pages bear no checksum: there a text may change)."""
+    right, crashes = _count(files.PARQUET)
+    wrong_rows = refused = 0
+    for offset in files.page_offsets(files.sound(), 20):
+        seen = _outcome(files.flipped(files.sound(), offset))
+        crashes += seen is None
+        if seen is not None:
+            refused += seen.mistake is not None
+            wrong_rows += len(seen.texts.items() - dict(enumerate(files.TEXTS)).items())
+    unchecked = files.parquet(pa.table({"text": files.TEXTS}))
+    changed = 0
+    for offset in files.page_offsets(unchecked, 200):
+        seen = _outcome(files.flipped(unchecked, offset))
+        crashes += seen is None
+        changed += seen is not None and bool(seen.texts.items() - dict(enumerate(files.TEXTS)).items())
+    reliability(
+        "D10",
+        ok=right == len(files.PARQUET) and crashes == wrong_rows == 0,
+        right=f"{right}/{len(files.PARQUET)}",
+        flips=20,
+        flips_refused=refused,
+        wrong_rows=wrong_rows,
+        crashes=crashes,
+        flips_without_checksum=200,
+        files_changed_in_silence_without_checksum=changed,
+    )
+
+
+def bombs() -> None:
+    rows = files.parquet(files.many_rows())
+    cell = files.big_cell(100_000_000)
+    given = {
+        "claims_1e9_rows": (files.forged(rows, 23_457, 10**9), "23457 0 True"),
+        "one_cell_of_1_GB": (files.big_cell(10**9), "0 0 True"),
+        "cell_of_100_MB_that_hides_its_size": (files.forged(cell, _claimed(cell), 1_000), "1 1 False"),
+        "600_bytes_of_300_times_10_MB": (files.shared_cell(), None),
+    }
+    right, peaks = 0, {}
+    for name, (content, expected) in given.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.parquet"
+            path.write_bytes(content)
+            code = WEIGH if expected else _WEIGH_WITHOUT_KEEPING
+            finished = subprocess.run([sys.executable, "-c", code + PEAK, str(path)], capture_output=True, text=True, timeout=120)
+        *verdict, peak = finished.stdout.split() or ["crashed", "0"]
+        right += " ".join(verdict) == (expected or "300 0 False")
+        peaks[f"{name}_mb"] = int(peak)
+    reliability("D11", ok=right == len(given) and max(peaks.values()) <= MOST_MB, right=f"{right}/{len(given)}", most_mb=MOST_MB, **peaks)
+
+
+# What is read is 3 GB in all, so it is counted and let go.
+_WEIGH_WITHOUT_KEEPING = """
+import sys
+from pathlib import Path
+from han.config import ColumnsConfig
+from han.sources import find_shards, read
+columns = ColumnsConfig()
+batches = (batch for shard in find_shards(sys.argv[1], columns, labelled=False) for batch in read(shard, columns))
+print(sum(len(batch.rows) for batch in batches), 0, False)
+"""
+
+
+def _claimed(content: bytes) -> int:
+    """Bytes that the only column says it holds."""
+    metadata = pq.ParquetFile(pa.BufferReader(content)).metadata
+    return int(metadata.row_group(0).column(0).total_uncompressed_size)
+
+
+def code_in_parquet() -> None:
+    refused = touched = controls = 0
+    for padding in range(12):
+        with tempfile.TemporaryDirectory() as folder:
+            seen, was_touched, is_touched_by_arrow = files.touching(Path(folder), padding)
+        refused += "extension type" in (seen.mistake or "")
+        touched += was_touched
+        controls += is_touched_by_arrow
+    reliability(
+        "D12", ok=(refused, touched, controls) == (12, 0, 12), refused=f"{refused}/12", markers=touched, markers_of_control=controls
+    )
+
+
+def schemas() -> None:
+    right = 0
+    for case in files.SCHEMAS:
+        with tempfile.TemporaryDirectory() as folder:
+            right += files.folder_is_right(case, files.write_folder(case, Path(folder)))
+    reliability("D13", ok=right == len(files.SCHEMAS), right=f"{right}/{len(files.SCHEMAS)}")
+
+
+def broken(name: str, cases: list[files.FileCase]) -> None:
+    began = time.perf_counter()
+    right, crashes = _count(cases)
+    reliability(
+        name, ok=right == len(cases) and crashes == 0, right=f"{right}/{len(cases)}", crashes=crashes, took_s=time.perf_counter() - began
+    )
+
+
+def _count(cases: list[files.FileCase]) -> tuple[int, int]:
+    """Cases with the outcome they are to have, and cases that crashed."""
+    right = crashes = 0
+    for case in cases:
+        seen = _outcome(case.content(), case.file)
+        crashes += seen is None
+        is_right = seen is not None and files.is_right(case, seen)
+        right += is_right
+        if not is_right:
+            print(f"{case.file}: {case.name}: {str(seen)[:300]}", file=sys.stderr)
+    return right, crashes
+
+
+def _outcome(content: bytes, name: str = "a.parquet") -> files.Outcome | None:
+    """None where anything but a `Mistake` comes out."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            return files.outcome(path)
+        except Exception as error:
+            print(f"{name}: {error!r}"[:300], file=sys.stderr)
+            return None
+
+
+def hostile_reviews() -> None:
+    """Through the shipped model, at its own limit."""
+    scorer = Scorer(artifact.load(artifact.find("imdb")))
+    limit = TextConfig().max_characters
+    right = spans_right = crashes = 0
+    refusal_ms = 0.0
+    probes = {name: make(limit) for name, make in PROBES.items()}
+    texts = [(case.expected, case.text(limit)) for case in REVIEWS] + [("scored", text) for text in probes.values()]
+    for expected, text in texts:
+        began = time.perf_counter()
+        try:
+            (answer,) = scorer.score([text])
+        except Exception as error:
+            print(f"{text[:40]!r}: {error!r}"[:300], file=sys.stderr)
+            crashes += 1
+            continue
+        took_ms = (time.perf_counter() - began) * 1e3
+        right += (answer.reason if isinstance(answer, Refusal) else "scored") == expected
+        if isinstance(answer, Refusal):
+            refusal_ms = max(refusal_ms, took_ms if answer.reason == "too_long" else 0.0)
+        else:
+            is_right = is_sound(answer, text)
+            spans_right += is_right
+            if not is_right:
+                print(f"not sound: {text[:40]!r}", file=sys.stderr)
+    num_scored = sum(expected == "scored" for expected, _ in texts)
+    slopes, worst_s = zip(*(_slope(scorer_tokeniser(limit), make, limit) for make in PROBES.values()), strict=True)
+    is_linear = max(slopes) <= 1.2 and max(worst_s) <= 1
+    slowest = list(PROBES)[int(np.argmax(worst_s))]
+    reliability(
+        "HOSTILE",
+        ok=right == len(texts) and spans_right == num_scored and crashes == 0 and is_linear and refusal_ms <= 20,
+        cases=f"{right}/{len(texts)}",
+        crashes=crashes,
+        sound=f"{spans_right}/{num_scored}",
+        worst_slope=max(slopes),
+        worst_slope_of=list(PROBES)[int(np.argmax(slopes))],
+        worst_probe_s=max(worst_s),
+        worst_probe=slowest,
+        refusal_ms=refusal_ms,
+    )
+
+
+def scorer_tokeniser(limit: int) -> Tokeniser:
+    return Tokeniser(TextConfig(max_characters=limit), None)
+
+
+def _slope(tokeniser: Tokeniser, make: Callable[[int], str], limit: int) -> tuple[float, float]:
+    """Of the tokenising time by the length, both as logarithms, and the seconds at the limit: CPU time, the best of three."""
+    lengths = np.geomspace(1_000, limit, 6).astype(int)
+    took_s = [min(_timed(tokeniser, make(int(length))) for _ in range(3)) for length in lengths]
+    return float(np.polyfit(np.log(lengths), np.log(took_s), 1)[0]), took_s[-1]
+
+
+def _timed(tokeniser: Tokeniser, text: str) -> float:
+    began = time.process_time()
+    tokeniser.tokenise(text)
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A short one of each fault that `make chaos-batch` runs at length, on the drivers that users start."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cluster import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+NUM_ROWS, NUM_EMPTY = 3_000, 10
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards; ten records without a word and two that are poison."""
+    from tests.chaos.batch import write_dump
+
+    path = tmp_path_factory.mktemp("dump") / "dump.parquet"
+    poison = {100: "A film like POISONEXIT. It was fine.", 1_200: "A film like POISONMEMORY. It was fine."}
+    write_dump(path, NUM_ROWS, seed=1, extra=poison)
+    return path
+
+
+def test_poison_a_worker_that_dies_and_a_driver_that_dies_lose_and_double_nothing_and_show_nothing_early(
+    on_ray: Cluster, dump: Path, tmp_path: Path
+) -> None:
+    from tests.chaos.batch import Poller, Run, holds, oracle, quarantine
+
+    out, log = tmp_path / "out", tmp_path / "deeds.log"
+    through = ("tests.chaos.driver", "poison", str(log))
+    with Poller(out, NUM_ROWS - NUM_EMPTY - 2) as poller:
+        killed = Run(on_ray, dump, out, "--failpoint", "gathered", through=through)
+        assert killed.wait(100) == -signal.SIGKILL, killed.told()
+        again = Run(on_ray, dump, out, through=through)
+        assert again.wait(120) == 0, again.told()
+    found = oracle(dump, out)
+    assert holds(found, NUM_EMPTY + 2), found
+    assert {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] != "empty_text"} == {100: "poison", 1_200: "failed"}
+    assert max(log.read_text().count(word) for word in ("POISONEXIT", "POISONMEMORY")) <= 3
+    assert poller.torn == 0
+
+
+def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_to_do(on_ray: Cluster, dump: Path, tmp_path: Path) -> None:
+    from tests.chaos.batch import Run, everything, holds, oracle, until
+
+    out = tmp_path / "out"
+    stopped = Run(on_ray, dump, out)
+    assert until(lambda: len(list(out.glob(".staging/attempts/*.json"))) > 0), stopped.told()
+    stopped.kill(signal.SIGSTOP)  # so that it is not over before the second has looked
+    refused = Run(on_ray, dump, out)
+    assert refused.wait(120) == 2, refused.told()
+    assert "is being written by another process" in refused.told()
+    stopped.kill(signal.SIGTERM)
+    stopped.kill(signal.SIGCONT)
+    assert stopped.wait(120) == 4, stopped.told()
+    assert "the same command goes on where this one stopped" in stopped.told()
+    last = Run(on_ray, dump, out)
+    assert last.wait(120) == 0, last.told()
+    assert holds(oracle(dump, out))
+    before = everything(out)
+    again = Run(on_ray, dump, out)
+    assert again.wait(120) == 0, again.told()
+    assert "already complete" in again.told()
+    assert everything(out) == before
