@@ -12,17 +12,21 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 TORCH ?= torch==2.13.0
 OUT ?= out/train
 LOGDIR ?= out
+MODEL ?= imdb
 READY := .venv/.installed
 RUN := .venv/bin/python
+SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
-TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos
+TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
+TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
-.PHONY: help setup check format test demo train tensorboard jupyter wheel numbers clean
+.PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
+	chaos-batch chaos-serve soak bench-online
 
 help: ## List every verb
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
 
 setup: $(READY) ## Make .venv and install everything in it; PYTHON=... and TORCH=... choose other builds
 
@@ -44,8 +48,9 @@ format: $(READY) ## Lay the code out, mend what can be mended
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-test: $(READY) ## Run all tests: those without Ray (seconds), then those on a real one (minutes)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=5 $(TESTS_WITHOUT_RAY)
+test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page in a browser (a minute), on a real Ray (minutes)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --durations=5 tests/on_ray
 
 demo: $(READY) ## See it work, in under 3 minutes: train on generated reviews, score the bundled ones, draw attention.html
@@ -58,6 +63,9 @@ train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/tr
 	$(if $(strip $(TEST_SPLIT)),$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation",@echo \
 	"no test split in $(DATA); with labelled reviews kept apart: $(RUN) -m jobs.evaluate --model $(OUT)/run --data REVIEWS --out $(OUT)/evaluation")
 
+serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [ARGS='num_replicas=2']
+	RAY_AUTH_MODE=token $(SERVE) run serve.app:build model="$(MODEL)" $(ARGS)
+
 tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
 	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
 
@@ -69,6 +77,19 @@ wheel: $(READY) ## Build the wheel into dist/
 
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 	$(RUN) benchmarks/numbers.py
+
+chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, under 20 minutes [ARGS='--seed N --only D1']
+	$(RUN) -m tests.chaos.readers
+	$(RUN) -m tests.chaos.batch $(ARGS)
+
+chaos-serve: $(READY) ## The same for serving [ARGS='--only R1']
+	$(RUN) -m tests.chaos.serve $(ARGS)
+
+soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
+	$(RUN) benchmarks/soak.py $(ARGS)
+
+bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
+	$(RUN) -m benchmarks.online $(ARGS)
 
 clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
 	if [ -e $(READY) ]; then rm -rf .venv; fi

@@ -1,0 +1,202 @@
+"""How fast is the service? `make bench-online`: beside a no-op, in one run and by turns, with Serve's own proxy and with HAProxy.
+
+The no-op is benchmarks/noop.py: all of the service but the scoring. Clients and servers share this machine, so what counts is the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import yaml
+
+from benchmarks.numbers import Number, record
+from han.config import ColumnsConfig
+from han.sources import find_shards, read, reviews
+from tests.chaos.load import Load, percentile_ms
+from tests.chaos.service import ROOT, free_port, until
+from tests.cluster import Cluster, head
+
+# name: (where it is, what builds it). The door alone is told too: what a stored answer costs that no replica is asked for.
+APPS = {"han": ("/", "serve.app:build"), "noop": ("/noop", "benchmarks.noop:build"), "door": ("/door", "benchmarks.noop:build_door")}
+CLIENTS, ROUNDS, LOW_PER_S = 16, 5, 5.0
+MOST_OVER_MS, LEAST_SHARE = 10.0, 0.35
+_POST = """
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+local file = io.open("%s", "rb")
+wrk.body = file:read("*a")
+file:close()
+"""
+
+
+def median_reviews(data: str, number: int) -> list[str]:
+    """The reviews whose lengths are nearest to the median."""
+    columns = ColumnsConfig()
+    texts = [
+        text
+        for shard in find_shards(data, columns, labelled=False)
+        for batch in read(shard, columns)
+        for text in reviews(batch, shard, columns, labelled=False)["text"].to_pylist()
+    ]
+    median = statistics.median(map(len, texts))
+    return sorted(texts, key=lambda text: abs(len(text) - median))[:number]
+
+
+class Bench:
+    """The applications on one Serve, one replica each, and the load they are measured with."""
+
+    def __init__(self, cluster: Cluster, texts: Sequence[str], seconds: float) -> None:
+        self.texts, self.seconds = texts, seconds
+        port = free_port()
+        self.urls = {name: f"http://127.0.0.1:{port}{prefix.rstrip('/')}/v1/score" for name, (prefix, _) in APPS.items()}
+        config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+        config["http_options"]["port"] = port
+        (application,) = config["applications"]
+        for deployment in application["deployments"]:
+            if deployment["name"] == "Model":
+                del deployment["autoscaling_config"]
+                deployment["num_replicas"] = 1
+        config["applications"] = [
+            {**application, "name": name, "route_prefix": prefix, "import_path": path} for name, (prefix, path) in APPS.items()
+        ]
+        httpx.put(f"{cluster.dashboard}/api/serve/applications/", json=config, timeout=60).raise_for_status()
+        sizes = {name: len(self._warm(url)) for name, url in self.urls.items()}
+        print(f"a request is {len(self.body(1)):,} bytes, its answer {sizes['han']:,}", flush=True)
+
+    def _warm(self, url: str) -> bytes:
+        """Ask until there is an answer, then each request that will be measured."""
+
+        def answer(num_texts: int) -> httpx.Response:
+            return httpx.post(url, content=self.body(num_texts), headers={"content-type": "application/json"}, timeout=30)
+
+        until(lambda: answer(1).status_code == 200, 180)
+        answers = [answer(num_texts).raise_for_status().content for num_texts in (32, 8, 1)]
+        return answers[-1]
+
+    def body(self, num_texts: int) -> bytes:
+        return json.dumps({"inputs": list(self.texts[:num_texts]) if num_texts > 1 else self.texts[0], "attention": "words"}).encode()
+
+    def saturated(self, num_texts: int, rounds: int) -> dict[str, list[float]]:
+        """Requests a second of clients that each wait for their answer, by turns."""
+        found: dict[str, list[float]] = {name: [] for name in APPS}
+        for _ in range(rounds):
+            for name, url in self.urls.items():
+                with Load(url, [self.body(num_texts)], num_clients=CLIENTS) as load:
+                    time.sleep(self.seconds)
+                bad = sum(reply.status != 200 for reply in load.replies)
+                if bad:
+                    print(f"  {name}: {bad} of {len(load.replies)} were not answered")
+                found[name].append((len(load.replies) - bad) / load.took_s)
+        return found
+
+    def latency_ms(self, name: str, per_s: float, seconds: float, percent: float) -> float:
+        """Open loop, from when a request was due."""
+        with Load(self.urls[name], [self.body(1)], per_s=per_s) as load:
+            time.sleep(seconds)
+        return percentile_ms(load.replies, percent)
+
+    def wrk_per_s(self, name: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "body.json").write_bytes(self.body(1))
+            Path(folder, "post.lua").write_text(_POST % Path(folder, "body.json"))
+            command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{self.seconds:g}s", "-s", f"{folder}/post.lua", self.urls[name]]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        if "Non-2xx" in told:
+            print(told)
+        (per_s,) = re.findall(r"Requests/sec:\s+([\d.]+)", told)
+        return float(per_s)
+
+
+def measure(mode: str, bench: Bench) -> dict[str, float]:
+    """All figures of one mode of Serve's proxy, printed as they are found."""
+    figures: dict[str, float] = {}
+    rates = bench.saturated(1, ROUNDS)
+    for name in APPS:
+        figures[f"{name}_per_s"] = statistics.median(rates[name])
+    for other in ("noop", "door"):
+        figures[f"share_of_{other}"] = statistics.median(ours / theirs for ours, theirs in zip(rates["han"], rates[other], strict=True))
+    spread = {name: f"{min(each):.0f} to {max(each):.0f}" for name, each in rates.items()}
+    print(f"{mode}: requests/s, median (spread) of {ROUNDS} rounds: " + told(figures, "_per_s"), spread, flush=True)
+    print(
+        f"{mode}: of the no-op's {figures['share_of_noop']:.0%}, of a stored answer in the ingress {figures['share_of_door']:.0%}",
+        flush=True,
+    )
+    low: dict[str, list[float]] = {name: [] for name in APPS}
+    for _ in range(ROUNDS):
+        for name in APPS:
+            low[name].append(bench.latency_ms(name, LOW_PER_S, 2 * bench.seconds, 50))
+    for name in APPS:
+        figures[f"{name}_p50_ms"] = statistics.median(low[name])
+    figures["over_ms"] = statistics.median(ours - theirs for ours, theirs in zip(low["han"], low["noop"], strict=True))
+    print(f"{mode}: p50 at {LOW_PER_S:g}/s, ms: {told(figures, '_p50_ms')}; over the no-op {figures['over_ms']:.1f} ms", flush=True)
+    for name in ("han", "noop"):
+        figures[f"{name}_p99_ms"] = bench.latency_ms(name, 0.7 * figures[f"{name}_per_s"], 4 * bench.seconds, 99)
+    print(f"{mode}: p99 at 70% of its own requests/s, ms: {told(figures, '_p99_ms')}", flush=True)
+    for num_texts in (8, 32):
+        for name, each in bench.saturated(num_texts, 1).items():
+            figures[f"{name}_{num_texts}_texts"] = num_texts * each[0]
+        print(f"{mode}: texts/s with {num_texts} a request: {told(figures, f'_{num_texts}_texts')}", flush=True)
+    for name in APPS:
+        figures[f"{name}_wrk"] = bench.wrk_per_s(name)
+    print(f"{mode}: requests/s by wrk: {told(figures, '_wrk')}; share {figures['han_wrk'] / figures['noop_wrk']:.0%}", flush=True)
+    return figures
+
+
+def told(figures: dict[str, float], ending: str) -> str:
+    return ", ".join(f"{name.removesuffix(ending)} {value:.1f}" for name, value in figures.items() if name.endswith(ending))
+
+
+def write(mode: str, figures: dict[str, float], *, data: str, command: str) -> None:
+    """One file for each figure that is published."""
+    what = f"median review of {data} with word attention, {'HAProxy' if mode == 'haproxy' else 'default proxy'}"
+    texts = ", ".join(f"{num}: {figures[f'han_{num}_texts']:.0f}" for num in (8, 32))
+    values = {
+        "share": (
+            f"requests/s beside the no-op's: {what}",
+            f"{figures['share_of_noop']:.0%} ({figures['han_per_s']:.0f} of {figures['noop_per_s']:.0f})",
+        ),
+        "over": (f"p50 over the no-op's at {LOW_PER_S:g}/s: {what}", f"{figures['over_ms']:.1f} ms"),
+        "p99": (f"p99 at 70% load: {what}", f"{figures['han_p99_ms']:.0f} ms"),
+        "texts": (f"texts/s with 1, 8, 32 texts a request: {what}", f"1: {figures['han_per_s']:.0f}, {texts}"),
+    }
+    for name, (meant, value) in values.items():
+        record(Number(name=f"60-online-{mode}-{name}", what=meant, value=value, command=command))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="sample", help="reviews, of which the median one is asked for: a file, a folder or sample")
+    parser.add_argument("--modes", nargs="+", choices=("default", "haproxy"), default=["default", "haproxy"])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--record", action="store_true", help="write the figures to docs/numbers")
+    arguments = parser.parse_args()
+    texts = median_reviews(arguments.data, 32)
+    print(f"{len(texts[0]):,} characters, load average {os.getloadavg()[0]:.1f}", flush=True)
+    os.environ["PYTHONPATH"] = str(ROOT)  # so that Ray's processes find benchmarks.noop
+    for mode in arguments.modes:
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(mode == "haproxy"))
+        with head() as cluster:
+            figures = measure(mode, Bench(cluster, texts, arguments.seconds))
+        short = [
+            name
+            for name, holds in (("share", figures["share_of_noop"] >= LEAST_SHARE), ("p50", figures["over_ms"] <= MOST_OVER_MS))
+            if not holds
+        ]
+        print(f"{mode}: {'falls short: ' + ', '.join(short) if short else 'both targets are met'}", flush=True)
+        if arguments.record:
+            data = "the bundled reviews" if arguments.data == "sample" else Path(arguments.data).name
+            write(mode, figures, data=data, command=f"make bench-online ARGS='--data {Path(arguments.data).name}'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+// A score on the text it is of. Rows are the sentences of the whole review and stay while sentences are muted: only numbers move.
+
+import { ALONE, between, blanked, count, element, isJoined, percent, pieces, visible } from "./text.js";
+
+const NUM_SHADES = 20; // as in han/render.py
+const NUM_TOP_WORDS = 3;
+const $ = (id) => document.getElementById(id);
+
+/** A scored text: `whole` is the answer to all of it, `now` to what is not muted (null until it is known). */
+export class Reading {
+  constructor(text, whole, caption) {
+    this.text = text;
+    this.points = Array.from(text); // one entry a code point
+    this.whole = whole;
+    this.now = whole;
+    this.caption = caption;
+    this.muted = new Set(); // numbers of sentences, from 0
+  }
+
+  /** The text with every muted sentence blanked. */
+  get rest() {
+    return blanked(this.points, [...this.muted].map((number) => this.whole.sentences[number]));
+  }
+
+  /**
+   * Words and share of each row: its sentence's. Where the rest of a text falls into other sentences than the whole did, a sentence's
+   * attention goes to the rows of its words, by their attention.
+   */
+  rows() {
+    const rows = this.whole.sentences.map(() => ({ words: [], share: 0 }));
+    let row = 0;
+    for (const sentence of this.now?.sentences ?? []) {
+      const parts = new Map();
+      for (const { start, end, attention } of sentence.words) {
+        while (row + 1 < rows.length && start >= this.whole.sentences[row + 1].start) row++;
+        rows[row].words.push({ start, end, attention, share: attention * sentence.attention });
+        parts.set(row, (parts.get(row) ?? 0) + attention);
+      }
+      const all = [...parts.values()].reduce((sum, part) => sum + part);
+      for (const [row, part] of parts) rows[row].share += sentence.attention * (part / all);
+    }
+    return rows;
+  }
+}
+
+/** Draw a new reading: `drawNumbers`, after the parts that stay. */
+export function draw(reading) {
+  const { sentences, probabilities } = reading.whole;
+  $("caption").textContent = reading.caption;
+  $("caption").hidden = !reading.caption;
+  answer(".classes").replaceChildren(
+    ...Object.keys(probabilities).map((label) => element("li", "", element("bdi", "", label), bar("was"), element("span", "number"))),
+  );
+  answer(".sentences").replaceChildren(...sentences.map((_, number) => emptyRow(number)));
+  drawNumbers(reading);
+  $("answer").hidden = false;
+}
+
+/** Draw what muting changes. While the answer is not known, the last numbers stay, faded. */
+export function drawNumbers(reading) {
+  $("answer").classList.toggle("waiting", !reading.now);
+  $("muting").classList.toggle("on", reading.muted.size > 0);
+  $("unmute").hidden = reading.muted.size === 0;
+  $("move").textContent = moved(reading) || "To see what moves the answer, mute a sentence.";
+  answer(".sentences").querySelectorAll(".row").forEach((row, number) => drawMuted(row, reading.muted.has(number)));
+  if (!reading.now) return;
+  drawVerdict(reading);
+  const rows = reading.rows();
+  const longest = Math.max(...rows.map((row) => row.share));
+  const largest = rows.reduce((most, row) => row.words.reduce((most, word) => Math.max(most, word.share), most), 0);
+  answer(".sentences").querySelectorAll(".row").forEach((row, number) => {
+    drawShare(row, reading, number, rows[number].share, longest);
+    drawText(row.querySelector(".raw"), reading, number, rows[number].words, largest);
+  });
+  drawTable(reading);
+}
+
+/** The same for those who read tables; nothing is drawn while it is closed, for a long review has thousands of rows. */
+export function drawTable(reading) {
+  const rows = $("as-table").open && reading.now ? reading.rows() : [];
+  answer("tbody").replaceChildren(...rows.map((row, number) => tableRow(reading, number, row)));
+}
+
+/** What muting did, in words; empty if nothing is muted. */
+export function moved({ whole, now, muted }) {
+  if (!muted.size) return "";
+  const lead = `${count(muted.size, "sentence")} muted: `;
+  if (!now) return `${lead}scoring the rest…`;
+  const after = now.probabilities[whole.label];
+  const tenths = Math.round(1000 * after) - Math.round(1000 * whole.probability); // of the two numbers that are shown
+  const sign = tenths < 0 ? "−" : tenths > 0 ? "+" : "±";
+  const turned = now.label === whole.label ? "" : `, now ${now.label}`;
+  const points = `${sign}${Math.abs(tenths / 10).toFixed(1)} points`;
+  return `${lead}${whole.label} ${percent(whole.probability)} → ${percent(after)}, ${points}${turned}`;
+}
+
+function drawVerdict({ whole, now, muted }) {
+  answer(".verdict").className = `verdict ${kind(now.label)}`;
+  answer(".verdict").replaceChildren(element("bdi", "", now.label), " ", element("span", "number", percent(now.probability)));
+  answer(".classes").querySelectorAll("li").forEach((row, index) => {
+    const [label, probability] = Object.entries(now.probabilities)[index];
+    row.className = `${kind(label)}${label === now.label ? " chosen" : ""}`;
+    row.querySelector("i").style.width = `${100 * probability}%`;
+    row.querySelector(".was").style.setProperty("--was", `${100 * whole.probabilities[label]}%`);
+    row.querySelector(".was").classList.toggle("moved", muted.size > 0);
+    row.querySelector(".number").textContent = percent(probability);
+  });
+  const facts = [count(now.num_tokens, "token")];
+  if (now.num_unknown) facts.push(`${now.num_unknown.toLocaleString("en")} unknown`);
+  if (now.num_characters_cut) facts.push(`${count(now.num_characters_cut, "character")} not read`);
+  $("facts").replaceChildren(`${facts.join(" · ")} · model `, element("code", "", now.model));
+  answer(".key").classList.toggle("has-unknown", now.num_unknown > 0);
+}
+
+function emptyRow(number) {
+  const button = element("button", "share", element("span", "number"), bar("chosen"));
+  button.type = "button";
+  const text = element("p", "raw");
+  text.dir = "auto";
+  const row = element("li", "row", button, text);
+  row.dataset.number = number;
+  return row;
+}
+
+function drawMuted(row, muted) {
+  row.classList.toggle("muted", muted);
+  row.querySelector(".share").setAttribute("aria-pressed", muted);
+}
+
+function drawShare(row, reading, number, share, longest) {
+  const button = row.querySelector(".share");
+  const says = reading.muted.has(number) ? "muted" : percent(share);
+  button.setAttribute("aria-label", `Mute sentence ${number + 1} of ${reading.whole.sentences.length}: ${says}`);
+  button.querySelector(".number").textContent = says;
+  button.querySelector(".bar i").style.width = `${(100 * share) / longest}%`;
+}
+
+function drawText(paragraph, reading, number, words, largest) {
+  const { sentences } = reading.whole;
+  const start = number === 0 ? 0 : sentences[number].start;
+  const end = number + 1 < sentences.length ? sentences[number + 1].start : reading.points.length;
+  paragraph.replaceChildren();
+  for (const [text, word] of pieces(reading.points, start, end, words)) {
+    paragraph.append(...(word ? [drawnWord(text, word, largest, isJoined(reading.points, word))] : between(text)));
+  }
+}
+
+function drawnWord(text, word, largest, joined) {
+  const drawn = element("span", joined ? "w joined" : "w", ...visible(text));
+  drawn.tabIndex = -1;
+  drawn.style.setProperty("--a", Math.round((NUM_SHADES * word.share) / largest) / NUM_SHADES);
+  drawn.dataset.sentence = percent(word.attention);
+  drawn.dataset.review = percent(word.share);
+  return drawn;
+}
+
+function tableRow(reading, number, { words, share }) {
+  const { start, end } = reading.whole.sentences[number];
+  const head = element("th", "", element("bdi", "", ...visible(reading.points.slice(start, end).join(""))));
+  head.scope = "row";
+  const top = [...words].sort((one, other) => other.share - one.share).slice(0, NUM_TOP_WORDS);
+  const named = top.flatMap((word, index) => [
+    index ? ", " : "",
+    element("bdi", "", ...visible(reading.points.slice(word.start, word.end).join(""), ALONE)),
+    ` ${percent(word.attention)}`,
+  ]);
+  const says = reading.muted.has(number) ? "muted" : percent(share);
+  return element("tr", "", head, element("td", "number", says), element("td", "", ...named));
+}
+
+const answer = (selector) => $("answer").querySelector(selector);
+const bar = (classes) => element("span", `bar ${classes}`, element("i"));
+const kind = (label) => (label === "positive" || label === "negative" ? label : "");

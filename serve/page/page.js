@@ -1,0 +1,216 @@
+// The page: a text, its answer, and what muting does to it. Nothing is sent but to the server that this page came from.
+
+import { Reading, draw, drawNumbers, drawTable, moved } from "./draw.js";
+import { linkTo, linked } from "./link.js";
+import { Trouble, about, sample, score, useKey } from "./server.js";
+import { count, element, percent } from "./text.js";
+import { hide, watchWords } from "./words.js";
+
+const MUTE_PAUSE_MS = 150; // several clicks in a row are one question
+const $ = (id) => document.getElementById(id);
+const box = $("text");
+const sentences = document.querySelector(".sentences");
+
+let reading = null; // what is drawn
+let asking = new AbortController(); // of the newest request; an older one is cancelled, and its answer ignored
+let pausing = 0;
+let again = null; // does once more what failed; null if nothing did
+let limit = null; // characters the model takes
+let sampled = { text: "", caption: "" }; // the last random review
+let own = ""; // what the reader wrote before that
+
+/** Do what `action` asks of the server; the action before it, if it still waits, is void. */
+async function run(action) {
+  asking.abort();
+  clearTimeout(pausing);
+  asking = new AbortController();
+  const { signal } = asking;
+  document.body.classList.add("busy");
+  tell(null);
+  try {
+    await action(signal);
+  } catch (error) {
+    if (signal.aborted) return;
+    if (!(error instanceof Trouble)) throw error;
+    tell(error, () => run(action));
+  } finally {
+    if (!signal.aborted) document.body.classList.remove("busy");
+  }
+}
+
+const scoreText = () =>
+  run(async (signal) => {
+    const text = box.value.toWellFormed();
+    const caption = box.value === sampled.text ? sampled.caption : "";
+    reading = new Reading(text, await score(text, signal), caption);
+    draw(reading);
+    settle();
+    $("answer").querySelector(".verdict").scrollIntoView({ block: "nearest" });
+    $("said").textContent = `${reading.whole.label}, ${percent(reading.whole.probability)}`;
+  });
+
+const drawRandom = () =>
+  run(async (signal) => {
+    const { review_id, text, label } = await sample(signal);
+    if (box.value !== sampled.text) own = box.value;
+    fill(text);
+    sampled = { text: box.value, caption: `${review_id}, written as ${label}` };
+    $("back").hidden = !own.trim();
+    await scoreText();
+  });
+
+/** Score what is not muted; nobody needs to be asked about the whole. */
+async function scoreRest() {
+  if (reading.muted.size) return run(async (signal) => settleRest(await score(reading.rest, signal)));
+  asking.abort();
+  document.body.classList.remove("busy");
+  tell(null);
+  settleRest(reading.whole);
+}
+
+function settleRest(answer) {
+  reading.now = answer;
+  hide();
+  drawNumbers(reading);
+  $("said").textContent = moved(reading) || `Nothing muted: ${reading.whole.label}, ${percent(reading.whole.probability)}`;
+}
+
+function mute(number) {
+  if (!reading.muted.delete(number)) reading.muted.add(number);
+  wait();
+  pausing = setTimeout(scoreRest, MUTE_PAUSE_MS);
+}
+
+function wait() {
+  clearTimeout(pausing);
+  asking.abort();
+  reading.now = null;
+  drawNumbers(reading);
+}
+
+async function openLink() {
+  let text;
+  try {
+    text = await linked();
+  } catch {
+    return tell(new Trouble("This link is damaged: its text cannot be read."));
+  }
+  if (text === null) return;
+  fill(text);
+  await scoreText();
+}
+
+async function share() {
+  const link = await linkTo(reading.text);
+  if (link === null) return ($("shared").textContent = "This review is too long for a link.");
+  history.replaceState(null, "", link);
+  const copied = await navigator.clipboard?.writeText(link).then(
+    () => true,
+    () => false,
+  );
+  $("shared").textContent = copied ? "Copied. The review is in the link itself." : "The link is in the address bar.";
+}
+
+function fill(text) {
+  box.value = text;
+  settle();
+}
+
+/** What depends on the text in the box. */
+function settle() {
+  const length = Array.from(box.value).length;
+  const most = limit === null ? "" : ` of ${limit.toLocaleString("en")}`;
+  const changed = reading && reading.text !== box.value.toWellFormed() ? ", changed since it was scored" : "";
+  $("counter").textContent = `${length.toLocaleString("en")}${most} characters${changed}`;
+  $("counter").classList.toggle("over", limit !== null && length > limit);
+  $("shared").textContent = "";
+}
+
+function tell(trouble, retry = null) {
+  again = retry;
+  $("ask-key").hidden = !trouble?.asksKey;
+  $("trouble").hidden = !trouble?.message;
+  $("trouble").querySelector("p").textContent = trouble?.message ?? "";
+  $("trouble").querySelector("button").hidden = !trouble?.again;
+  if (trouble?.asksKey) $("key").focus();
+}
+
+async function introduce() {
+  try {
+    const { model, limits, metrics } = await about();
+    limit = limits.max_characters;
+    const measured = metrics.test ?? metrics.development;
+    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, "review")} it was not trained on · `;
+    $("model").replaceChildren("Model ", element("code", "", model), " · ", right ?? "");
+    settle();
+  } catch (error) {
+    if (!(error instanceof Trouble)) throw error;
+    if (!again) tell(error, introduce);
+  }
+}
+
+$("write").addEventListener("submit", (event) => {
+  event.preventDefault();
+  scoreText();
+});
+box.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  scoreText();
+});
+box.addEventListener("input", () => {
+  $("back").hidden = true;
+  settle();
+});
+$("random").addEventListener("click", drawRandom);
+$("back").addEventListener("click", () => {
+  fill(own);
+  $("back").hidden = true;
+  box.focus();
+});
+$("copy").addEventListener("click", share);
+$("unmute").addEventListener("click", () => {
+  reading.muted.clear();
+  wait();
+  scoreRest();
+  sentences.querySelector(".share").focus(); // the button that had the focus is gone
+});
+$("trouble").querySelector("button").addEventListener("click", () => again());
+$("ask-key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value.trim());
+  const failed = again;
+  tell(null);
+  introduce();
+  if (failed !== introduce) failed();
+});
+$("as-table").addEventListener("toggle", () => drawTable(reading));
+addEventListener("hashchange", openLink);
+
+let finger = false;
+sentences.addEventListener("pointerdown", (event) => (finger = event.pointerType === "touch"));
+sentences.addEventListener("click", ({ target }) => {
+  const row = target.closest(".row");
+  const isNumber = target.closest(".share");
+  if (!row || (finger && !isNumber) || (!isNumber && !getSelection().isCollapsed)) return; // a finger reads, a drag selects
+  mute(Number(row.dataset.number));
+});
+sentences.addEventListener("keydown", (event) => {
+  if (!event.target.matches(".w") || (event.key !== "Enter" && event.key !== " ")) return;
+  event.preventDefault();
+  const row = event.target.closest(".row");
+  row.querySelector(".share").focus();
+  mute(Number(row.dataset.number));
+});
+watchWords(sentences);
+
+document.querySelector(".ramp").append(
+  ...Array.from({ length: 21 }, (_, shade) => {
+    const step = element("i");
+    step.style.setProperty("--a", shade / 20);
+    return step;
+  }),
+);
+settle();
+introduce();
+openLink();

@@ -1,0 +1,144 @@
+"""Requests that a machine thinks of: from the OpenAPI document (schemathesis), from all strings (hypothesis), from the hostile list."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from tests.hostile import PROBES, REVIEWS
+
+DOCUMENT = Path(__file__).parents[2] / "serve" / "openapi.json"
+MAX_CHARACTERS = 50_000
+PER_OPERATION, NUM_TEXTS = 50, 500
+_WITHIN_S = 100.0  # for all operations together
+_LEAKS = ("traceback", 'file "', ".py", "ray.", "exception")
+
+
+@dataclass(slots=True)
+class Found:
+    answers: int = 0
+    slowest_s: float = 0.0
+    took_s: float = 0.0
+    codes: Counter[int] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    def hear(self, what: str, status: int, body: str, took_s: float) -> None:
+        """No answer is a fault of the server, and none tells of its insides."""
+        self.answers += 1
+        self.codes[status] += 1
+        self.slowest_s = max(self.slowest_s, took_s)
+        if status >= 500:
+            self.faults.append(f"{status} for {what}")
+        if status >= 400 and any(leak in body.lower() for leak in _LEAKS):
+            self.faults.append(f"the insides show in {status} for {what}")
+
+
+def from_schema(url: str, *, seed: int) -> Found:
+    """Each operation of the document: requests as it says, and requests that break what it says; each answer as it says."""
+    found, began = Found(), time.monotonic()
+    schema = schemathesis.openapi.from_dict(json.loads(DOCUMENT.read_text(encoding="utf-8")))
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            def ask(case: Any) -> None:
+                if time.monotonic() - began > _WITHIN_S:
+                    return
+                asked = time.monotonic()
+                response = case.call(base_url=url, timeout=30)
+                name = f"{case.method} {case.path}"
+                found.hear(name, response.status_code, response.text, time.monotonic() - asked)
+                try:
+                    case.validate_response(response, checks=_checks())
+                except (schemathesis.checks.CheckFailed, BaseExceptionGroup, AssertionError) as failure:  # type: ignore[attr-defined]
+                    found.faults.append(f"{name}: {str(failure)[:300]!r}")
+
+            try:
+                strategy = operation.as_strategy(generation_mode=mode)
+                _try(ask, strategy, seed=seed, number=PER_OPERATION)
+            except Exception as nothing:
+                if "negative" not in str(nothing).lower() and type(nothing).__name__ not in ("Unsatisfiable", "SkipTest"):
+                    raise
+    found.took_s = time.monotonic() - began
+    return found
+
+
+def texts(url: str, *, seed: int) -> Found:
+    """Any string of code points, a lone surrogate too: scored, or refused for one of two reasons."""
+    found, began = Found(), time.monotonic()
+    with httpx.Client(timeout=30) as client:
+
+        def ask(text: str) -> None:
+            asked = time.monotonic()
+            response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
+            what = ascii(text[:60])
+            found.hear(what, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - asked)
+            found.faults += [f"{fault} for {what}" for fault in _wrongs(response, text)]
+
+        letters = st.characters(codec=None) | st.sampled_from(".!? <>&\n\u0301\u200d\u202e\U0001f600a")
+        _try(ask, st.text(letters, max_size=2_000), seed=seed, number=NUM_TEXTS)
+    found.took_s = time.monotonic() - began
+    return found
+
+
+def hostile(url: str) -> Found:
+    """Reviews and probes that mean harm: each becomes what the list says."""
+    found, began = Found(), time.monotonic()
+    codes = {"scored": (200,), "empty_text": (422,), "too_long": (413,)}
+    cases = [(case.name, case.text(MAX_CHARACTERS), codes[case.expected] if case.is_unicode else (422,)) for case in REVIEWS]
+    cases += [(name, probe(MAX_CHARACTERS), (200, 422)) for name, probe in PROBES.items()]
+    with httpx.Client(timeout=30) as client:
+        for name, text, wanted in cases:
+            asked = time.monotonic()
+            response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
+            found.hear(name, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - asked)
+            if response.status_code not in wanted:
+                found.faults.append(f"{response.status_code} for {name}, wanted {wanted}")
+            found.faults += [f"{fault} for {name}" for fault in _wrongs(response, text)]
+    found.took_s = time.monotonic() - began
+    return found
+
+
+def _checks() -> list[Any]:
+    from schemathesis.specs.openapi import checks
+
+    return [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+
+
+def _try(ask: Callable[[Any], None], strategy: Any, *, seed: int, number: int) -> None:
+    quiet = settings(max_examples=number, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    _seeded(seed)(quiet(given(strategy)(lambda case: ask(case))))()
+
+
+_seeded = seed
+
+
+def _wrongs(response: httpx.Response, text: str) -> list[str]:
+    """What a score must be, whatever the text."""
+    if response.status_code != 200:
+        return []
+    (score,) = response.json()["results"]
+    words = [word for sentence in score["sentences"] for word in sentence["words"]]
+    wrong = []
+    if not all(math.isfinite(value) and 0 <= value <= 1 for value in score["probabilities"].values()):
+        wrong.append("a probability beyond 0 and 1")
+    if abs(sum(sentence["attention"] for sentence in score["sentences"]) - 1) > 1e-5:
+        wrong.append("sentence attention that does not sum to 1")
+    if any(abs(sum(word["attention"] for word in sentence["words"]) - 1) > 1e-5 for sentence in score["sentences"]):
+        wrong.append("word attention that does not sum to 1")
+    ends = [0, *(place for word in words for place in (word["start"], word["end"])), len(text)]
+    if ends != sorted(ends) or not all(word["start"] < word["end"] for word in words):
+        wrong.append("a span that is not in the text")
+    return wrong

@@ -1,0 +1,505 @@
+"""Does the service keep its promises? `python -m tests.chaos.serve [--seed N] [--only R1 R7 …]`, one line each; see docs/reliability.md.
+
+One Ray and one Serve: two processes that speak HTTP, two that score. Only processes that Ray's state API names are killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+
+from han import artifact, samples
+from han.config import TextConfig
+from han.encode import Encoder
+from han.score import Scorer
+from han.vocab import Vocab
+from tests.chaos import fuzz
+from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, ask, leave
+from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
+from tests.chaos.report import close, reliability
+from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb, until
+from tests.cluster import head
+from tests.conftest import WORDS, tiny_network
+
+PER_S, NUM_GOLDEN = 20.0, 200
+
+
+class Online:
+    """All the runs, on one service."""
+
+    def __init__(self, service: Service, folder: Path, seed: int) -> None:
+        self.service, self.folder, self.seed, self.random = service, folder, seed, random.Random(seed)
+        self.scorer = Scorer(artifact.load(artifact.find("imdb")))
+        self.singles = golden([self.scorer], num_texts=NUM_GOLDEN)
+        lists = golden([self.scorer], num_texts=NUM_GOLDEN, size=16)
+        self.mixed = [*self.singles[: 4 * len(lists)], *lists]  # every fifth is a list
+        self.random.shuffle(self.mixed)
+        print(f"deployed: {service.deploy():.1f} s", flush=True)
+
+    def _load(self, questions: list[Question], *, per_s: float = PER_S) -> Load:
+        return Load(self.service.score_url, [question.body for question in questions], per_s=per_s)
+
+    def _under_kills(self, questions: list[Question], seconds: float, kills: int) -> tuple[Load, int, int]:
+        """Load, kills and wrong answers; the kills are spread evenly."""
+        done = 0
+        with self._load(questions) as load:
+            for number in range(kills):
+                _wait(load, seconds * (number + 0.5) / kills)
+                done += kill_one(self.service, self.random)
+            _wait(load, seconds)
+        return load, done, _wrong(questions, load)
+
+    def r1_replicas_killed(self) -> None:
+        before = self.service.total("han_retries_total")
+        load, kills, wrong = self._under_kills(self.mixed, 120, 5)
+        failed = _failed(load)
+        reliability(
+            "R1",
+            ok=failed == wrong == 0 and kills == 5 and len(load.replies) >= 2_400,
+            sent=len(load.replies),
+            kills=kills,
+            failed=failed,
+            wrong=wrong,
+            codes=by_status(load.replies),
+            p50_ms=percentile_ms(load.replies, 50),
+            p99_ms=percentile_ms(load.replies, 99),
+            max_ms=percentile_ms(load.replies, 100),
+            stall_s=longest_stall_s(load.replies),
+            retries=self.service.total("han_retries_total") - before,
+        )
+
+    def r1_control(self) -> None:
+        """Without retries the same kills must be seen."""
+        self.service.deploy(retries=0)
+        load, kills, wrong = self._under_kills(self.mixed, 60, 4)
+        self.service.deploy()
+        failed, codes = _failed(load), by_status(load.replies)
+        ok = failed > 0 and kills >= 3
+        reliability("R1-control", ok=ok, sent=len(load.replies), kills=kills, failed=failed, wrong=wrong, codes=codes)
+
+    def golden(self, num_requests: int = 10_000) -> None:
+        """One by one, in lists, and many at once while replicas die: each request gets the Scorer's answers to its own texts."""
+        mismatches = []
+        for size in (1, 32):
+            questions = golden([self.scorer], num_texts=NUM_GOLDEN, size=size, details=["words"])
+            with Load(self.service.score_url, [each.body for each in questions], num_clients=1, num_requests=len(questions)) as load:
+                pass
+            mismatches.append(_wrong(questions, load) + _failed(load))
+        kills = 0
+        with Load(self.service.score_url, [each.body for each in self.singles], num_clients=20, num_requests=num_requests) as load:
+            while not load.is_over:
+                time.sleep(5)
+                kills += not load.is_over and kill_one(self.service, self.random)
+        wrong, failed = _wrong(self.singles, load), _failed(load)
+        reliability(
+            "GOLDEN",
+            ok=mismatches == [0, 0] and wrong == failed == 0 and kills >= 3,
+            reviews=NUM_GOLDEN,
+            wrong_single=mismatches[0],
+            wrong_list=mismatches[1],
+            concurrent=len(load.replies),
+            kills=kills,
+            wrong_concurrent=wrong,
+            failed_concurrent=failed,
+            codes=by_status(load.replies),
+            per_s=len(load.replies) / load.took_s,
+        )
+
+    def r7_rolling_update(self) -> None:
+        """To another model, to a broken one, and back, under load: no request fails, and each answer is right for the model it names."""
+        other, broken = self.folder / "other", self.folder / "broken"
+        encoder = Encoder(TextConfig(), None, Vocab(WORDS))
+        metrics, provenance = {"temperature": 1.0}, {"data": "random weights"}
+        network = tiny_network()
+        artifact.save(other, encoder=encoder, network=network, labels=("negative", "positive"), metrics=metrics, provenance=provenance)
+        shutil.copytree(other, broken)
+        (broken / "vocab.txt").write_text("damaged\n")
+        second = Scorer(artifact.load(other))
+        questions = golden([self.scorer, second], num_texts=NUM_GOLDEN)
+        with self._load(questions, per_s=10) as load:
+            _wait(load, 2)
+            self.service.deploy(model=str(other))
+            updated_s = load.since_s()
+            self.service.put(model=str(broken))
+            until(lambda: self.service.status() == "DEPLOY_FAILED", 120)
+            refused_s = load.since_s()
+            _wait(load, refused_s + 2)
+            still = httpx.get(f"{self.service.url}/v1/model", timeout=10).json()["model"] == second.fingerprint
+            self.service.deploy()
+            back_s = load.since_s()
+            _wait(load, back_s + 2)
+        names = {self.scorer.fingerprint: "imdb", second.fingerprint: "other"}
+        timeline: list[str] = []
+        answered = sorted((reply for reply in load.replies if reply.status == 200), key=lambda reply: reply.due_s)
+        for reply in answered:
+            name = names.get(json.loads(reply.body)["model"], "unknown")
+            if not timeline or not timeline[-1].endswith(name):
+                timeline.append(f"{reply.due_s:.1f}s:{name}")
+        failed, wrong = _failed(load), _wrong(questions, load)
+        first, last = (json.loads(answered[place].body)["model"] for place in (0, -1))
+        reliability(
+            "R7",
+            ok=failed == wrong == 0 and still and first == last == self.scorer.fingerprint and any("other" in each for each in timeline),
+            sent=len(load.replies),
+            failed=failed,
+            wrong=wrong,
+            codes=by_status(load.replies),
+            updated_at_s=updated_s,
+            broken_refused_at_s=refused_s,
+            old_still_serves=still,
+            rolled_back_at_s=back_s,
+            versions=",".join(_thinned(timeline)),
+            p99_ms=percentile_ms(load.replies, 99),
+        )
+
+    def r9_overload(self, seconds: float = 60) -> None:
+        """Five times as many requests as can be answered: some are answered as promised, the others are refused at once."""
+        heavy = [_heavy(self.random, texts=16, characters=1_000)]
+        with Load(self.service.score_url, heavy, num_clients=4) as load:
+            _wait(load, 8)
+        capacity_per_s = len(load.replies) / load.took_s
+        alone_ms = percentile_ms(load.replies, 99)
+        processes = self.service.pids(PROXY, INGRESS, MODEL)
+        before_mb = peak_mb = resident_mb(processes)
+        with Load(self.service.score_url, heavy, per_s=5 * capacity_per_s) as load:
+            while load.since_s() < seconds:
+                time.sleep(1)
+                peak_mb = max(peak_mb, resident_mb(processes))
+        ended_s = load.since_s()
+        accepted, shed = ([reply for reply in load.replies if reply.status == status] for status in (200, 429))
+        probe = self.singles[0].body
+        recovered_s = until(lambda: httpx.post(self.service.score_url, content=probe, headers=JSON, timeout=30).status_code == 200, 60)
+        faults = sum(reply.status >= 500 for reply in load.replies)
+        other = len(load.replies) - len(accepted) - len(shed) - faults
+        in_time = percentile_ms(accepted, 99) <= 1e3 * self.service.deadline_s
+        hinted = all("retry-after" in reply.headers for reply in shed)
+        reliability(
+            "R9",
+            ok=bool(accepted and shed) and faults == other == 0 and in_time and hinted and recovered_s <= 5,
+            capacity_per_s=capacity_per_s,
+            sent=len(load.replies),
+            codes=by_status(load.replies),
+            accepted_per_s=len(accepted) / ended_s,
+            accepted_p50_ms=percentile_ms(accepted, 50),
+            accepted_p99_ms=percentile_ms(accepted, 99),
+            p99_of_4_clients_ms=alone_ms,
+            shed_p50_ms=percentile_ms(shed, 50),
+            shed_p99_ms=percentile_ms(shed, 99),
+            retry_after=hinted,
+            rss_mb=before_mb,
+            rss_peak_mb=peak_mb,
+            drained_s=load.took_s - seconds,
+            recovered_s=recovered_s,
+        )
+
+    def r10_clients_that_leave(self, number: int = 500) -> None:
+        """Half of them in the middle of their body, half while they wait for the answer."""
+        processes = self.service.pids(PROXY, INGRESS, MODEL)
+        until(lambda: self._at_rest() == 0, 20)
+        files, resident = open_files(processes), resident_mb(processes)
+        left_before = self.service.codes().get("499", 0)
+        body = _heavy(self.random, texts=4, characters=1_000)
+        whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        half = whole[: -len(body) // 2]
+        jobs = [(request, self.random.uniform(0.0, 0.05)) for request in (half, whole) for _ in range(number // 2)]
+        self.random.shuffle(jobs)
+        with ThreadPoolExecutor(20) as clients:
+            list(clients.map(lambda job: leave(self.service.port, job[0], after_s=job[1]), jobs))
+        rest_s = until(lambda: self._at_rest() == 0, 30)
+        until(lambda: open_files(processes) <= files + 10, 30)
+        good = httpx.post(self.service.score_url, content=self.singles[0].body, headers=JSON, timeout=10)
+        reliability(
+            "R10",
+            ok=self._at_rest() == 0 and good.status_code == 200 and not self.singles[0].is_wrong(good.content),
+            left=number,
+            counted_499=self.service.codes().get("499", 0) - left_before,
+            gauges=self._at_rest(),
+            at_rest_after_s=rest_s,
+            files_more=open_files(processes) - files,
+            rss_more_mb=resident_mb(processes) - resident,
+        )
+
+    def _at_rest(self) -> float:
+        """What is under way, but for the request that asks."""
+        return sum(self.service.total(f"han_{name}") for name in ("requests_in_flight", "tokens_in_flight", "queue_texts")) - 1
+
+    def r11_slow_clients(self, number: int = 100, seconds: float = 20) -> None:
+        """A byte a second: bodies are cut off at the deadline; headers are Serve's, which waits (docs/serving.md says so)."""
+        headers, bodies = Slow(self.service.port, HEAD + b"x-slow: ", number), Slow(self.service.port, STALLED[:-1], number)
+        bodies.drip()
+        with self._load(self.mixed) as load:
+            while load.since_s() < seconds:
+                time.sleep(1)
+                headers.drip()
+                bodies.drip()
+        headers.close()
+        bodies.close()
+        failed, slowest_s = _failed(load), max(bodies.cut_s, default=float("inf"))
+        cut = Counter(bodies.statuses)
+        reliability(
+            "R11",
+            ok=failed == _wrong(self.mixed, load) == 0 and len(bodies.statuses) == number and slowest_s <= self.service.deadline_s + 3,
+            slow_headers=number,
+            slow_bodies=number,
+            good_sent=len(load.replies),
+            good_failed=failed,
+            good_p50_ms=percentile_ms(load.replies, 50),
+            good_p99_ms=percentile_ms(load.replies, 99),
+            bodies_cut=",".join(f"{status}:{count}" for status, count in cut.items()),
+            bodies_cut_after_s=slowest_s,
+            headers_cut=len(headers.statuses),
+            headers_cut_after_s=max(headers.cut_s, default=float("inf")),
+        )
+
+    def r12_odd_headers(self) -> None:
+        deadline_s = self.service.deadline_s
+        faults, late, proxys, unanswered = 0, 0, [], []
+        for name, request in ODD.items():
+            heard = ask(self.service.port, request, wait_s=deadline_s + 5)
+            who = "the service" if heard.is_ours else "Serve's proxy" if heard.status else "nobody"
+            evil = b"\r\nx-evil" in heard.head.lower()
+            print(f"  {name:36} {heard.status or '-'} by {who}{', WITH A HEADER OF THE CLIENT' if evil else ''}")
+            faults += evil or (heard.is_ours and heard.status >= 500)
+            late += heard.is_ours and heard.took_s > deadline_s + 1
+            unanswered += [] if heard.status else [name]
+            proxys += [f"{name}:{heard.status}"] if not heard.is_ours and heard.status >= 500 else []
+        stalled = []
+        for name, request in UNDYING.items():
+            heard = ask(self.service.port, request, wait_s=deadline_s + 5)
+            print(f"  body that stops, {name:19} {heard.status or '-'} after {heard.took_s:.1f} s")
+            stalled.append(heard.status == 408 and heard.took_s <= deadline_s + 2)
+        reliability(
+            "R12",
+            ok=faults == late == 0 and all(stalled),
+            asked=len(ODD),
+            faults_of_ours=faults,
+            late=late,
+            deadline_kept=f"{sum(stalled)}/{len(stalled)}",
+            faults_of_serves_proxy=",".join(proxys) or "none",
+            unanswered=",".join(unanswered) or "none",
+        )
+
+    def r13_stuck_replica(self) -> None:
+        """A process that is there and does not answer."""
+        until(self.service.is_whole, 60)
+        with self._load(self.mixed) as load:
+            _wait(load, 3)
+            stuck = self.random.choice(self.service.pids(MODEL))
+            os.kill(stuck, signal.SIGSTOP)
+            stopped_s = load.since_s()
+            try:
+                detected_s = until(lambda: stuck not in self.service.running(), 90)
+                whole_s = detected_s + until(lambda: len(self.service.running()) == 2, 60)
+                gone_s = whole_s + until(lambda: not psutil.pid_exists(stuck) or stuck not in self.service.pids(MODEL), 90)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stuck, signal.SIGCONT)
+            _wait(load, load.since_s() + 2)
+        failed, wrong = _failed(load), _wrong(self.mixed, load)
+        late = [reply.due_s - stopped_s for reply in load.replies if reply.status != 200]
+        reliability(
+            "R13",
+            ok=failed == wrong == 0 and detected_s < 60,
+            sent=len(load.replies),
+            failed=failed,
+            wrong=wrong,
+            codes=by_status(load.replies),
+            last_failed_sent_after_s=max(late, default=0.0),
+            detected_s=detected_s,
+            two_again_after_s=whole_s,
+            ended_after_s=gone_s,
+            p50_ms=percentile_ms(load.replies, 50),
+            p99_ms=percentile_ms(load.replies, 99),
+        )
+
+    def r15_counts(self) -> None:
+        """What clients counted is what two ingresses counted, per status."""
+        bodies: list[object] = [{"inputs": text} for text in ("good film", "", 3, ["good"] * 33, ["a", "..."])]
+        sent = [json.dumps(body).encode() for body in bodies]
+        sent += [b"[]", b"{", b" " * (3 << 20), b'{"inputs": "\\ud800"}']
+        before = Counter(self.service.codes())
+        with Load(self.service.score_url, sent, num_clients=8, num_requests=900) as load:
+            pass
+        seen = Counter(str(reply.status) for reply in load.replies)
+        for method in ("GET", "PUT"):
+            seen[str(httpx.request(method, self.service.score_url, timeout=10).status_code)] += 1
+        with contextlib.suppress(AssertionError):
+            until(lambda: Counter(self.service.codes()) - before == seen, 10)
+        counted = Counter(self.service.codes()) - before
+        difference = sum(((counted - seen) + (seen - counted)).values())
+        told = ",".join(f"{code}:{number}" for code, number in sorted(seen.items()))
+        ok, ingresses = difference == 0 and seen["0"] == 0, len(self.service.pids(INGRESS))
+        reliability("R15", ok=ok, clients=told, difference=difference, ingresses=ingresses)
+
+    def fuzzed(self) -> None:
+        schema = fuzz.from_schema(self.service.url, seed=self.seed)
+        texts = fuzz.texts(self.service.score_url, seed=self.seed)
+        hostile = fuzz.hostile(self.service.score_url)
+        for name, found in (("FUZZ-schema", schema), ("FUZZ-texts", texts), ("FUZZ-hostile", hostile)):
+            for line in found.faults[:10]:
+                print(f"  {line}")
+            in_time = found.slowest_s <= self.service.deadline_s + 1
+            reliability(
+                name,
+                ok=not found.faults and in_time and found.answers > 0,
+                answers=found.answers,
+                faults=len(found.faults),
+                slowest_s=found.slowest_s,
+                codes=",".join(f"{code}:{number}" for code, number in sorted(found.codes.items())),
+                seconds=found.took_s,
+            )
+
+    def r8_drained(self) -> None:
+        """As docs/serving.md says, while requests are being scored that take about a second: the application goes, then Serve."""
+        self._ended("R8", self.service.withdraw)
+        self.service.shut_down()
+
+    def r8_control(self) -> None:
+        """Serve shut down with its application in place drops what its proxy waits for: why the application goes first."""
+        self.service.deploy()
+        self._ended("R8-control", self.service.shut_down)
+
+    def _ended(self, name: str, end: Callable[[], None]) -> None:
+        until(self.service.is_whole, 60)
+        slow = [_heavy(self.random, texts=5, characters=40_000)]
+        ready: Counter[int] = Counter()
+        with self._load(self.mixed) as load, Load(self.service.score_url, slow, per_s=1) as heavy:
+            _wait(load, 4.3)
+            stop_s, offset_s = load.since_s(), load.began_s - heavy.began_s
+            ending = threading.Thread(target=end)
+            ending.start()
+            while ending.is_alive():
+                ready[self.service.readyz()] += 1
+                time.sleep(0.05)
+            ended_s = load.since_s()
+        before = [reply for reply in load.replies if reply.due_s <= stop_s]
+        before += [reply for reply in heavy.replies if reply.due_s <= stop_s + offset_s]
+        after = [reply for reply in load.replies if reply.due_s > stop_s]
+        in_flight = sum(reply.due_s + reply.took_s > stop_s for reply in before)
+        lost = sum(reply.status != 200 for reply in before)
+        reliability(
+            name,
+            ok=in_flight > 0 and ((lost > 0) if name == "R8-control" else lost == 0 and not _unclear(after)),
+            before=len(before),
+            in_flight=in_flight,
+            lost=lost,
+            codes_before=by_status(before),
+            codes_after=by_status(after),
+            last_200_after_s=max((reply.due_s - stop_s for reply in after if reply.status == 200), default=0.0),
+            readyz=",".join(f"{code}:{number}" for code, number in ready.items()),
+            ended_after_s=ended_s - stop_s,
+        )
+
+
+RUNS: dict[str, Callable[[Online], None]] = {
+    "R1": Online.r1_replicas_killed,
+    "GOLDEN": Online.golden,
+    "R15": Online.r15_counts,
+    "R10": Online.r10_clients_that_leave,
+    "R11": Online.r11_slow_clients,
+    "R12": Online.r12_odd_headers,
+    "FUZZ": Online.fuzzed,
+    "R9": Online.r9_overload,
+    "R13": Online.r13_stuck_replica,
+    "R1-control": Online.r1_control,
+    "R7": Online.r7_rolling_update,
+    "R8": Online.r8_drained,  # the last two: they end the service
+    "R8-control": Online.r8_control,
+}
+JSON = {"content-type": "application/json"}
+
+
+def listeners(*, haproxy: bool) -> None:
+    """Who listens where, on a Ray of its own, in this mode of Serve's proxy."""
+    if haproxy:
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    with head() as cluster:
+        service = Service(cluster)
+        service.deploy()
+        until(lambda: service.readyz() == 200, 60)
+        found = {}
+        for process in psutil.Process().children(recursive=True):
+            for each in process.net_connections("tcp") if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else []:
+                if each.status == psutil.CONN_LISTEN:
+                    found[each.laddr.port, each.laddr.ip] = process.name()
+    at = sorted({ip for port, ip in found if port == service.port})
+    beyond = sorted(f"{name}@{ip}:{port}" for (port, ip), name in found.items() if not ip.startswith("127.") and ip != "::1")
+    os.environ.pop("RAY_SERVE_ENABLE_HA_PROXY", None)
+    name = "LISTENERS-haproxy" if haproxy else "LISTENERS-default"
+    reliability(name, ok=at == ["127.0.0.1"], service_at=",".join(at), beyond=",".join(beyond) or "none")
+
+
+def _failed(load: Load) -> int:
+    return sum(reply.status != 200 for reply in load.replies)
+
+
+def _unclear(replies: list[Reply]) -> int:
+    """Those that were sent to a service that goes, and got neither an answer nor a refusal."""
+    return sum(reply.status not in (200, 404, 503) for reply in replies)
+
+
+def _wrong(questions: list[Question], load: Load) -> int:
+    return sum(reply.status == 200 and questions[reply.question].is_wrong(reply.body) for reply in load.replies)
+
+
+def _wait(load: Load, since_s: float) -> None:
+    time.sleep(max(0.0, since_s - load.since_s()))
+
+
+def _heavy(chance: random.Random, *, texts: int, characters: int) -> bytes:
+    """A request of long texts, made of bundled reviews."""
+    lines = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()]
+    long = [" ".join(chance.choices(lines, k=characters // 200 + 1))[:characters] for _ in range(texts)]
+    return json.dumps({"inputs": long, "attention": "none"}).encode()
+
+
+def _thinned(timeline: list[str]) -> list[str]:
+    """While a version takes over both answer; of these turns the first and the last are enough."""
+    return timeline if len(timeline) <= 8 else [*timeline[:4], f"({len(timeline) - 8}_turns)", *timeline[-4:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--only", nargs="+", choices=[*RUNS, "LISTENERS"], default=[*RUNS, "LISTENERS"])
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
+    began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="han-chaos-"))
+    try:
+        chosen = [name for name in RUNS if name in arguments.only]
+        if chosen:
+            with head() as cluster:
+                online = Online(Service(cluster), folder, arguments.seed)
+                for name in chosen:
+                    since = time.monotonic()
+                    try:
+                        RUNS[name](online)
+                    except (AssertionError, httpx.HTTPError) as error:  # what was waited for did not come
+                        reliability(name, ok=False, error=f"{type(error).__name__}: {error}")
+                    print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
+        if "LISTENERS" in arguments.only:
+            listeners(haproxy=False)
+            listeners(haproxy=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"all: {time.monotonic() - began:.0f} s", flush=True)
+    close()
+
+
+if __name__ == "__main__":
+    main()

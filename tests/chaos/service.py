@@ -1,0 +1,208 @@
+"""One service of its own for a reliability run: serve/config.yaml on a free port of this machine, and the oracle for its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import random
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from ray.util.state import list_actors
+
+from han import samples
+from han.score import Scorer, as_json
+from han.types import AttentionDetail, Score
+from tests.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+MODEL, INGRESS, PROXY = "ServeReplica:han:Model", "ServeReplica:han:Ingress", "ProxyActor"  # classes of actors
+DETAILS: tuple[AttentionDetail, ...] = ("words", "sentences", "none")
+
+
+class Service:
+    """The application `han`: two processes that speak HTTP, two that score, each with half a CPU."""
+
+    def __init__(self, cluster: Cluster, *, import_path: str = "serve.app:build") -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.score_url = f"{self.url}/v1/score"
+        self._dashboard = cluster.dashboard
+        self._rest = f"{cluster.dashboard}/api/serve/applications/"
+        self.config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+        self.config["http_options"]["port"] = self.port
+        application = self.config["applications"][0]
+        application["import_path"] = import_path
+        for deployment in application["deployments"]:
+            if deployment["name"] == "Model":
+                del deployment["autoscaling_config"]
+                deployment["ray_actor_options"] = {"num_cpus": 0.5}
+            if deployment["name"] != "Totals":
+                deployment["num_replicas"] = 2
+
+    @property
+    def deadline_s(self) -> float:
+        return float(self.config["applications"][0]["args"]["deadline_s"])
+
+    def put(self, **arguments: object) -> None:
+        """What `serve deploy` sends; arguments are those of `serve.app:build` that change."""
+        config = copy.deepcopy(self.config)
+        config["applications"][0]["args"] |= arguments
+        httpx.put(self._rest, json=config, timeout=30).raise_for_status()
+
+    def deploy(self, **arguments: object) -> float:
+        """Seconds until all replicas are those of this configuration."""
+        began = time.monotonic()
+        self.put(**arguments)
+        until(lambda: self.status() == "RUNNING" and self.is_whole(), 120)
+        return time.monotonic() - began
+
+    def withdraw(self) -> None:
+        """What `serve deploy` of a config without applications does; returns when the application is gone."""
+        httpx.put(self._rest, json={**self.config, "applications": []}, timeout=30).raise_for_status()
+        until(lambda: self.status() == "NONE", 90)
+
+    def shut_down(self) -> None:
+        """What `serve shutdown` sends; returns when Serve has stopped."""
+        httpx.delete(self._rest, timeout=90).raise_for_status()
+
+    def status(self) -> str:
+        return str(self._details().get("status", "NONE"))
+
+    def is_whole(self) -> bool:
+        """Whether exactly the wanted replicas are there, each ready."""
+        deployments = self._details().get("deployments", {})
+        return bool(deployments) and all(
+            [replica["state"] for replica in deployment["replicas"]] == ["RUNNING"] * deployment["target_num_replicas"]
+            for deployment in deployments.values()
+        )
+
+    def running(self) -> list[int]:
+        """Process ids of the replicas of Model that Serve sends requests to."""
+        return [replica["pid"] for replica in self._details()["deployments"]["Model"]["replicas"] if replica["state"] == "RUNNING"]
+
+    def _details(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(self._rest, timeout=30).json()["applications"].get("han", {})
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of /metrics by series."""
+        told = httpx.get(f"{self.url}/metrics", timeout=30).text
+        lines = (line.rpartition(" ") for line in told.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    def total(self, name: str) -> float:
+        return sum(value for series, value in self.metrics().items() if series.partition("{")[0] == name)
+
+    def codes(self, route: str = "/v1/score") -> dict[str, int]:
+        """Answers of a route by status, as /metrics has them."""
+        pattern = re.compile(rf'han_requests_total\{{route="{route}",code="(\d+)"\}}')
+        return {found[1]: int(value) for series, value in self.metrics().items() if (found := pattern.fullmatch(series))}
+
+    def pids(self, *kinds: str) -> list[int]:
+        """Of living actors, from Ray's state API. kinds: how the class of an actor begins."""
+        found = list_actors(self._dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000, timeout=30)
+        return [actor.pid for actor in found if actor.class_name.startswith(kinds) and actor.pid]
+
+    def readyz(self) -> int:
+        """The status; 0 if nobody answers."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code
+        except httpx.TransportError:
+            return 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def kill_one(service: Service, chance: random.Random, deadline_s: float = 60) -> bool:
+    """SIGKILL a replica of Model as soon as all are there, in the middle of its work if it has any within 5 seconds."""
+    with contextlib.suppress(AssertionError):
+        until(service.is_whole, deadline_s)
+        victims = service.pids(MODEL)
+        chance.shuffle(victims)
+        end = time.monotonic() + 5
+        busy = next((pid for _ in iter(lambda: time.monotonic() > end, True) for pid in victims if _is_working(pid)), victims[0])
+        os.kill(busy, signal.SIGKILL)
+        return True
+    return False
+
+
+def _is_working(pid: int) -> bool:
+    """Whether a thread of the process is on a CPU, or waits for one, twice within 2 ms: Linux alone tells."""
+    for _ in range(2):
+        stats = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if "R" not in stats:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def resident_mb(of: Sequence[int]) -> float:
+    return sum(psutil.Process(pid).memory_info().rss for pid in of if psutil.pid_exists(pid)) / 2**20
+
+
+def open_files(of: Sequence[int]) -> int:
+    return sum(psutil.Process(pid).num_fds() for pid in of if psutil.pid_exists(pid))
+
+
+def until(holds: Callable[[], bool], deadline_s: float) -> float:
+    """Seconds until it holds; an AssertionError if that is not within the deadline."""
+    began = time.monotonic()
+    while True:
+        with contextlib.suppress(httpx.TransportError, KeyError, psutil.NoSuchProcess):
+            if holds():
+                return time.monotonic() - began
+        assert time.monotonic() - began < deadline_s, f"not within {deadline_s} s"
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A body, and what it must be answered, by the fingerprint of the model."""
+
+    body: bytes
+    wanted: dict[str, list[dict[str, Any]]]
+
+    def is_wrong(self, answer: bytes) -> bool:
+        told = json.loads(answer)
+        return told["model"] not in self.wanted or differ(told["results"], self.wanted[told["model"]])
+
+
+def golden(scorers: Sequence[Scorer], *, num_texts: int, size: int = 1, details: Sequence[AttentionDetail] = DETAILS) -> list[Question]:
+    """Bundled reviews in requests of `size` texts (a single one is no list), with what each scorer says of them."""
+    lines = samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:num_texts]
+    texts = [json.loads(line)["text"] for line in lines]
+    questions = []
+    for number, first in enumerate(range(0, len(texts), size)):
+        some, detail = texts[first : first + size], details[number % len(details)]
+        wanted = {
+            scorer.fingerprint: [as_json(score) for score in scorer.score(some, attention=detail) if isinstance(score, Score)]
+            for scorer in scorers
+        }
+        body = json.dumps({"inputs": some[0] if size == 1 else some, "attention": detail}).encode()
+        questions.append(Question(body=body, wanted=wanted))
+    return questions
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two answers differ by more than 1e-6 anywhere."""
+    if isinstance(other, dict):
+        return one.keys() != other.keys() or any(differ(one[name], other[name]) for name in other)
+    if isinstance(other, list | tuple):
+        return len(one) != len(other) or any(differ(each, its) for each, its in zip(one, other, strict=True))
+    return abs(one - other) > 1e-6 if isinstance(other, float) else one != other

@@ -1,0 +1,311 @@
+"""The service on a real Serve: deployed from its own config file by a command given in another folder, asked through the real proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from han import artifact, samples
+from han.score import Scorer, as_json
+from han.types import Mistake, Score
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 6.0
+RAY_SERVE = str(Path(sys.executable).with_name("serve"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    url: str
+    port: int
+    config: dict[str, Any]
+    deploy: Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def service(on_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """serve/config.yaml with another port, and with two processes of each kind."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    application = config["applications"][0]
+    application["args"]["deadline_s"] = DEADLINE_S
+    for deployment in application["deployments"]:
+        if deployment["name"] == "Model":
+            del deployment["autoscaling_config"]
+            deployment["ray_actor_options"] = {"num_cpus": 0.5}
+        if deployment["name"] != "Totals":
+            deployment["num_replicas"] = 2
+
+    def deploy(changed: dict[str, Any]) -> None:
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(changed))
+        command = [RAY_SERVE, "deploy", "--address", on_ray.dashboard, str(path)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    deploy(config)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: status(url) == 200, 90)
+        yield Service(url=url, port=port, config=config, deploy=deploy)
+    finally:
+        from ray import serve
+
+        serve.shutdown()
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer(artifact.load(artifact.find("imdb")))
+
+
+@pytest.fixture(scope="module")
+def golden(scorer: Scorer) -> list[tuple[str, dict[str, Any]]]:
+    """200 reviews and what `Scorer` says of them."""
+    texts = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:200]]
+    scores = scorer.score(texts)
+    return [(text, as_json(score)) for text, score in zip(texts, scores, strict=True) if isinstance(score, Score)]
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two answers differ by more than 1e-6 anywhere."""
+    if isinstance(other, dict):
+        return one.keys() != other.keys() or any(differ(one[name], other[name]) for name in other)
+    if isinstance(other, list):
+        return len(one) != len(other) or any(differ(each, its) for each, its in zip(one, other, strict=True))
+    return abs(one - other) > 1e-6 if isinstance(other, float) else one != other
+
+
+def test_one_by_one_and_in_lists_the_answers_are_the_scorers(service: Service, golden: list[tuple[str, dict[str, Any]]]) -> None:
+    with httpx.Client(base_url=service.url) as client:
+        singles = [client.post("/v1/score", json={"inputs": text}).json()["results"][0] for text, _ in golden[:40]]
+        lists = [
+            result
+            for first in range(0, len(golden), 32)
+            for result in client.post("/v1/score", json={"inputs": [text for text, _ in golden[first : first + 32]]}).json()["results"]
+        ]
+    assert len(lists) == 200
+    assert not any(differ(found, wanted) for found, (_, wanted) in zip(singles, golden[:40], strict=True))
+    assert not any(differ(found, wanted) for found, (_, wanted) in zip(lists, golden, strict=True))
+
+
+def test_a_dump_scored_through_the_service_has_the_scorers_answers(
+    service: Service, golden: list[tuple[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    from han import ray_score
+    from han.config import ColumnsConfig, OutputConfig, ScoreConfig
+    from serve import bulk
+
+    pq.write_table(pa.table({"text": [text for text, _ in golden]}), tmp_path / "dump.parquet", row_group_size=50)
+    job = ray_score.plan(
+        str(tmp_path / "dump.parquet"),
+        str(tmp_path / "out"),
+        model="imdb",
+        columns=ColumnsConfig(),
+        config=ScoreConfig(num_actors=2),
+        output=OutputConfig(),
+        limit=None,
+    )
+    ray_score.score(job, lambda *_, **__: None, ask=functools.partial(bulk.ask, application="han"))
+    found = {row["text"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    assert len(found) == 200
+    for text, wanted in golden:
+        assert not differ({name: found[text][name] for name in wanted}, wanted)
+
+
+def test_two_hundred_at_once_while_a_replica_is_killed_all_get_their_own_answer(
+    service: Service, golden: list[tuple[str, dict[str, Any]]]
+) -> None:
+    before = settled(service)
+
+    async def main() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=20)
+        async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=30) as client:
+            waiting = [asyncio.create_task(client.post("/v1/score", json={"inputs": text})) for text, _ in golden]
+            await asyncio.wait(waiting[:40], return_when=asyncio.ALL_COMPLETED)
+            replica_processes("Model")[0].kill()
+            return await asyncio.gather(*waiting)
+
+    responses = asyncio.run(main())
+    assert Counter(response.status_code for response in responses) == {200: 200}
+    answers = [response.json()["results"][0] for response in responses]
+    assert not any(differ(found, wanted) for found, (_, wanted) in zip(answers, golden, strict=True))
+    until(lambda: counts(service) - before == {"200": 200}, 5)
+    until(lambda: len(replica_processes("Model")) == 2, 30)
+
+
+def replica_processes(deployment: str) -> list[psutil.Process]:
+    """The living processes of a deployment's replicas."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith(f"ray::ServeReplica:han:{deployment}") and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def counts(service: Service) -> Counter[str]:
+    """Answers of /v1/score by status, as /metrics has them."""
+    told = httpx.get(f"{service.url}/metrics").text
+    found = re.findall(r'han_requests_total\{route="/v1/score",code="(\d+)"\} (\d+)', told)
+    return Counter({code: int(number) for code, number in found})
+
+
+def settled(service: Service) -> Counter[str]:
+    """The counts once no process has more to send."""
+    found = [counts(service)]
+    until(lambda: bool(time.sleep(1) or found.append(counts(service)) or found[-1] == found[-2]), 20)
+    return found[-1]
+
+
+def test_what_clients_count_is_what_two_ingresses_count(service: Service) -> None:
+    before = settled(service)
+    seen: Counter[str] = Counter()
+    bodies: list[Any] = [{"inputs": "good film"}, {"inputs": ""}, {"inputs": 3}, {"inputs": ["good"] * 33}]
+    for number in range(40):
+        with httpx.Client(base_url=service.url) as client:  # a connection each, so that both are asked
+            seen[str(client.post("/v1/score", json=bodies[number % 4]).status_code)] += 1
+    assert seen == {"200": 10, "422": 20, "413": 10}
+    until(lambda: counts(service) - before == seen, 5)
+
+
+def test_a_batch_job_gets_the_same_through_the_handle(service: Service, scorer: Scorer, golden: list[tuple[str, dict[str, Any]]]) -> None:
+    from ray import serve
+
+    texts = [text for text, _ in golden[:50]]
+    handle = serve.get_deployment_handle("Model", "han")
+    found, wanted = handle.score_flat.remote([*texts, ""], model=scorer.fingerprint).result(timeout_s=60), scorer.score_flat([*texts, ""])
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-6)
+    np.testing.assert_allclose(found.word_attention, wanted.word_attention, atol=1e-6)
+    assert found.refused == wanted.refused
+    assert handle.about.remote().result(timeout_s=60).model == scorer.fingerprint
+    with pytest.raises(Mistake, match="the job began with other"):
+        handle.score_flat.remote(texts, model="other").result(timeout_s=60)
+
+
+def raw(service: Service, *parts: bytes, wait_s: float = 15) -> bytes:
+    """What comes back for these bytes, until the other side has nothing more to say."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=wait_s) as connection:
+        for part in parts:
+            try:
+                connection.sendall(part)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        answer = b""
+        try:
+            while b"}" not in answer and (more := connection.recv(65536)):
+                answer += more
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+
+
+def test_a_body_without_end_is_413(service: Service) -> None:
+    piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    assert raw(service, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 48).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_does_not_come_is_408_at_the_deadline_whatever_the_headers(service: Service) -> None:
+    headers = [b"", b"x-request-timeout-seconds: 0\r\n", b"x-request-disconnect-disabled: ?1\r\n"]
+    began = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda header: raw(service, HEAD + header + b"Content-Length: 30\r\n\r\n{"), headers))
+    assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 408 Request Timeout"}
+    assert DEADLINE_S - 0.5 < time.monotonic() - began < DEADLINE_S + 3
+
+
+def test_a_given_id_comes_back_once(service: Service) -> None:
+    response = httpx.get(f"{service.url}/healthz", headers={"x-request-id": "my-id"})
+    assert response.headers.get_list("x-request-id") == ["my-id"]
+
+
+def test_serve_listens_on_this_machine_alone(service: Service) -> None:
+    listeners = [
+        found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN and found.laddr.port == service.port
+    ]
+    assert {found.laddr.ip for found in listeners} == {"127.0.0.1"}
+
+
+def test_the_examples_of_the_documentation_run(service: Service) -> None:
+    document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").replace("http://127.0.0.1:8000", service.url)
+    part = document.partition("a test runs both examples")[2]
+    shell, python = (re.search(rf"```{kind}\n(.*?)```", part, flags=re.DOTALL) for kind in ("bash", "python"))
+    assert shell
+    assert python
+    assert len([line for line in python[1].splitlines() if line]) <= 11
+    printed = subprocess.run(["bash", "-c", shell[1]], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert json.loads(printed)["results"][0]["label"] == "positive"
+    printed = subprocess.run([sys.executable, "-c", python[1]], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert [line.split()[0] for line in printed.splitlines()] == ["positive", "negative"]
+
+
+def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "artifact"
+    shutil.copytree(tiny_model, broken)
+    (broken / "vocab.txt").write_text("damaged\n")
+    config = json.loads(json.dumps(service.config))
+    config["applications"][0]["args"]["model"] = str(broken)
+    before = httpx.get(f"{service.url}/v1/model").json()["model"]
+    service.deploy(config)
+    from ray import serve
+
+    until(lambda: serve.status().applications["han"].status == "DEPLOY_FAILED", 60)
+    assert "does not match its line in SHA256SUMS" in str(serve.status())
+    assert httpx.post(f"{service.url}/v1/score", json={"inputs": "good film"}).json()["model"] == before
+
+
+def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(service: Service) -> None:
+    from ray import serve
+
+    slow = {"inputs": ["The film was good. " * 2_500] * 4, "attention": "none"}
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(httpx.post, f"{service.url}/v1/score", json=slow, timeout=30)
+        until(lambda: "han_tokens_in_flight 4" in httpx.get(f"{service.url}/metrics").text, 5)
+        gone = pool.submit(serve.delete, "han")
+        until(lambda: status(service.url) != 200, 20)
+        assert answer.result().status_code == 200
+        gone.result(timeout=60)
