@@ -121,7 +121,7 @@ def worst(errors: Sequence[tuple[ScoreRun, float, float]] | Sequence[tuple[Train
 def limits(driver: Mapping[str, float], memory_gb: float) -> list[dict[str, Any]]:
     """What grows with the shards, what a shard adds, what is too much of it, and at how many reviews that is; the first comes first."""
     grows = [
-        ("the list of shards that is sent to every process", "items_bytes", "bytes", 1e9, "1 GB a process"),
+        ("the list of shards, of which every process has a copy", "items_bytes", "bytes", 1e9, "1 GB a process"),
         (
             "the driver's memory: shards, records, the manifest as objects and text",
             "driver_bytes",

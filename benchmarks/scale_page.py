@@ -102,7 +102,7 @@ def _plan_rows(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, 
         ("output, with word attention", [_size(each["output_gb"]) for each in costs]),
         ("storage of the output, a month", [_money(each["storage_usd"], f"{each['output_gb']:,.0f} GB x unknown") for each in costs]),
         ("shards, and files written", [f"{each['shards']:,}" for each in costs]),
-        ("list of shards, sent to every process", [_size(each["items_gb"]) for each in costs]),
+        ("list of shards, a copy in every process", [_size(each["items_gb"]) for each in costs]),
         ("memory of the driver for them", [_size(each["driver_gb"]) for each in costs]),
         ("manifest", [_size(each["manifest_gb"]) for each in costs]),
     ]

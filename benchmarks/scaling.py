@@ -47,7 +47,7 @@ COLUMNS = ColumnsConfig()
 SCORING = [
     (1, 1_500, 4, False),
     (1, 4_500, 4, False),
-    (1, 200, 200, False),
+    (1, 300, 300, False),
     (2, 6_000, 8, False),
     (2, 12_000, 6, True),
     (4, 6_000, 8, True),
@@ -60,18 +60,25 @@ MICRO_SHARDS = 300
 
 
 class Busy(AbstractContextManager["Busy"]):
-    """CPU seconds of this process and of every one below it while the body runs, by kind, looked at ten times a second."""
+    """CPU seconds of this process and of the head's from `begin` to the end of the body, by kind, looked at ten times a second."""
 
     def __enter__(self) -> Busy:
-        self._own = time.process_time()
-        self._before = {process.pid: sum(process.cpu_times()[:2]) for process in _below()}
+        self._begun = False
         self._seconds: dict[tuple[str, int], float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
+    def begin(self) -> None:
+        """Leave out what was spent so far: processes that start, and load torch."""
+        if not self._begun:
+            self._own = time.process_time()
+            self._before = {process.pid: sum(process.cpu_times()[:2]) for process in _below()}
+            self._begun = True
+
     def __exit__(self, *_: object) -> None:
+        self.begin()
         self._over.set()
         self._thread.join()
         self.by_kind: dict[str, float] = {"driver": time.process_time() - self._own}
@@ -80,7 +87,7 @@ class Busy(AbstractContextManager["Busy"]):
 
     def _watch(self) -> None:
         while not self._over.wait(0.1):
-            for process in _below():
+            for process in _below() if self._begun else []:
                 try:
                     kind, spent = _kind(process.cmdline()), sum(process.cpu_times()[:2])
                 except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -120,7 +127,7 @@ def measure_scoring(
         with Busy() as spent:
             began = time.monotonic()
             plan = _plan(dump, folder / f"scores-{number}", actors)
-            ray_score.score(plan, lambda what, done, total, *, exact=True: None)
+            ray_score.score(plan, lambda what, done, total, *, exact=True: spent.begin())
             seconds = time.monotonic() - began
         if number:
             found.append(ScoreRun(actors=actors, reviews=reviews, shards=shards, seconds=seconds, held_out=held_out))
@@ -180,10 +187,9 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
 
 
 def dispatch_s(busy: Sequence[dict[str, float]]) -> tuple[float, str]:
-    """CPU seconds that a shard costs the busiest process of the head, and which one: the run with most shards against that with fewest."""
-    fewest, most = min(busy, key=lambda each: each["shards"]), max(busy, key=lambda each: each["shards"])
-    extra = most["shards"] - fewest["shards"]
-    return max(((most[kind] - fewest.get(kind, 0.0)) / extra, kind) for kind in most if kind != "shards")
+    """CPU seconds that a shard costs the busiest process of the head, and which one, from the run with most shards."""
+    most = max(busy, key=lambda each: each["shards"])
+    return max((most[kind] / most["shards"], kind) for kind in most if kind != "shards")
 
 
 def measure_bytes(texts: Sequence[str]) -> dict[str, Any]:
