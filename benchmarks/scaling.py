@@ -241,7 +241,7 @@ def measure(data: Path | None, share: float, folder: Path) -> dict[str, Any]:
     os.environ["PYTHONPATH"] = str(ROOT)
     micro = measure_driver(folder, math.ceil(MICRO_SHARDS * share))
     sizes = measure_bytes(texts[:1_000])
-    with head() as cluster:
+    with head(num_cpus=6) as cluster:
         os.environ["RAY_ADDRESS"] = cluster.address
         scoring, busy = measure_scoring(folder, texts, [_smaller(run, share) for run in SCORING])
         training = measure_training(folder, texts, math.ceil(1_800 * share), TRAINING)
