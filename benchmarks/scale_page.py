@@ -66,7 +66,6 @@ def _planned(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, An
         "node": node["name"],
         "price": "an unknown price" if node["usd_per_hour"] is None else f"${node['usd_per_hour']:g}",
         "price_source": node["source"],
-        "price_date": node["date"],
         "core_speed": _known(prices["core_speed"]["value"]),
         "copy": _known(prices["bucket_copy_s"]["value"]),
         "rows_per_shard": f"{ROWS_PER_SHARD:,}",
