@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import date
 from functools import partial
@@ -147,16 +147,12 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
 
     dump = write_dump(folder / "micro", ["Good film."], reviews=shards, shards=shards)
     single = write_dump(folder / "single", ["Good film."], reviews=1, shards=1)
-    took_s: list[float] = []
-    for source in (single, single, dump):  # once for what is loaded, once for what a plan takes that has no shards to speak of
-        began = time.monotonic()
-        plan = _plan(source, folder / "micro-scores", 1)
-        took_s.append(time.monotonic() - began)
-    tracemalloc.start()
-    held = [sources.find_shards(dump, COLUMNS, labelled=False), _plan(dump, folder / "micro-scores", 1)]
-    planned_bytes = tracemalloc.get_traced_memory()[0] / 2
-    tracemalloc.stop()
-    del held
+    sources.find_shards(single, COLUMNS, labelled=False)  # loads what it needs
+    began = time.monotonic()
+    sources.find_shards(dump, COLUMNS, labelled=False)
+    plan_s = time.monotonic() - began
+    held_bytes = [_held_bytes(partial(_plan, source, folder / "micro-scores", 1)) for source in (single, dump)]  # both hold the model
+    plan = _plan(dump, folder / "micro-scores", 1)
     scorer = Scorer(artifact.load(artifact.find("imdb")))
     with publish.claimed(plan.out, plan.job, failpoint=None) as claim:
         assert claim is not None  # noqa: S101 - the folder is new
@@ -169,12 +165,9 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
                 part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist()))
             records.append(part.close()[0])
         lines = [json.dumps(each) for each in records]
-        tracemalloc.start()
-        kept = [json.loads(line) for line in lines]
-        record_bytes = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
+        record_bytes = _held_bytes(lambda: [json.loads(line) for line in lines])
         began = time.monotonic()
-        publish.publish(claim, kept, {})
+        publish.publish(claim, records, {})
         publish_s = time.monotonic() - began
     manifest_bytes = (folder / "micro-scores" / "_manifest.json").stat().st_size
     return {
@@ -182,11 +175,21 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
         "record_bytes": sum(map(len, lines)) / shards,
         "items_bytes": len(cloudpickle.dumps(list(plan.items))) / shards,
         "manifest_bytes": manifest_bytes / shards,
-        "driver_bytes": (planned_bytes + 2 * record_bytes + 2 * manifest_bytes)
+        "driver_bytes": (held_bytes[1] - held_bytes[0] + 2 * record_bytes + 2 * manifest_bytes)
         / shards,  # records once more, and as text, for the manifest
-        "plan_s": max(0.0, took_s[2] - took_s[1]) / (shards - 1),
+        "plan_s": plan_s / shards,
         "publish_s": publish_s / shards,
     }
+
+
+def _held_bytes(make: Callable[[], object]) -> int:
+    """What Python allocates for what `make` returns."""
+    tracemalloc.start()
+    made = make()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del made
+    return held
 
 
 def dispatch_s(busy: Sequence[dict[str, float]]) -> tuple[float, str]:
