@@ -23,7 +23,7 @@ TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
 .PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
-	chaos-batch chaos-serve soak bench-online
+	chaos-batch chaos-serve soak bench-online bench-scaling
 
 help: ## List every verb
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
@@ -90,6 +90,9 @@ soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data
 
 bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
+
+bench-scaling: $(READY) ## Score and train on 1, 2 and 4 processes, fit a model, write docs/scale.md; 8 minutes, machine to itself [ARGS='--data FILE']
+	$(RUN) -m benchmarks.scaling $(ARGS)
 
 clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
 	if [ -e $(READY) ]; then rm -rf .venv; fi
