@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import ray
 import tyro
@@ -21,6 +21,17 @@ Config = TypeVar("Config")
 Caused = TypeVar("Caused", bound=Exception)
 EXIT_MISTAKE, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO = 2, 3, 4, 5
 STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
+
+Verb = Annotated[  # a flag that stands for itself: --rollback, and not --rollback True
+    bool,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="",
+        instance_from_str=lambda given: given in ([], ["True"]),
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 class _Interrupted(BaseException):

@@ -47,6 +47,8 @@ FLOORS = {
     "artifact": 3,
     "learn": 3,
     "score": 4,
+    "models": 4,
+    "sweep_report": 4,
     "explain": 5,
     "publish": 5,
     "verify": 5,
