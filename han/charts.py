@@ -20,6 +20,7 @@ class Scale:
     high: float = 1.0
     log: bool = False
     percent: bool = False  # how a number is told
+    whole: bool = False  # nothing stands between whole numbers
     choices: tuple[str, ...] = ()
 
     def place(self, value: Value) -> float:
@@ -34,13 +35,13 @@ class Scale:
             return [(self.place(choice), clip(choice, 16)) for choice in self.choices]
         if self.log:
             return [(self.place(value), f"{value:.3g}") for value in _log_ticks(self.low, self.high, at_most)]
-        step = _step((self.high - self.low) / at_most)
+        step = _step(max((self.high - self.low) / at_most, 1 if self.whole else 0))
         values = [number * step for number in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
         decimals = max(0, -math.floor(math.log10(step * (100 if self.percent else 1)) + 1e-9))
         return [(self.place(value), f"{value:.{decimals}%}" if self.percent else f"{value:,.{decimals}f}") for value in values]
 
 
-def scale(values: Iterable[float], *, log: bool = False, percent: bool = False, room: float = 0.06) -> Scale:
+def scale(values: Iterable[float], *, log: bool = False, percent: bool = False, whole: bool = False, room: float = 0.06) -> Scale:
     """A scale on which all `values` lie, with some room at both ends."""
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
@@ -49,7 +50,7 @@ def scale(values: Iterable[float], *, log: bool = False, percent: bool = False, 
         factor = (high / low) ** room if high > low else 2.0
         return Scale(low=low / factor, high=high * factor, log=True)
     space = (high - low) * room if high > low else abs(high) * 0.1 or 1.0
-    return Scale(low=low - space, high=high + space, percent=percent)
+    return Scale(low=low - space, high=high + space, percent=percent, whole=whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
