@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import ray
 import tyro
@@ -27,11 +27,14 @@ class _Interrupted(BaseException):
     """SIGTERM, as `ray job stop` and every scheduler send it."""
 
 
-def run(kind: type[Config], job: Callable[[Config], None]) -> None:
-    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code."""
+def run(kind: type[Config], job: Callable[[Config], None], *, defaults: Callable[[], Config | None] = lambda: None) -> None:
+    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code.
+
+    defaults: of the flags that are not given, None for those of `kind`.
+    """
     try:
         _on_sigterm()
-        job(tyro.cli(kind, config=STYLE))
+        job(tyro.cli(kind, default=cast(Any, defaults()), config=STYLE))
     except (KeyboardInterrupt, _Interrupted):
         _leave("interrupted: the same command goes on where this one stopped", EXIT_INTERRUPTED)
     except TooManyBad as error:
