@@ -12,6 +12,7 @@ import dataclasses
 import secrets
 import shutil
 import statistics
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def sweep(
         asked = _Asked(study, config, partial(_settings, out=out, data=data[0], space=space, model=model, train=train), train.num_workers)
         if missing := asked.missing():
             _run(asked, missing, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
+        watch(study)
         return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain)
 
 
@@ -155,6 +157,7 @@ def _run(asked: _Asked, missing: int, out: Path, *, concurrent: int, watch: Watc
 def _trial(config: dict[str, Any], *, fit: Fit) -> None:
     """What the driver of a trial runs: the one training there is. Tune hears of each epoch from the workers' controller."""
     out = Path(config["out"]) / config["folder"]
+    out.parent.mkdir(exist_ok=True)
     (out.parent / f".{out.name}.failed").unlink(missing_ok=True)
     try:
         model, train = from_json(ModelConfig, config["model"]), from_json(TrainConfig, config["train"])
@@ -180,7 +183,7 @@ class _Asked(Searcher):
     def __init__(self, study: optuna.Study, config: SweepConfig, settings: Callable[[Trial], dict[str, Any]], num_workers: int) -> None:
         super().__init__(metric="accuracy", mode="max")
         self.study, self.config, self.settings, self.num_workers = study, config, settings, num_workers
-        self.again = sweeps.left_running(study)
+        self.again = sweeps.left_running(study, config)
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
         self.stopped: dict[str, str] = {}
 
@@ -245,11 +248,15 @@ class _Stops(FIFOScheduler):
 
 
 class _Watched(tune.Callback):
+    """Tell how far the study is, at most once a second."""
+
     def __init__(self, watch: Callable[[], None]) -> None:
-        self.watch = watch
+        self.watch, self.told = watch, 0.0
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        self.watch()
+        if time.monotonic() - self.told >= 1:
+            self.watch()
+            self.told = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -109,10 +109,13 @@ def read_study(out: Path) -> optuna.Study:
     return optuna.load_study(study_name=None, storage=_storage(out))
 
 
-def left_running(study: optuna.Study) -> list[Trial]:
+def left_running(study: optuna.Study, config: SweepConfig) -> list[Trial]:
     """Trials that a driver's death left running: the same numbers, the same parameters, to be gone on with."""
-    # Trial() draws no parameter that the storage already has
-    return [Trial(study, trial._trial_id) for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
+    trials = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        study.sampler = _sampler(config, trial.number)  # of what was not drawn yet; what the storage has is not drawn again
+        trials.append(Trial(study, trial._trial_id))
+    return trials
 
 
 def ask(study: optuna.Study, config: SweepConfig) -> Trial | None:

@@ -92,10 +92,13 @@ def local(value: str, flag: str) -> Path:
     return Path(path(value, flag))
 
 
-def connect(at_least: int = 1) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs."""
+def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs.
+
+    workers_print: whether what workers print shows here.
+    """
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
     if ray.is_initialized():

@@ -14,7 +14,7 @@ from han import ray_train, ray_tune, space
 from han.config import ModelConfig, TrainConfig, as_json
 from han.sweep import SweepConfig, counts
 from jobs import door
-from jobs.progress import Trials
+from jobs.trials import Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,9 @@ def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
     door.show(f"tune {' '.join(map(str, data))} -> {out}", settings)
     cpus = job.train.num_workers * job.train.cpus_per_worker
     at_once = job.concurrent or max(1, door.num_cpus() // cpus)
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    door.connect(at_once * (cpus + 2))
+    os.environ |= {f"TUNE_{name}": "1" for name in ("DISABLE_AUTO_CALLBACK_LOGGERS", "DISABLE_SIGINT_HANDLER")}
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the table has a line for each
+    door.connect(at_once * (cpus + 2), workers_print=False)
     found = ray_tune.sweep(
         data,
         out,

@@ -35,7 +35,7 @@ def opened(out: Path, config: SweepConfig) -> optuna.Study:
 
 def asked(study: optuna.Study, config: SweepConfig) -> Iterator[tuple[Trial, dict[str, Any]]]:
     """What a driver gets to run."""
-    for trial in sweep.left_running(study):
+    for trial in sweep.left_running(study, config):
         yield trial, space.suggest(trial, SPACE, MODEL, TRAIN)
     while (trial := sweep.ask(study, config)) is not None:  # type: ignore[assignment]
         yield trial, space.suggest(trial, SPACE, MODEL, TRAIN)
@@ -109,7 +109,7 @@ def test_trials_left_running_are_gone_on_with_under_their_numbers_and_finished_o
     assert bare is not None
     before = told(study)
     again = opened(out, config)
-    left = sweep.left_running(again)
+    left = sweep.left_running(again, config)
     assert [trial.number for trial in left] == [1, 2]
     assert space.suggest(left[0], SPACE, MODEL, TRAIN) == settings
     run(again, config)

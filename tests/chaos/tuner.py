@@ -50,5 +50,5 @@ def faulty_fit(data: Path, out: Path, *arguments: Any, **options: Any) -> Run:
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     if fault == "forgetful":
-        sweep.left_running = lambda study: []
+        sweep.left_running = lambda study, config: []
     door.run(Tune, functools.partial(main, fit=faulty_fit) if fault == "faulty" else main)
