@@ -96,13 +96,15 @@ def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
     ]
     again = sweep.study.user_attrs.get("retrained")
     if isinstance(again, dict) and again.get("scores"):
-        scores = again["scores"]
-        spread = f"{100 * again['spread']:.2f} points" if sweep.percent else f"{again['spread']:.4g}"
+        scores, percent = again["scores"], "accuracy" in str(again.get("metric", sweep.metrics[0]))
+        mean, *each = (f"{score:.2%}" if percent else f"{score:.4g}" for score in (again["mean"], *scores))
+        spread = f"{100 * again['spread']:.2f} points" if percent else f"{again['spread']:.4g}"
+        metric = "" if len(sweep.metrics) == 1 else f"a {safe(str(again.get('metric', '')))} of "
         seeds = f"{len(scores)} other seed{'s' * (len(scores) != 1)}"
-        each = ", ".join(sweep.told(score) for score in scores)
+        reached = f"its settings reached {metric}{mean}" + (f" on average, standard deviation {spread}" if len(scores) > 1 else "")
         told += [
-            f"<strong>Trained again over {seeds}, its settings reached {sweep.told(again['mean'])} on average, standard deviation {spread}"
-            f"</strong> ({each}): that is what they are worth, and even that is of the split that chose them."
+            f"<strong>Trained again over {seeds}, {reached}</strong> ({', '.join(each)}): "
+            "that is what they are worth, and even that is of the split that chose them."
         ]
     else:
         told += ["What its settings are worth shows over other seeds: <code>--retrain 3</code>."]
