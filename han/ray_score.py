@@ -69,6 +69,7 @@ def plan(
 ) -> Plan:
     """Look at the input and the model; what is wrong with either is a `Mistake` here. limit: of records, from the first on; None is all."""
     shards = sources.find_shards(source, columns, labelled=False)
+    model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
     names = shards[0].schema.names
     missing = sorted(set(output.carry or ()) - set(names))
