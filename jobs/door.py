@@ -92,6 +92,7 @@ def local(value: str, flag: str) -> Path:
 def connect(at_least: int = 1) -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs."""
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # trackers tell their servers, not their makers
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
