@@ -31,6 +31,7 @@ from torch import Tensor
 from han import artifact, metrics
 from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
 from han.learn import Learner, Seen, batches
+from han.metrics import best_epoch
 from han.model import HAN
 from han.ray_data import EncodedFolder, read_encoded, windows
 from han.track import Trackers, claim, link
@@ -89,11 +90,6 @@ def read_run(out: Path) -> Run:
     """A finished run's result, from its folder."""
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the highest development accuracy; of equals the lowest log loss, then the first."""
-    return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
 
 
 def work(request: dict[str, Any]) -> None:
