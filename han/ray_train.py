@@ -106,7 +106,7 @@ def work(request: dict[str, Any]) -> None:
     network = build(folder, from_json(ModelConfig, request["model"]))
     learner = Learner(network, train, num_reviews=folder.num_reviews("train"), device=get_device())
     history, best = _resume(learner, out)
-    journal = _Journal(out, folder.num_reviews("train"), train.epochs, _trackers(request, folder, out)) if rank == 0 else None
+    journal = _Journal(out, folder.num_reviews("train"), train.epochs, _trackers(request, folder, history)) if rank == 0 else None
     batch_tokens = max(1, train.batch_tokens // num_workers)
     epochs = range(len(history) + 1, train.epochs + 1)
     passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
@@ -173,9 +173,9 @@ def _resume(learner: Learner, out: Path) -> tuple[list[dict[str, Any]], dict[str
     return history, best
 
 
-def _trackers(request: dict[str, Any], folder: EncodedFolder, out: Path) -> Trackers:
+def _trackers(request: dict[str, Any], folder: EncodedFolder, history: list[dict[str, Any]]) -> Trackers:
     settings = {name: request[name] for name in ("model", "train", "encoding", "data_fingerprint")} | {"counts": folder.counts}
-    return Trackers(out, from_json(TrackConfig, request["track"]), settings)
+    return Trackers(Path(request["out"]), from_json(TrackConfig, request["track"]), settings, history)
 
 
 class _Journal:

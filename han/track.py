@@ -72,8 +72,8 @@ def figures(line: dict[str, Any]) -> dict[str, float]:
 class Trackers:
     """All trackers of one run, for the one process that tells them."""
 
-    def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any]) -> None:
-        """settings: what the run was asked for, nested; out has a run.json."""
+    def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+        """settings: what the run was asked for, nested; history: the epochs behind a run that goes on; out has a run.json."""
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
 
         self.board: Any = SummaryWriter(str(out / "tensorboard"))
@@ -82,6 +82,8 @@ class Trackers:
             *([_Told("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
             *([_Told("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))] if config.wandb is not None else []),
         ]
+        if history:
+            self._tell(history)
 
     def step(self, loss: float, num_reviews: int) -> None:
         """Within an epoch, for TensorBoard alone: the loss so far, and the reviews seen since the first epoch."""
@@ -92,6 +94,9 @@ class Trackers:
         for name, value in figures(history[-1]).items():
             self.board.add_scalar(name, value, history[-1]["epoch"])
         self.board.flush()
+        self._tell(history)
+
+    def _tell(self, history: Sequence[dict[str, Any]]) -> None:
         for other in self.others:
             other.lines.put(list(history))
 
@@ -231,6 +236,7 @@ class _Wandb:
             settings=wandb.Settings(
                 silent=True,
                 console="off",
+                host="",
                 disable_git=True,
                 disable_code=True,
                 x_disable_meta=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,11 @@ def lines(number: int) -> list[dict[str, Any]]:
     ]
 
 
-def run(out: Path, config: TrackConfig, *histories: list[dict[str, Any]]) -> None:
-    """What rank 0 does of a run that reports these histories one after the other, and ends."""
+def run(out: Path, config: TrackConfig, *histories: list[dict[str, Any]], behind: Sequence[dict[str, Any]] = ()) -> None:
+    """What rank 0 does of a run that has `behind` behind it, reports these histories one after the other, and ends."""
     out.mkdir(exist_ok=True)
     claim(out, config)
-    trackers = Trackers(out, config, SETTINGS)
+    trackers = Trackers(out, config, SETTINGS, behind)
     for history in histories:
         trackers.epoch(history)
     trackers.close()
@@ -132,7 +132,7 @@ def test_mlflow_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_sam
 def test_another_mlflow_is_told_all_from_the_first_epoch(tmp_path: Path) -> None:
     one, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "other"))
     run(tmp_path / "run", TrackConfig(mlflow=one), lines(1))
-    run(tmp_path / "run", TrackConfig(mlflow=other), lines(2))
+    run(tmp_path / "run", TrackConfig(mlflow=other), behind=lines(2))  # killed at the very end: nothing was left to train
     assert in_mlflow(tmp_path / "run", other) == in_history(lines(2))
 
 
@@ -154,6 +154,7 @@ def test_no_tracker_is_told_a_path_of_this_machine(tmp_path: Path) -> None:
     run(tmp_path / "run", config, lines(1))
     records, _ = in_wandb(tmp_path / "run")
     assert [record for record in records if str(tmp_path) in str(record) or str(Path(__file__).parents[1]) in str(record)] == []
+    assert {record.run.host for record in records if record.HasField("run")} == {""}
     assert str(tmp_path) not in json.dumps(link(tmp_path / "run"))
 
 
