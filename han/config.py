@@ -164,6 +164,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Where a run's figures go beside its folder and TensorBoard. No part of what a run is: it may change when a run goes on."""
+
+    mlflow: str | None = None
+    """tracking URI of MLflow: http://host:5000, or sqlite:////folder/mlflow.db; needs han-on-ray[mlflow]"""
+    experiment: str = "han-on-ray"
+    """MLflow's experiment, made if it is not there"""
+    wandb: str | None = None
+    """project, or entity/project, of Weights & Biases, where `wandb login` knows you; needs han-on-ray[wandb]"""
+    wandb_offline: bool = False
+    """write the run's folder alone, for `wandb sync` later"""
+    name: str | None = None
+    """what trackers call the run; None is its folder's name"""
+    group: str | None = None
+    """what trackers file it under, with others"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
     """How a dump is scored: never what a score is."""
 

@@ -31,7 +31,8 @@ from ray.tune.search import Searcher
 
 from han import space as spaces
 from han import sweep as sweeps
-from han.config import ModelConfig, TrainConfig, as_json, from_json
+from han import track as trackers
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, from_json
 from han.ray_data import EncodedFolder, read_encoded
 from han.ray_train import Run, fit, read_run
 from han.space import DATA, Space, Value
@@ -64,12 +65,13 @@ def sweep(
     retrain: int,
     watch: Watch,
     fit: Fit = fit,
+    track: TrackConfig | None = None,
 ) -> Sweep:
     """Try `config.trials` settings of the space around `model` and `train`, and keep the best.
 
     data: encoded folders, the first of trial 0; concurrent: trials at once at most, None for as many as fit the cluster; retrain: seeds
-    over which the best settings are trained again, 0 for none. The same call goes on where a killed one stopped. Paths are absolute, on
-    storage that all nodes see. Raises `Mistake` where a trial does not fit the cluster, `out` holds another sweep, or no trial came to
+    over which the best settings are trained again, 0 for none; track: where trials are told beside TensorBoard, each under its own name.
+    The same call goes on where a killed one stopped. Paths are absolute, on storage that all nodes see. Raises `Mistake` where a trial does not fit the cluster, `out` holds another sweep, or no trial came to
     its end.
     """
     spaces.check(space, model, train)
@@ -82,7 +84,8 @@ def sweep(
     sweeps.claim(out, request)
     with Folder(str(out)).locked(".lock"):
         study = sweeps.open_study(out, config, epochs=train.epochs, first=first)
-        asked = _Asked(study, config, partial(_settings, out=out, data=data[0], space=space, model=model, train=train), train.num_workers)
+        settings = partial(_settings, out=out, data=data[0], space=space, model=model, train=train, track=track or TrackConfig())
+        asked = _Asked(study, config, settings, train.num_workers)
         if missing := asked.missing():
             _run(asked, missing, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
         watch(study)
@@ -122,12 +125,16 @@ def _ids(folder: EncodedFolder, file: str) -> list[str]:
     return [str(name) for name in pq.read_table(folder.path / "development" / file, columns=["review_id"])["review_id"].to_pylist()]
 
 
-def _settings(trial: Trial, *, out: Path, data: Path, space: Space, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+def _settings(
+    trial: Trial, *, out: Path, data: Path, space: Space, model: ModelConfig, train: TrainConfig, track: TrackConfig
+) -> dict[str, Any]:
     """A trial's parameters as what `_trial` needs."""
     drawn = spaces.suggest(trial, space, model, train)
     ours, how = spaces.override(model, train, drawn)
     folder = sweeps.folder_of(trial.number)
-    return {"data": drawn.get(DATA, str(data)), "out": str(out), "folder": folder, "model": as_json(ours), "train": as_json(how)}
+    told = as_json(dataclasses.replace(track, name=f"{out.name}/{trial.number:04d}", group=track.group or out.name))
+    settings = {"data": drawn.get(DATA, str(data)), "out": str(out), "folder": folder}
+    return settings | {"model": as_json(ours), "train": as_json(how), "track": told}
 
 
 def _run(asked: _Asked, missing: int, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -> None:
@@ -161,7 +168,8 @@ def _trial(config: dict[str, Any], *, fit: Fit) -> None:
     (out.parent / f".{out.name}.failed").unlink(missing_ok=True)
     try:
         model, train = from_json(ModelConfig, config["model"]), from_json(TrainConfig, config["train"])
-        fit(Path(config["data"]), out, model, train, callbacks=[TuneReportCallback()])
+        track = from_json(TrackConfig, config["track"])
+        fit(Path(config["data"]), out, model, train, track=track, callbacks=[TuneReportCallback()])
     except Exception as error:
         # Tune keeps a pickled exception and a traceback of many processes; a row of a table wants a line.
         (out.parent / f".{out.name}.failed").write_text(_reason(error))
@@ -219,6 +227,7 @@ class _Asked(Searcher):
         history = read_run(folder).history if (folder / "history.jsonl").exists() else []
         if stopped is not None:  # what ran on until it could be stopped does not count
             history = history[: result["epoch"]] if result and "epoch" in result else history
+            trackers.stopped(folder, from_json(TrackConfig, settings["track"]))
         sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.num_workers)
         failed.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

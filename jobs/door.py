@@ -109,6 +109,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     workers_print: whether what workers print shows here.
     """
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # trackers tell their servers, not their makers
     options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.

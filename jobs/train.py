@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import tyro
 
 from han import space
-from han.config import ModelConfig, TrainConfig, as_json
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
 from han.ray_train import fit
 from han.sweep import read_best
 from jobs import door
@@ -27,13 +27,14 @@ class Train:
     """a finished sweep (jobs.tune): its best data and settings are the defaults of all other flags"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
 
 def main(job: Train) -> None:
     data, out = door.local(job.data, "--data"), door.local(job.out, "--out")
-    door.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train)})
+    door.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train), "track": as_json(job.track)})
     door.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
-    run = fit(data, out, job.model, job.train)
+    run = fit(data, out, job.model, job.train, track=job.track)
     best = run.best
     print(
         f"best of {len(run.history)} epochs: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from han import ray_train, ray_tune, space
-from han.config import ModelConfig, TrainConfig, as_json
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
 from han.sweep import SweepConfig, counts
 from jobs import door
 from jobs.trials import Trials
@@ -36,6 +36,7 @@ class Tune:
     """train the best settings again over so many seeds: the best of many trials is an optimist"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
 
 def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
@@ -60,6 +61,7 @@ def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
         retrain=job.retrain,
         watch=Trials(total=job.sweep.trials),
         fit=fit,
+        track=job.track,
     )
     _told(found, out, full=job.sweep.trials * job.train.epochs)
 

@@ -27,6 +27,8 @@ FLOORS = {
     "gru": 1,
     "metrics": 1,
     "card": 1,
+    "track": 1,
+    "compare": 2,
     "files": 1,
     "promises": 1,
     "repeats": 1,
