@@ -32,6 +32,7 @@ from han.config import ModelConfig, TrainConfig, as_json, differences, from_json
 from han.learn import Learner, Seen, batches
 from han.model import HAN
 from han.ray_data import EncodedFolder, read_encoded, windows
+from han.ray_metrics import Training, waited
 from han.types import Mistake
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def work(request: dict[str, Any]) -> None:
     batch_tokens = max(1, train.batch_tokens // num_workers)
     epochs = range(len(history) + 1, train.epochs + 1)
     passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
-    tables = windows(folder, passes, rank=rank, num_workers=num_workers)
+    tables = (waited(share, str(out), rank=rank) for share in windows(folder, passes, rank=rank, num_workers=num_workers))
     for epoch in epochs:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
             break
@@ -170,15 +171,17 @@ def _resume(learner: Learner, out: Path) -> tuple[list[dict[str, Any]], dict[str
 
 
 class _Journal:
-    """Rank 0's notes: a progress line every few seconds, history.jsonl, TensorBoard."""
+    """Rank 0's notes: a progress line every few seconds, history.jsonl, TensorBoard, Prometheus."""
 
     def __init__(self, out: Path, num_reviews: int, epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
 
         self.out, self.num_reviews, self.epochs = out, num_reviews, epochs
         self.board: Any = SummaryWriter(str(out / "tensorboard"))
+        self.watched = Training(str(out), num_reviews=num_reviews, epochs=epochs)
 
     def step(self, epoch: int) -> Callable[[Seen], None]:
+        self.watched.seen(epoch, 0)
         first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
         shown = 0.0
 
@@ -191,6 +194,7 @@ class _Journal:
             if now - shown < PROGRESS_EVERY_S:
                 return
             shown = now
+            self.watched.seen(epoch, seen.num_reviews, seen.loss)
             rate = (seen.num_reviews - first[1]) / (now - first[0])
             left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
             print(
@@ -203,6 +207,7 @@ class _Journal:
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
         line = history[-1]
+        self.watched.epoch(line)
         for name in ("accuracy", "log_loss"):
             self.board.add_scalar(f"development/{name}", line[name], line["epoch"])
         self.board.add_scalar("train/loss", line["train_loss"], line["epoch"])
