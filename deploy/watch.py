@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import URLError
@@ -31,7 +33,6 @@ NO_PROMETHEUS = (
 )
 NO_GRAFANA = "no grafana on the path, so Prometheus alone: its packages are at grafana.com/grafana/download"
 _UP_S = 30
-_DRAWN_MOST = 8  # graphs in one link
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def main() -> None:
         with grafana(out, asked.grafana_port, url) as page:
             print(f"Grafana: {page}" if page else NO_GRAFANA)
             if not page:
-                for row, link in links(url).items():
-                    print(f"{row} in Prometheus: {link}")
+                (out / "panels.html").write_text(page_of_links(url))
+                print(f"every panel as Prometheus draws it: file://{out}/panels.html")
             print("Ctrl+C ends it", flush=True)
             signal.pause()
     print("\nended; what was measured stays in", out)
@@ -76,6 +77,7 @@ def prometheus(out: Path, port: int, *, ray: Path, service: str, key_file: Path 
     config.write_text(yaml.safe_dump(_config(ray=ray, service=service, key_file=key_file, every_s=every_s), sort_keys=False))
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={out / 'prometheus'}"]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
+    _check_free(port, "PROMETHEUS_PORT")
     url = f"http://127.0.0.1:{port}"
     with _running(command, out / "prometheus.log", f"{url}/-/ready", dict(os.environ)):
         yield url
@@ -88,6 +90,7 @@ def grafana(out: Path, port: int, prometheus_url: str) -> Iterator[str | None]:
     if program is None:
         yield None
         return
+    _check_free(port, "GRAFANA_PORT")
     folder = out / "grafana"
     _provision(folder / "provisioning", prometheus_url)
     settings = {
@@ -106,15 +109,18 @@ def grafana(out: Path, port: int, prometheus_url: str) -> Iterator[str | None]:
         yield f"{url}/d/han-on-ray"
 
 
-def links(prometheus_url: str) -> dict[str, str]:
-    """For each row of the dashboard a page on which Prometheus itself draws its queries."""
-    found: dict[str, str] = {}
+def page_of_links(prometheus_url: str) -> str:
+    """HTML with a link for each panel, at which Prometheus itself draws its queries."""
+    lines = ["<!doctype html><meta charset=utf-8><title>HAN on Ray in Prometheus</title>"]
     for row, queries in read_queries(DASHBOARD).items():
-        pairs: list[tuple[str, str]] = []
-        for place, (_, query) in enumerate(queries[:_DRAWN_MOST]):
-            pairs += [(f"g{place}.expr", plain(query)), (f"g{place}.tab", "0"), (f"g{place}.range_input", "30m")]
-        found[row] = f"{prometheus_url}/graph?{urlencode(pairs)}"
-    return found
+        lines.append(f"<h2>{row}</h2>")
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for title, query in queries:
+            pairs = panels.setdefault(title, [])
+            place = f"g{len(pairs) // 3}"
+            pairs += [(f"{place}.expr", plain(query)), (f"{place}.tab", "0"), (f"{place}.range_input", "30m")]
+        lines += [f'<p><a href="{escape(f"{prometheus_url}/graph?{urlencode(pairs)}")}">{title}</a>' for title, pairs in panels.items()]
+    return "\n".join(lines) + "\n"
 
 
 def read_queries(dashboard: Path) -> dict[str, list[tuple[str, str]]]:
@@ -155,6 +161,15 @@ def _provision(folder: Path, prometheus_url: str) -> None:
         (folder / name / "han.yml").write_text(yaml.safe_dump({"apiVersion": 1, **content}))
 
 
+def _check_free(port: int, variable: str) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just ended may still be closing
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            _leave(f"port {port} is taken: give another, as in make watch {variable}={port + 1}")
+
+
 @contextmanager
 def _running(command: list[str], log: Path, ready: str, environment: dict[str, str]) -> Iterator[None]:
     """A process that answers at `ready` while the body runs, in a session of its own, so that Ctrl+C reaches it by us alone."""
@@ -165,7 +180,7 @@ def _running(command: list[str], log: Path, ready: str, environment: dict[str, s
         while not _answers(ready):
             if process.poll() is not None or time.monotonic() > end:
                 last = log.read_text(errors="replace").splitlines()[-1:]
-                _leave(f"{command[0]} does not come up (the port may be taken): {' '.join(last)}; see {log}")
+                _leave(f"{command[0]} does not come up: {' '.join(last)}; see {log}")
             time.sleep(0.1)
         yield
     finally:
