@@ -29,7 +29,7 @@ FAMILIES = {
     "han_model_info": ("gauge", "replicas that score, by fingerprint of their model"),
 }
 # told as 0 before they first happen: Prometheus sees no rise in a series that begins with 1
-_ALWAYS = ("han_shed_total", "han_retries_total", "han_requests_in_flight", "han_tokens_in_flight", "han_queue_texts")
+_ALWAYS = ("han_shed_total", "han_retries_total")
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOKENS = (64, 256, 1024, 4096, 16384, 65536)
