@@ -96,7 +96,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             title="Quarantined, by reason",
-            help="Records set aside since the job's last start; docs/reliability.md has the reasons.",
+            help="Records set aside; docs/reliability.md has the reasons.",
             unit="short",
             queries=((f"sum by (run, reason) (ray_han_score_quarantined_total{{{_RUN}}})", "{{run}} {{reason}}"),),
         ),

@@ -2,6 +2,7 @@
 
 Ray sends what was set every 10 seconds, from a thread of its own, so setting a value costs microseconds and waits for nobody. It adds
 labels of its own, WorkerId among them: sum over those. Labels of ours are few: never a text, a file or an id of a review.
+A gauge is gone 20 seconds after it was last set, so all are set again each time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FAMILIES = (
     Family("ray_han_train_development_accuracy", "gauge", "share of development reviews that are right, after the last epoch", _RUN),
     Family("ray_han_train_development_log_loss", "gauge", "mean cross-entropy a development review, nats, after the last epoch", _RUN),
     Family("ray_han_train_data_wait_seconds_total", "counter", "seconds that a worker waited for reviews", ("run", "rank")),
-    Family("ray_han_score_rows_total", "counter", "records scored or quarantined since the job's last start", _SCORING),
+    Family("ray_han_score_rows_total", "counter", "records scored or quarantined, by all starts of the job on this Ray", _SCORING),
     Family("ray_han_score_rows_left", "gauge", "records to do, an estimate where the input does not tell", _SCORING),
     Family("ray_han_score_quarantined_total", "counter", "records set aside, once their shard is done", (*_SCORING, "reason")),
     Family("ray_han_score_shards_done", "gauge", "shards that are finished", _SCORING),
@@ -57,7 +58,7 @@ class Training:
         self._labels = {"run": run_name(out)}
         self._num_reviews = num_reviews
         self._told: int | None = None  # reviews since the run's first
-        _gauge("ray_han_train_epochs").set(epochs, self._labels)
+        self._gauges: dict[str, float] = {"ray_han_train_epochs": epochs}
 
     def seen(self, epoch: int, num_reviews: int, loss: float | None = None) -> None:
         """Reviews of this epoch so far, and their mean loss."""
@@ -66,14 +67,15 @@ class Training:
         if before + num_reviews > self._told:
             _counter("ray_han_train_reviews_total").inc(before + num_reviews - self._told, self._labels)
             self._told = before + num_reviews
-        _gauge("ray_han_train_epoch").set(epoch, self._labels)
-        _gauge("ray_han_train_loss").set(loss, self._labels)
+        self._gauges["ray_han_train_epoch"] = epoch
+        if loss is not None:
+            self._gauges["ray_han_train_loss"] = loss
+        _set(self._gauges, self._labels)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """A line of history."""
+        self._gauges |= {f"ray_han_train_development_{name}": line[name] for name in ("accuracy", "log_loss")}
         self.seen(line["epoch"], self._num_reviews, line["train_loss"])
-        for name in ("accuracy", "log_loss"):
-            _gauge(f"ray_han_train_development_{name}").set(line[name], self._labels)
 
 
 def waited(windows: Iterator[T], out: str, *, rank: int) -> Iterator[T]:
@@ -94,6 +96,7 @@ class Scoring:
     def __init__(self, out: str, *, model: str, num_shards: int) -> None:
         self._labels = {"run": run_name(out), "model": model}
         self._num_shards, self._told = num_shards, 0
+        self._gauges: dict[str, float] = {}
 
     def rows(self, done: int, total: int) -> None:
         """Records done by this driver, and in all: 0 where nobody knows."""
@@ -101,14 +104,20 @@ class Scoring:
             _counter("ray_han_score_rows_total").inc(done - self._told, self._labels)
             self._told = done
         if total:
-            _gauge("ray_han_score_rows_left").set(total - done, self._labels)
+            self._gauges["ray_han_score_rows_left"] = total - done
+        _set(self._gauges, self._labels)
 
     def shards(self, done: int, reasons: dict[str, int]) -> None:
         """Shards finished, and what was set aside in the newest."""
-        _gauge("ray_han_score_shards_done").set(done, self._labels)
-        _gauge("ray_han_score_shards_left").set(self._num_shards - done, self._labels)
+        self._gauges |= {"ray_han_score_shards_done": done, "ray_han_score_shards_left": self._num_shards - done}
+        _set(self._gauges, self._labels)
         for reason, number in reasons.items():
             _counter("ray_han_score_quarantined_total").inc(number, self._labels | {"reason": reason})
+
+
+def _set(values: dict[str, float], labels: dict[str, str]) -> None:
+    for name, value in values.items():
+        _gauge(name).set(value, labels)
 
 
 @functools.cache
