@@ -13,6 +13,8 @@ TORCH ?= torch==2.13.0
 OUT ?= out/train
 LOGDIR ?= out
 MODEL ?= imdb
+PROMETHEUS_PORT ?= 9090
+GRAFANA_PORT ?= 3000
 READY := .venv/.installed
 RUN := .venv/bin/python
 SERVE := .venv/bin/serve
@@ -22,7 +24,7 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
-.PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
+.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling
 
 help: ## List every verb
@@ -66,6 +68,9 @@ train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/tr
 serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [ARGS='num_replicas=2']
 	RAY_AUTH_MODE=token $(SERVE) run serve.app:build model="$(MODEL)" $(ARGS)
 
+watch: $(READY) ## Prometheus and Grafana on the Ray and the service of this machine: [PROMETHEUS_PORT=9090 GRAFANA_PORT=3000 ARGS='--service HOST:PORT']
+	$(RUN) -m deploy.watch --prometheus-port $(PROMETHEUS_PORT) --grafana-port $(GRAFANA_PORT) $(ARGS)
+
 tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
 	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
 
@@ -87,6 +92,9 @@ chaos-serve: $(READY) ## The same for serving [ARGS='--only R1']
 
 chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, two nodes [ARGS='--seed N --only kills']
 	$(RUN) -m tests.chaos.tune $(ARGS)
+
+chaos-watch: $(READY) ## A real Prometheus (it has to be installed) on a run of train, score and serve: does every panel show something?
+	$(RUN) -m tests.chaos.watch
 
 soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
 	$(RUN) benchmarks/soak.py $(ARGS)

@@ -34,6 +34,7 @@ from han.learn import Learner, Seen, batches
 from han.metrics import best_epoch
 from han.model import HAN
 from han.ray_data import EncodedFolder, read_encoded, windows
+from han.ray_metrics import Training, waited
 from han.track import Trackers, claim, link
 from han.types import Mistake
 
@@ -119,7 +120,7 @@ def work(request: dict[str, Any]) -> None:
     batch_tokens = max(1, train.batch_tokens // num_workers)
     epochs = range(len(history) + 1, train.epochs + 1)
     passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
-    tables = windows(folder, passes, rank=rank, num_workers=num_workers)
+    tables = (waited(share, str(out), rank=rank) for share in windows(folder, passes, rank=rank, num_workers=num_workers))
     for epoch in epochs:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
             break
@@ -188,12 +189,14 @@ def _trackers(request: dict[str, Any], folder: EncodedFolder, history: list[dict
 
 
 class _Journal:
-    """Rank 0's notes: a progress line every few seconds, history.jsonl, the trackers."""
+    """Rank 0's notes: a progress line every few seconds, history.jsonl, the trackers, Prometheus."""
 
     def __init__(self, out: Path, num_reviews: int, epochs: int, trackers: Trackers) -> None:
         self.out, self.num_reviews, self.epochs, self.trackers = out, num_reviews, epochs, trackers
+        self.watched = Training(str(out), num_reviews=num_reviews, epochs=epochs)
 
     def step(self, epoch: int) -> Callable[[Seen], None]:
+        self.watched.seen(epoch, 0)
         first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
         shown = 0.0
 
@@ -206,6 +209,7 @@ class _Journal:
             if now - shown < PROGRESS_EVERY_S:
                 return
             shown = now
+            self.watched.seen(epoch, seen.num_reviews, seen.loss)
             rate = (seen.num_reviews - first[1]) / (now - first[0])
             left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
             print(
@@ -218,6 +222,7 @@ class _Journal:
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
         line = history[-1]
+        self.watched.epoch(line)
         temporary = self.out / ".history.jsonl"
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
         temporary.rename(self.out / "history.jsonl")

@@ -71,8 +71,8 @@ def sweep(
 
     data: encoded folders, the first of trial 0; concurrent: trials at once at most, None for as many as fit the cluster; retrain: seeds
     over which the best settings are trained again, 0 for none; track: where trials are told beside TensorBoard, each under its own name.
-    The same call goes on where a killed one stopped. Paths are absolute, on storage that all nodes see. Raises `Mistake` where a trial does not fit the cluster, `out` holds another sweep, or no trial came to
-    its end.
+    The same call goes on where a killed one stopped. Paths are absolute, on storage that all nodes see. Raises `Mistake` where a trial
+    does not fit the cluster, `out` holds another sweep, or no trial came to its end.
     """
     spaces.check(space, model, train)
     folders = _alike([read_encoded(path) for path in data])

@@ -60,6 +60,7 @@ FLOORS = {
     "publish": 5,
     "verify": 5,
     "ray_data": 5,
+    "ray_metrics": 5,
     "ray_prepare": 6,
     "ray_pool": 6,
     "ray_train": 6,
