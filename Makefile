@@ -22,7 +22,7 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
-.PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
+.PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve soak bench-online
 
 help: ## List every verb
@@ -77,6 +77,9 @@ wheel: $(READY) ## Build the wheel into dist/
 
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 	$(RUN) benchmarks/numbers.py
+
+reference: $(READY) ## Render docs/reference.md from the code
+	$(RUN) -m benchmarks.reference
 
 chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, under 20 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
