@@ -20,7 +20,6 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from han import artifact, sources
 from han.attempts import ALONE_DEATHS, BATCH_DEATHS, Attempts
@@ -116,8 +115,8 @@ def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[tuple[dic
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(items), task.config.num_actors or num_cpus)
     # On the driver's node: on another it would die with that node, and every worker with it. Workers are started again, it is not.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    counter = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counter).remote()
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    counter = ray.remote(num_cpus=0, label_selector=here)(_Counter).remote()
     dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items)).map_batches(
         _Worker,
         fn_constructor_args=(list(items), task, counter),
