@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks import reference
+from jobs import door
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +20,11 @@ def test_the_reference_has_every_job_and_every_exit_code() -> None:
     for module in reference.modules().values():
         codes = [value for name, value in vars(module).items() if name.startswith("EXIT_") and isinstance(value, int)]
         assert [code for code in codes if f"| {code} | {module.__name__} |" not in page] == []
+
+
+def test_the_runbook_says_what_to_do_after_every_exit_code() -> None:
+    page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert [code for code in door.EXIT_CODES if f"| {code} | " not in page] == []
 
 
 def test_no_flag_and_no_option_is_without_a_word_of_help() -> None:
