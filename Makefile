@@ -23,7 +23,7 @@ TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
 .PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers reference clean \
-	chaos-batch chaos-serve chaos-cluster soak bench-online
+	chaos-batch chaos-serve chaos-tune chaos-cluster soak bench-online
 
 help: ## List every verb
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
@@ -87,6 +87,9 @@ chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a li
 
 chaos-serve: $(READY) ## The same for serving [ARGS='--only R1']
 	$(RUN) -m tests.chaos.serve $(ARGS)
+
+chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, two nodes [ARGS='--seed N --only kills']
+	$(RUN) -m tests.chaos.tune $(ARGS)
 
 chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 12 minutes [ARGS='--seed N --only C1 C2']
 	$(RUN) -m tests.chaos.cluster $(ARGS)

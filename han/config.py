@@ -108,8 +108,10 @@ class ModelConfig:
     """units of the word GRU, each way"""
     word_attention: int = 100
     """size of the word attention's hidden layer"""
+    sentence_encoder: bool = True
+    """a GRU over the sentences, as in the paper; without it attention weighs the bare sentence vectors"""
     sentence_hidden: int = 50
-    """units of the sentence GRU, each way"""
+    """units of the sentence GRU, each way (sentence-encoder)"""
     sentence_attention: int = 100
     """size of the sentence attention's hidden layer"""
     embedding_dropout: float = 0.4

@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,11 +48,12 @@ class Run:
     history: list[dict[str, Any]]
 
 
-def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
+def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Run:
     """Train on the encoded folder `data`, validate each epoch on its development split, keep the best epoch's network.
 
     The same call goes on where a killed one stopped, and after the end returns the finished run. Paths are absolute, on storage that all
-    nodes see. Raises `Mistake` where the cluster is too small or `out` holds another run.
+    nodes see. callbacks: of Ray Train; they hear of every epoch. Raises `Mistake` where the cluster is too small or `out` holds another
+    run.
     """
     folder = read_encoded(data)
     request = {"data": str(data), "encoding": folder.fingerprint, "model": as_json(model), "train": as_json(train)}
@@ -72,6 +73,7 @@ def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
     ).fit()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import ray
 import tyro
@@ -35,11 +35,14 @@ class _Interrupted(BaseException):
     """SIGTERM, as `ray job stop` and every scheduler send it."""
 
 
-def run(kind: type[Config], job: Callable[[Config], None]) -> None:
-    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code."""
+def run(kind: type[Config], job: Callable[[Config], None], *, defaults: Callable[[], Config | None] = lambda: None) -> None:
+    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code.
+
+    defaults: of the flags that are not given, None for those of `kind`.
+    """
     try:
         _on_sigterm()
-        job(tyro.cli(kind, config=STYLE))
+        job(tyro.cli(kind, default=cast(Any, defaults()), config=STYLE))
     except (KeyboardInterrupt, _Interrupted):
         _leave("interrupted: the same command goes on where this one stopped", EXIT_INTERRUPTED)
     except TooManyBad as error:
@@ -97,10 +100,13 @@ def local(value: str, flag: str) -> Path:
     return Path(path(value, flag))
 
 
-def connect(at_least: int = 1) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs."""
+def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs.
+
+    workers_print: whether what workers print shows here.
+    """
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
     if ray.is_initialized():

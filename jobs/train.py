@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from typing import Annotated, cast
 
+import tyro
+
+from han import space
 from han.config import ModelConfig, TrainConfig, as_json
 from han.ray_train import fit
+from han.sweep import read_best
 from jobs import door
 
 
@@ -17,6 +23,8 @@ class Train:
     """an encoded folder, from jobs.prepare"""
     out: str
     """the run's folder: new, or what the same command left"""
+    sweep: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """a finished sweep (jobs.tune): its best data and settings are the defaults of all other flags"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -34,5 +42,16 @@ def main(job: Train) -> None:
     print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out {out.parent / 'evaluation'}")
 
 
+def defaults() -> Train | None:
+    """What flags that are not given mean under --from, which is read before all others."""
+    given = next((later for flag, later in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--from"), None)
+    given = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), given)
+    if given is None:
+        return None
+    best = read_best(door.local(given, "--from"))
+    model, train = space.override(ModelConfig(), TrainConfig(), best["overrides"])
+    return Train(data=best["data"], out=cast(str, tyro.MISSING), sweep=given, model=model, train=train)
+
+
 if __name__ == "__main__":
-    door.run(Train, main)
+    door.run(Train, main, defaults=defaults)

@@ -56,7 +56,7 @@ class Matrix:
         planted.write_jsonl(self.test, 200, seed=seed + 1, num_neutral=50)
         write_dump(self.dump, NUM_REVIEWS, seed=seed)
         prepared = self._job("prepare", "--input", self.reviews, "--out", folder / "data", "--vocab.min-count", 1, "--vectors.size", 32)
-        if not prepared.wait(180):
+        if not prepared.wait(300):
             sys.exit("the cluster does not even prepare reviews")
 
     def _job(self, name: str, *arguments: object) -> Job:
@@ -87,10 +87,10 @@ class Matrix:
         spread: dict[str, set[str]] = {}
         training = self._train(self.folder / "run")
         until(lambda: spread.update(where(self.dashboard, "training")) or sum(map(len, spread.values())) == 2, 120)
-        trained = training.wait(240)
+        trained = training.wait(400)
         unseen = self._job("evaluate", "--model", self.folder / "run", "--data", self.test, "--out", self.folder / "evaluation")
-        evaluated = unseen.wait(120)
-        scored = self._score(self.folder / "scores").wait(180)
+        evaluated = unseen.wait(300)
+        scored = self._score(self.folder / "scores").wait(300)
         figures = json.loads((self.folder / "evaluation" / "metrics.json").read_text()) if evaluated else {"accuracy": 0.0}
         found = oracle(self.dump, self.folder / "scores")
         ok = trained and len(spread) == 2 and figures["accuracy"] >= 0.95 and scored and holds(found)
@@ -100,9 +100,9 @@ class Matrix:
     def c2_training(self) -> None:
         out = self.folder / "killed"
         job = self._train(out)
-        until(lambda: (out / "history.jsonl").exists(), 180)
+        until(lambda: (out / "history.jsonl").exists(), 300)
         began, victim = time.monotonic(), self._kill_worker_node("training")
-        succeeded = job.wait(240)
+        succeeded = job.wait(400)
         took_s = time.monotonic() - began
         histories, weights = (
             [_history(run) if succeeded else [] for run in (out, self.folder / "run")],
@@ -124,9 +124,9 @@ class Matrix:
     def c3_sweep(self) -> None:
         out = self.folder / "sweep"
         job = self._tune(out)
-        ready = until(lambda: any(name != "head" for name in where(self.dashboard, "training")), 180)
+        ready = until(lambda: any(name != "head" for name in where(self.dashboard, "training")), 300)
         began, victim = time.monotonic(), self._kill_worker_node("training") if ready else "none"
-        succeeded = job.wait(300)
+        succeeded = job.wait(400)
         took_s = time.monotonic() - began
         trials = pq.read_table(out / "trials.parquet").to_pylist() if succeeded else []
         unique = len({trial["number"] for trial in trials})
@@ -147,7 +147,7 @@ class Matrix:
         ready = until(lambda: bool(list(out.glob(".staging/attempts/*.json"))) and len(where(self.dashboard, "scoring")) >= 2, 120)
         began, victim = time.monotonic(), self._kill_worker_node("scoring") if ready else "none"
         in_time = not (out / "_SUCCESS").exists()
-        succeeded = job.wait(240)
+        succeeded = job.wait(400)
         found = oracle(self.dump, out)
         same = succeeded and digest(out) == digest(self.folder / "scores")
         reliability(
@@ -167,7 +167,7 @@ class Matrix:
                 deployment["max_replicas_per_node"] = 1
         (self.folder / "serve.yaml").write_text(yaml.safe_dump(service.config))
         subprocess.run([SERVE, "deploy", "--address", self.dashboard, str(self.folder / "serve.yaml")], check=True, timeout=60)
-        deployed = until(lambda: service.status() == "RUNNING" and service.is_whole() and service.readyz() == 200, 180)
+        deployed = until(lambda: service.status() == "RUNNING" and service.is_whole() and service.readyz() == 200, 300)
         questions = golden([Scorer(artifact.load(artifact.find("imdb")))], num_texts=100)
         with Clients(service.score_url, questions) as clients:
             time.sleep(3)
