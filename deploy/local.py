@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short: Ray's socket paths may have 107 characters
 RAY = str(Path(sys.executable).with_name("ray"))
 MARK = "HAN_LOCAL_NODE"
+TRIES = 4  # to start a node
 START_S, STOP_S = 180.0, 10.0  # deadlines; on a busy machine a node takes half a minute to start
 
 
@@ -93,11 +94,9 @@ def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True
     cluster = LocalCluster(folder=folder, address=f"{head_ip}:{port}", dashboard=f"http://127.0.0.1:{dashboard}", auth=auth)
     try:
         flags = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        cluster = _launch(cluster, "head", flags, config)
-        _await_nodes(cluster, cluster.nodes)
+        cluster = _with_node(cluster, "head", flags, config)
         for number in range(1, num_nodes):
-            cluster = _launch(cluster, f"node{number}", [f"--address={cluster.address}"], config)
-        _await_nodes(cluster, cluster.nodes[1:])
+            cluster = _with_node(cluster, f"node{number}", [f"--address={cluster.address}"], config)
         _await_dashboard(cluster)
     except BaseException:
         stop(read(folder) if (folder / "cluster.json").exists() else cluster)
@@ -107,9 +106,7 @@ def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True
 
 def add_node(cluster: LocalCluster, config: NodeConfig) -> LocalCluster:
     """The cluster with one more node, of a name and an address that no node of it had before."""
-    cluster = _launch(cluster, f"node{len(cluster.nodes)}", [f"--address={cluster.address}"], config)
-    _await_nodes(cluster, cluster.nodes[-1:])
-    return cluster
+    return _with_node(cluster, f"node{len(cluster.nodes)}", [f"--address={cluster.address}"], config)
 
 
 def kill_node(node: Node) -> None:
@@ -188,11 +185,34 @@ def _make_private(folder: Path) -> None:
         token.write(secrets.token_hex(32))
 
 
+def _with_node(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
+    for _ in range(TRIES):
+        one_more = _launch(cluster, name, flags, config)
+        if _came_up(one_more, one_more.nodes[-1]):
+            return one_more
+        kill_node(one_more.nodes[-1])
+        shutil.rmtree(cluster.folder / name)
+    raise RuntimeError(
+        f"{name} did not come up, {TRIES} times: its raylet gave its agent 15 s to start, which is too little for this machine now"
+    )
+
+
 def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
-    number, (agent,) = len(cluster.nodes), free_ports(1)
+    number = len(cluster.nodes)
+    agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
     resources = json.dumps({name: 1, **config.resources})
-    command = [RAY, "start", "--block", *flags, f"--node-ip-address={_ip(number)}", f"--temp-dir={cluster.folder / name}"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
+    command = [
+        RAY,
+        "start",
+        "--block",
+        *flags,
+        f"--node-ip-address={_ip(number)}",
+        f"--node-name={name}",
+        f"--temp-dir={cluster.folder / name}",
+    ]
+    # for an agent whose port is not given a raylet waits 15 s, then dies (Ray does not pass it the first of these)
+    command += [f"--{agent}-port={port}" for agent, port in zip(agents, free_ports(len(agents)), strict=True)]
+    command += ["--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
     command += [f"--resources={resources}", f"--object-store-memory={config.store_mb * 1_000_000}", "--disable-usage-stats"]
     mark = f"{name}-{secrets.token_hex(16)}"
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
@@ -210,13 +230,17 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
     return cluster
 
 
-def _await_nodes(cluster: LocalCluster, nodes: tuple[Node, ...]) -> None:
+def _came_up(cluster: LocalCluster, node: Node) -> bool:
+    """Wait until a node is there; False where its raylet gave up on its agent, which is no more than a busy machine."""
     end = time.monotonic() + START_S
-    for node in nodes:
-        while "Ray runtime started" not in (told := _log(cluster, node.name).read_text(errors="replace")):
-            if not processes(node) or time.monotonic() > end:
-                raise RuntimeError(f"{node.name} did not come up: {told[-2_000:]}")
-            time.sleep(0.2)
+    while "Ray runtime started" not in (told := _log(cluster, node.name).read_text(errors="replace")):
+        logs = {path.name: path.read_text(errors="replace") for path in (cluster.folder / node.name).glob("session_2*/logs/*.err")}
+        if "Timed out waiting for file" in logs.get("raylet.err", ""):
+            return False
+        if not processes(node) or time.monotonic() > end:
+            raise RuntimeError(f"{node.name} did not come up: {told[-1_000:]}" + "".join(f"\n{logs[name][-500:]}" for name in sorted(logs)))
+        time.sleep(0.2)
+    return True
 
 
 def _await_dashboard(cluster: LocalCluster) -> None:
