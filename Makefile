@@ -24,7 +24,7 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
-.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers clean \
+.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling
 
 help: ## List every verb
@@ -83,6 +83,9 @@ wheel: $(READY) ## Build the wheel into dist/
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 	$(RUN) benchmarks/numbers.py
 
+reference: $(READY) ## Render docs/reference.md from the code
+	$(RUN) -m benchmarks.reference
+
 chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, under 20 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
 	$(RUN) -m tests.chaos.batch $(ARGS)
@@ -95,6 +98,9 @@ chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, t
 
 chaos-watch: $(READY) ## A real Prometheus (it has to be installed) on a run of train, score and serve: does every panel show something?
 	$(RUN) -m tests.chaos.watch
+
+chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 12 minutes [ARGS='--seed N --only C1 C2']
+	$(RUN) -m tests.chaos.cluster $(ARGS)
 
 soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
 	$(RUN) benchmarks/soak.py $(ARGS)

@@ -30,7 +30,7 @@ class ColumnsConfig:
     rating: str = "rating"
     """stars, if any; used only to report accuracy by rating"""
     label_names: tuple[str, ...] = ()
-    """names of integer labels, in order, e.g. --label-names negative positive; built in for IMDB"""
+    """names of integer labels, in order, e.g. --columns.label-names negative positive; built in for IMDB"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,9 @@ def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[tuple[dic
     quiet_progress(preserve_order=False)
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(items), task.config.num_actors or num_cpus)
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    # On the driver's node: on another it would die with that node, and every worker with it. Workers are started again, it is not.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    counter = ray.remote(num_cpus=0, label_selector=here)(_Counter).remote()
     dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items)).map_batches(
         _Worker,
         fn_constructor_args=(list(items), task, counter),

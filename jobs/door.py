@@ -20,6 +20,14 @@ from han.types import Mistake, TooManyBad
 Config = TypeVar("Config")
 Caused = TypeVar("Caused", bound=Exception)
 EXIT_MISTAKE, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO = 2, 3, 4, 5
+EXIT_CODES = {
+    0: "done, or it was already and nothing was done",
+    1: "a fault of this program: a traceback (what else it means to a job is in its description)",
+    EXIT_MISTAKE: "a mistake in the input, the settings or the size of the cluster; one line says which",
+    EXIT_TOO_MANY_BAD: "more bad records than --max-bad-ratio; nothing is published, everything is kept",
+    EXIT_INTERRUPTED: "interrupted by SIGTERM, SIGINT or `ray job stop`; the same command goes on",
+    EXIT_IO: "the disk or the network failed; one line with the path; mend that, and the same command goes on",
+}
 STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
 
 Verb = Annotated[  # a flag that stands for itself: --rollback, and not --rollback True

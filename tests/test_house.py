@@ -56,6 +56,8 @@ FLOORS = {
     "score": 4,
     "models": 4,
     "sweep": 4,
+    "ray_start": 1,
+    "doctor": 1,
     "explain": 5,
     "publish": 5,
     "verify": 5,
@@ -67,6 +69,7 @@ FLOORS = {
     "ray_score": 7,
     "ray_evaluate": 7,
     "ray_tune": 7,
+    "ray_doctor": 7,
     "__main__": 8,
 }
 TOKENISING = ("han.types", "han.text", "han.vocab", "han.sources", "han.encode")

@@ -219,7 +219,7 @@ def test_serve_listens_on_this_machine_alone(service: Service) -> None:
 
 def test_the_examples_of_the_documentation_run(service: Service) -> None:
     document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").replace("http://127.0.0.1:8000", service.url)
-    part = document.partition("a test runs both examples")[2]
+    part = document.partition("<!-- run by tests/on_ray/test_serve.py -->")[2]
     shell, python = (re.search(rf"```{kind}\n(.*?)```", part, flags=re.DOTALL) for kind in ("bash", "python"))
     assert shell
     assert python

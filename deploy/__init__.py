@@ -1,0 +1,1 @@
+"""Where the jobs run: files for `ray up`, and a cluster of several nodes on one machine."""

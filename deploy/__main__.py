@@ -1,0 +1,57 @@
+"""The verbs of a cluster on this machine: `python -m deploy up --nodes 3`, `kill --name node1`, `down`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from deploy import local
+from han.types import Mistake
+
+
+def up(nodes: int = 3, cpus: int = 2, folder: Path = local.FOLDER) -> None:
+    """Start a head and nodes - 1 workers, and say how to use them.
+
+    Args:
+        nodes: in all, the head is one of them
+        cpus: of each node, logical
+        folder: new; holds the token, the logs and what Ray writes
+    """
+    cluster = local.start(folder.absolute(), num_nodes=nodes, config=local.NodeConfig(num_cpus=cpus))
+    print(
+        f"# {nodes} nodes of {cpus} CPUs: {', '.join(f'{node.name} ({node.ip})' for node in cluster.nodes)}; dashboard {cluster.dashboard}"
+    )
+    for name, value in cluster.environment.items():
+        print(f"export {name}={value}")
+    print("# next: make doctor; make submit JOB=train ARGS='--data … --out …'; make cluster-down")
+
+
+def kill(name: str, folder: Path = local.FOLDER) -> None:
+    """SIGKILL all processes of one node.
+
+    Args:
+        name: node1, node2, …; killing the head ends the cluster
+        folder: where the cluster was started
+    """
+    local.kill_node(local.read(folder).node(name))
+    print(f"{name} is dead")
+
+
+def down(folder: Path = local.FOLDER) -> None:
+    """Stop every process of the cluster, none else, and remove its folder.
+
+    Args:
+        folder: where the cluster was started
+    """
+    local.stop(local.read(folder))
+    print(f"the cluster in {folder} is stopped")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.extras.subcommand_cli_from_dict({"up": up, "kill": kill, "down": down}, prog="python -m deploy")
+    except Mistake as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

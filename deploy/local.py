@@ -1,0 +1,266 @@
+"""A cluster of several nodes on one machine: `python -m deploy up`, `kill --name node1`, `down`.
+
+Each node is a `ray start` of its own, with an address (127.0.0.2, .3, …), a folder and a custom resource named as the node is. Jobs,
+tests and reliability runs start, kill and stop nodes with the functions below. The cluster's folder holds cluster.json, the token (0600)
+and the nodes' logs. A process is never found by its name or number alone: those of a node carry the node's secret mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import psutil
+
+from han.ray_start import HOOK
+from han.types import Mistake
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short: Ray's socket paths may have 107 characters
+RAY = str(Path(sys.executable).with_name("ray"))
+MARK = "HAN_LOCAL_NODE"
+TRIES = 4  # to start a node
+START_S, STOP_S = 180.0, 10.0  # deadlines; on a busy machine a node takes half a minute to start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One `ray start` and all that descends from it."""
+
+    name: str  # head, node1, …: also a custom resource of amount 1 that only this node has
+    ip: str
+    mark: str  # secret value of MARK in the environment of its processes
+    pid: int  # of its `ray start`, which leads a session of its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """What a node has."""
+
+    num_cpus: int = 2  # logical: more than the machine has is fine
+    store_mb: int = 200  # of shared memory, for objects
+    resources: Mapping[str, float] = field(default_factory=dict)  # custom ones, besides its name
+    settings: Mapping[str, str] = field(default_factory=dict)  # added to its environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """A cluster that runs, as cluster.json in its folder has it."""
+
+    folder: Path
+    address: str  # of the head, for RAY_ADDRESS
+    dashboard: str  # URL, for `ray job submit --address`
+    auth: bool
+    nodes: tuple[Node, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process has to have in its environment to talk to this cluster."""
+        where = {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
+        if not self.auth:
+            return where | {"RAY_AUTH_MODE": "disabled"}
+        return where | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+
+    def node(self, name: str) -> Node:
+        """The node of that name; another name is a `Mistake`."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise Mistake(f"there is no node {name}: the cluster in {self.folder} has {', '.join(node.name for node in self.nodes)}")
+
+
+def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True) -> LocalCluster:
+    """Start a head and `num_nodes` - 1 workers. They run until `stop`, whatever becomes of this process.
+
+    Raises `Mistake` where the folder is in use, `RuntimeError` with the end of its log where a node does not come up; then nothing is
+    left running.
+    """
+    _make_private(folder)
+    port, dashboard = free_ports(2)
+    head_ip = _ip(0)
+    cluster = LocalCluster(folder=folder, address=f"{head_ip}:{port}", dashboard=f"http://127.0.0.1:{dashboard}", auth=auth)
+    try:
+        flags = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        cluster = _with_node(cluster, "head", flags, config)
+        for number in range(1, num_nodes):
+            cluster = _with_node(cluster, f"node{number}", [f"--address={cluster.address}"], config)
+        _await_dashboard(cluster)
+    except BaseException:
+        stop(read(folder) if (folder / "cluster.json").exists() else cluster)
+        raise
+    return cluster
+
+
+def add_node(cluster: LocalCluster, config: NodeConfig) -> LocalCluster:
+    """The cluster with one more node, of a name and an address that no node of it had before."""
+    return _with_node(cluster, f"node{len(cluster.nodes)}", [f"--address={cluster.address}"], config)
+
+
+def kill_node(node: Node) -> None:
+    """SIGKILL a node's raylet, its workers and all else of it, as when a machine is lost. The cluster still lists it."""
+    end = time.monotonic() + STOP_S
+    while alive := processes(node):
+        for process in sorted(alive, key=lambda process: process.pid != node.pid):  # first who would tidy up after the others
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=1)
+        if time.monotonic() > end:
+            raise RuntimeError(f"{node.name} is still there {STOP_S:.0f} s after SIGKILL: {alive}")
+
+
+def stop(cluster: LocalCluster) -> None:
+    """SIGTERM to every `ray start`, SIGKILL to what is left of the nodes a few seconds later; the folder goes."""
+    alive = [process for node in cluster.nodes for process in processes(node)]
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.pid in {node.pid for node in cluster.nodes}:
+                process.terminate()
+    psutil.wait_procs(alive, timeout=STOP_S / 2)  # after many jobs Ray takes half a minute to stop of its own accord
+    for node in cluster.nodes:
+        kill_node(node)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+def read(folder: Path = FOLDER) -> LocalCluster:
+    """The cluster that was started in `folder`; without one a `Mistake`."""
+    try:
+        told = json.loads((folder / "cluster.json").read_text())
+    except FileNotFoundError:
+        raise Mistake(f"no cluster was started in {folder}: make cluster NODES=3") from None
+    nodes = tuple(Node(**node) for node in told.pop("nodes"))
+    return LocalCluster(**told | {"folder": folder, "nodes": nodes})
+
+
+def processes(node: Node) -> list[psutil.Process]:
+    """What is alive of a node: whoever carries its mark, and their children (Ray's workers write over their environment)."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == node.mark:
+                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return [process for process in found.values() if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def raylet(node: Node) -> int | None:
+    """The process id of a node's raylet, None once it is dead."""
+    return next((process.pid for process in processes(node) if process.name() == "raylet"), None)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports nobody listens on, outside 10002 to 19999, which Ray keeps for its workers."""
+    listeners: list[socket.socket] = []
+    ports: list[int] = []
+    while len(ports) < number:
+        listeners.append(socket.socket())
+        listeners[-1].bind(("127.0.0.1", 0))
+        port = listeners[-1].getsockname()[1]
+        ports += [port] if port >= 20_000 else []
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def _make_private(folder: Path) -> None:
+    """A folder that only this user may read, with a token in it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    there = folder.lstat()
+    if there.st_uid != os.getuid() or there.st_mode & 0o77 or folder.is_symlink():
+        raise Mistake(f"{folder} is open to other users: give a folder that only you may enter (chmod 700), or one that does not exist")
+    if taken := next(folder.iterdir(), None):
+        raise Mistake(f"{folder} holds {taken.name}: a cluster is there already; stop it first (make cluster-down), or give another folder")
+    with os.fdopen(os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as token:
+        token.write(secrets.token_hex(32))
+
+
+def _with_node(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
+    for _ in range(TRIES):
+        one_more = _launch(cluster, name, flags, config)
+        if _came_up(one_more, one_more.nodes[-1]):
+            return one_more
+        kill_node(one_more.nodes[-1])
+        shutil.rmtree(cluster.folder / name)
+    raise RuntimeError(
+        f"{name} did not come up, {TRIES} times: its raylet gave its agent 15 s to start, which is too little for this machine now"
+    )
+
+
+def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
+    number = len(cluster.nodes)
+    agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    resources = json.dumps({name: 1, **config.resources})
+    command = [
+        RAY,
+        "start",
+        "--block",
+        *flags,
+        f"--node-ip-address={_ip(number)}",
+        f"--node-name={name}",
+        f"--temp-dir={cluster.folder / name}",
+    ]
+    # for an agent whose port is not given a raylet waits 15 s, then dies (Ray does not pass it the first of these)
+    command += [f"--{agent}-port={port}" for agent, port in zip(agents, free_ports(len(agents)), strict=True)]
+    command += ["--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
+    command += [f"--resources={resources}", f"--object-store-memory={config.store_mb * 1_000_000}", "--disable-usage-stats"]
+    mark = f"{name}-{secrets.token_hex(16)}"
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    environment |= {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_START_HOOK": HOOK, "RAY_raylet_start_wait_time_s": "90", "RAY_USAGE_STATS_ENABLED": "0", MARK: mark}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
+    with _log(cluster, name).open("wb") as log:
+        process = subprocess.Popen(command, cwd=cluster.folder, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+    node = Node(name=name, ip=_ip(number), mark=mark, pid=process.pid)
+    cluster = replace(cluster, nodes=(*cluster.nodes, node))
+    told = asdict(cluster) | {"folder": str(cluster.folder)}
+    with os.fdopen(os.open(cluster.folder / "cluster.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(told, file, indent=1)
+    return cluster
+
+
+def _came_up(cluster: LocalCluster, node: Node) -> bool:
+    """Wait until a node is there; False where its raylet gave up on its agent, which is no more than a busy machine."""
+    end = time.monotonic() + START_S
+    while "Ray runtime started" not in (told := _log(cluster, node.name).read_text(errors="replace")):
+        logs = {path.name: path.read_text(errors="replace") for path in (cluster.folder / node.name).glob("session_2*/logs/*.err")}
+        if "Timed out waiting for file" in logs.get("raylet.err", ""):
+            return False
+        if not processes(node) or time.monotonic() > end:
+            raise RuntimeError(f"{node.name} did not come up: {told[-1_000:]}" + "".join(f"\n{logs[name][-500:]}" for name in sorted(logs)))
+        time.sleep(0.2)
+    return True
+
+
+def _await_dashboard(cluster: LocalCluster) -> None:
+    token = (cluster.folder / "token").read_text()
+    asked = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    end = time.monotonic() + START_S
+    while True:
+        try:
+            with urllib.request.urlopen(asked, timeout=10):  # noqa: S310 # always http://127.0.0.1
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the dashboard at {cluster.dashboard} does not answer: {error}") from None
+            time.sleep(0.2)
+
+
+def _log(cluster: LocalCluster, name: str) -> Path:
+    return cluster.folder / f"{name}.log"
+
+
+def _ip(number: int) -> str:
+    """An address of its own for each node; beyond Linux there is but one, and Ray has no clusters there."""
+    return f"127.0.0.{number + 2}" if sys.platform == "linux" else "127.0.0.1"
