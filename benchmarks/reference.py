@@ -174,13 +174,20 @@ def _serving() -> str:
 
 
 def _metrics() -> str:
-    """Every module that names metrics does so in a dict FAMILIES: name to kind and meaning."""
+    """Every module that names metrics does so in FAMILIES (see `_families`)."""
     rows = []
     for path in sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).glob("*.py")):
         if any(_assigns(node, "FAMILIES") for node in ast.parse(path.read_text(encoding="utf-8")).body):
             module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-            rows += [(f"`{name}`", what, told, path.parent.name) for name, (what, told) in module.FAMILIES.items()]
+            rows += [(f"`{name}`", what, told, path.parent.name) for name, what, told in _families(module.FAMILIES)]
     return f"## Metrics for Prometheus\n\n{_table(('metric', 'kind', '', 'of'), rows)}"
+
+
+def _families(found: Any) -> list[tuple[str, str, str]]:
+    """Name, kind and meaning: of a dict of names, or of a tuple of families, whose labels are told as well."""
+    if isinstance(found, dict):
+        return [(name, kind, told) for name, (kind, told) in found.items()]
+    return [(family.name, family.kind, f"{family.help}; by {', '.join(family.labels)}") for family in found]
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:
