@@ -23,7 +23,7 @@ class Arguments:
     text: Annotated[str | None, tyro.conf.Positional] = None
     """the review; without it, all of the standard input"""
     model: str = "imdb"
-    """the folder of a run or of an artifact, or imdb, the shipped model"""
+    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
     attention: AttentionDetail = "words"
     """how much of the attention is drawn"""
 

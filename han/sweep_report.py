@@ -58,7 +58,8 @@ def _style(sweep: Sweep) -> str:
     shared = "".join(own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "sweep.css"))
     numbers = [trial.number for trial in sweep.trials] if len(sweep.trials) <= _MANY else []
     return shared + "\n".join(
-        f"main:has(.t{number}:hover) .t{number}, main:has(#trial-{number}:target) .t{number} {{ --mark: var(--hot) }}" for number in numbers
+        f"main:has(.t{number}:hover) .t{number}, main:has(#trial-{number}:target) .t{number} {{ --mark: var(--hot); --solid: 1 }}"
+        for number in numbers
     )
 
 

@@ -25,7 +25,7 @@ class Evaluate:
     out: str
     """the folder for metrics.json: new, or what the same command left"""
     model: str = "imdb"
-    """the folder of a run or of an artifact, or imdb, the shipped model"""
+    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     num_actors: int | None = None
     """scoring processes; None is one a CPU"""

@@ -30,7 +30,7 @@ class Explain:
     out: str = "attention.html"
     """the page; only a page of ours is replaced"""
     model: str = "imdb"
-    """the folder of a run or of an artifact, or imdb, the shipped model"""
+    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
     num_reviews: int = 20
     """reviews drawn, from the input's first on"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)

@@ -31,7 +31,7 @@ class Score:
     out: str
     """the folder of scores, or s3://bucket/folder: new, or what the same command left"""
     model: str = "imdb"
-    """the folder of a run or of an artifact, or imdb, the shipped model"""
+    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: int | None = None
     """score only so many records, from the first on"""

@@ -24,7 +24,7 @@ class Trim:
     """Keep a model's most frequent words, their vectors in float16, and say what it costs on the development split."""
 
     model: str
-    """the folder of a run or of an artifact"""
+    """the folder of a run, a sweep or an artifact, or models/best once one is promoted"""
     data: str
     """the encoded folder it learnt from, for its development split"""
     out: str

@@ -10,7 +10,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(default="imdb", description="the folder of a run or of an artifact, or imdb, the shipped model")
+    model: str = Field(default="imdb", description="the folder of a run or of an artifact, models/best, or imdb, the shipped model")
     api_keys_file: str | None = Field(default=None, description="a file with one API key a line, read again when it changes")
     insecure: bool = Field(default=False, description="listen beyond this machine without an API key")
     deadline_s: float = Field(default=5.0, gt=0, le=30, description="seconds from a request's arrival to its answer, a 504 at the latest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,10 +30,14 @@ def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
     command += [f"--train.epochs={EPOCHS}", "--train.learning-rate=0.01", "--train.batch-tokens=8192", "--model.word-hidden=16"]
     command += ["--vary", "model.word_hidden=[8,16]", "model.sentence_hidden=false", "train.batch_tokens=false"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _wait_for(lambda: any(over(out)))
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    log = out.parent / "driver.log"
+    with log.open("wb") as printed:
+        driver = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+    try:
+        _wait_for(lambda: any(over(out)), driver, log)
+    finally:
+        driver.kill()
+        driver.wait()
     before = over(out)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,8 +52,9 @@ def over(out: Path) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.state, trial.params, trial.values, trial.user_attrs) for trial in trials]
 
 
-def _wait_for(happened: Callable[[], bool], deadline_s: float = 120) -> None:
+def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, deadline_s: float = 150) -> None:
     end = time.monotonic() + deadline_s
     while not happened():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert driver.poll() is None, log.read_text(errors="replace")[-2_000:]
+        assert time.monotonic() < end, f"no trial was over within {deadline_s} s: {log.read_text(errors='replace')[-2_000:]}"
         time.sleep(0.1)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 
 import optuna
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from optuna.trial import TrialState
+from playwright.sync_api import sync_playwright
 
 from han.charts import Scale, scale
 from han.sweep_report import report
 
 DEFAULT = {"model.sentence_encoder": True, "model.sentence_hidden": 50, "train.learning_rate": 1e-3}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 VOID = ("meta", "circle", "rect", "path", "polyline")
 
 
@@ -242,3 +246,26 @@ def test_ticks_are_round_and_within_the_axis() -> None:
 def test_the_page_needs_no_package_beyond_those_there_are() -> None:
     sources = [(Path(__file__).parents[1] / "han" / name).read_text() for name in ("sweep_report.py", "sweep_charts.py", "charts.py")]
     assert not re.search(r"import (plotly|sklearn|matplotlib)|optuna\.visualization", "".join(sources))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
+def test_in_a_browser_a_mark_shows_its_trial_everywhere_and_axe_finds_nothing(study: optuna.Study, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(report(study), encoding="utf-8")
+    colour = "getComputedStyle(document.querySelector('tr.t5 td')).borderLeftColor"
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as browser:
+        page = browser.new_page()
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto((tmp_path / "report.html").as_uri())
+        before = page.evaluate(colour)
+        page.hover("circle.t5 >> nth=0")
+        assert page.evaluate(colour) == page.evaluate("getComputedStyle(document.querySelector('polyline.t5')).stroke") != before
+        page.click("circle.t5 >> nth=0")
+        assert page.url.endswith("#trial-5")
+        assert complaints == []
+        for scheme in ("light", "dark"):
+            with browser.new_context(bypass_csp=True, color_scheme=scheme) as context:  # axe is a script
+                page = context.new_page()
+                page.goto((tmp_path / "report.html").as_uri())
+                assert [found["id"] for found in Axe().run(page).response["violations"]] == []
