@@ -15,6 +15,7 @@ LOGDIR ?= out
 MODEL ?= imdb
 READY := .venv/.installed
 RUN := .venv/bin/python
+BIN := .venv/bin
 SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
@@ -22,8 +23,15 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
+CLUSTER ?= deploy/cluster.yaml
+NODES ?= 3
+CPUS ?= 2
+# a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
+THERE = eval "$$($(RUN) -m deploy env)"
+
 .PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
-	chaos-batch chaos-serve soak bench-online
+	chaos-batch chaos-serve soak bench-online \
+	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List every verb
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
@@ -90,6 +98,42 @@ soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data
 
 bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
+
+cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2], of each
+	$(RUN) -m deploy up --nodes $(NODES) --cpus $(CPUS)
+
+cluster-down: $(READY) ## Stop exactly that
+	$(RUN) -m deploy down
+
+up: $(READY) ## Start or update a remote cluster: [CLUSTER=deploy/cluster.yaml]
+	@! grep -Hn SET-ME $(CLUSTER) || { echo "fill in what is marked SET-ME" >&2; exit 2; }
+	@test -s ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate >/dev/null
+	@chmod 600 ~/.ray/auth_token
+	$(BIN)/ray up $(CLUSTER) --yes
+
+down: $(READY) ## Stop the remote cluster and all its machines: [CLUSTER=...]
+	$(BIN)/ray down $(CLUSTER) --yes
+
+attach: $(READY) ## A shell on the remote head, with its dashboard and jobs API on http://127.0.0.1:8265 meanwhile: [CLUSTER=...]
+	RAY_AUTH_MODE=token $(BIN)/ray attach $(CLUSTER) --port-forward 8265
+
+doctor: $(READY) ## Ask the cluster whether jobs fit it: [ARGS='--data path --train.num-workers 8']
+	@$(THERE) && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
+
+submit: $(READY) ## Run a job on the cluster: JOB=train ARGS='--data path --out path' [WAIT=--no-wait]
+	@test -n "$(JOB)" || { echo "make submit needs JOB: prepare, train, tune, evaluate, score, verify, doctor, e.g. make submit JOB=doctor" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
+
+status: $(READY) ## Nodes and jobs of the cluster
+	@$(THERE) && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
+
+logs: $(READY) ## What a submitted job printed, and prints: ID=raysubmit_...
+	@test -n "$(ID)" || { echo "make logs needs ID: make status lists them" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job logs --follow $(ID)
+
+stop-job: $(READY) ## Stop a submitted job, which the same command goes on with: ID=raysubmit_...
+	@test -n "$(ID)" || { echo "make stop-job needs ID: make status lists them" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job stop $(ID)
 
 clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
 	if [ -e $(READY) ]; then rm -rf .venv; fi
