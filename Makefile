@@ -13,6 +13,8 @@ TORCH ?= torch==2.13.0
 OUT ?= out/train
 LOGDIR ?= out
 MODEL ?= imdb
+PROMETHEUS_PORT ?= 9090
+GRAFANA_PORT ?= 3000
 READY := .venv/.installed
 RUN := .venv/bin/python
 BIN := .venv/bin
@@ -29,8 +31,8 @@ CPUS ?= 2
 # a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
 THERE = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test demo train serve tensorboard jupyter wheel numbers clean \
-	chaos-batch chaos-serve soak bench-online \
+.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
+	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List every verb
@@ -74,6 +76,9 @@ train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/tr
 serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [ARGS='num_replicas=2']
 	RAY_AUTH_MODE=token $(SERVE) run serve.app:build model="$(MODEL)" $(ARGS)
 
+watch: $(READY) ## Prometheus and Grafana on the Ray and the service of this machine: [PROMETHEUS_PORT=9090 GRAFANA_PORT=3000 ARGS='--service HOST:PORT']
+	$(RUN) -m deploy.watch --prometheus-port $(PROMETHEUS_PORT) --grafana-port $(GRAFANA_PORT) $(ARGS)
+
 tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
 	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
 
@@ -86,6 +91,9 @@ wheel: $(READY) ## Build the wheel into dist/
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 	$(RUN) benchmarks/numbers.py
 
+reference: $(READY) ## Render docs/reference.md from the code
+	$(RUN) -m benchmarks.reference
+
 chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, under 20 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
 	$(RUN) -m tests.chaos.batch $(ARGS)
@@ -93,11 +101,23 @@ chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a li
 chaos-serve: $(READY) ## The same for serving [ARGS='--only R1']
 	$(RUN) -m tests.chaos.serve $(ARGS)
 
+chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, two nodes [ARGS='--seed N --only kills']
+	$(RUN) -m tests.chaos.tune $(ARGS)
+
+chaos-watch: $(READY) ## A real Prometheus (it has to be installed) on a run of train, score and serve: does every panel show something?
+	$(RUN) -m tests.chaos.watch
+
+chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 12 minutes [ARGS='--seed N --only C1 C2']
+	$(RUN) -m tests.chaos.cluster $(ARGS)
+
 soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
 	$(RUN) benchmarks/soak.py $(ARGS)
 
 bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
+
+bench-scaling: $(READY) ## Score and train on 1, 2 and 4 processes, fit a model, write docs/scale.md; 8 minutes, machine to itself [ARGS='--data FILE']
+	$(RUN) -m benchmarks.scaling $(ARGS)
 
 cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2], of each
 	$(RUN) -m deploy up --nodes $(NODES) --cpus $(CPUS)

@@ -41,6 +41,7 @@ _PLACES = (Path(__file__).parents[1], *map(Path, sys.path))
 SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
+BEST = "best"  # models/best is the version that models/best.json names (see `models`)
 _SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, where there is one
 
 
@@ -153,7 +154,8 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
 
 
 def find(model: str) -> Path:
-    """The artifact that `model` names: its folder, the folder of a run that made one, or `imdb`, the shipped model."""
+    """The artifact that `model` names: its folder, the folder of a run or a sweep that made one, the promoted one of a folder of models
+    (models/best), or `imdb`, the shipped model."""
     if model == "imdb":
         if not (SHIPPED / model).is_dir():
             raise Mistake("the shipped model imdb is not part of this installation: give --model a run or an artifact")
@@ -162,9 +164,26 @@ def find(model: str) -> Path:
     for candidate in (folder / "artifact", folder):
         if (candidate / "SHA256SUMS").is_file():
             return candidate
+    if folder.name == BEST and folder.parent.is_dir():
+        return _promoted(folder.parent)
     if not folder.is_dir():
         raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
     raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+
+
+def resolve(model: str) -> str:
+    """`model` by a name that means one model however long a job runs, on every node: models/best may move meanwhile."""
+    return model if model == "imdb" else str(find(model))
+
+
+def _promoted(models: Path) -> Path:
+    pointer = models / f"{BEST}.json"
+    if not pointer.is_file():
+        raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): python -m jobs.promote RUN --models {models}")
+    version = read_json(pointer).get("version")
+    if not isinstance(version, str) or Path(version).name != version or not (models / version / "SHA256SUMS").is_file():
+        raise Mistake(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
+    return models / version
 
 
 def _verified_sums(folder: Path) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A worker writes down what it is about to do; whoever finds such a line from a worker before it knows where that one ended. A batch that
 ended a worker is next tried a record at a time, and a record that ended a worker twice when it was alone is poison: tried three times, it
-is set aside. What ends workers again and again without a record to blame is a `Mistake`.
+is set aside. So is a record that raises: those tries are on disk as well, since its worker may die of something else. What ends workers
+again and again without a record to blame is a `Mistake`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from han.storage import Folder
 from han.types import Mistake
 
-ALONE_DEATHS = 2  # of a record on its own, after one in company
+ALONE_TRIES = 2  # of a record on its own, after one in company
 BATCH_DEATHS = 3  # after which a batch is scored a record at a time, for good
 OTHER_DEATHS = 10  # in one run, at one place
 
@@ -27,6 +28,7 @@ class Attempts:
         content = staging.read(self._file)
         state = json.loads(content) if content else {"run": run, "doing": None, "deaths": {}}
         self._deaths: Counter[str] = Counter(state["deaths"])
+        self._failures: Counter[str] = Counter(state.get("failures", {}))
         if state["doing"]:
             self._deaths[state["doing"]] += 1
         if state["run"] != run:
@@ -51,11 +53,19 @@ class Attempts:
         """About to do nothing that could end a worker by itself."""
         self._write(None)
 
+    def failed(self, first: int, last: int) -> None:
+        """Scoring the records of rows `first` to `last` raised, and ended nothing."""
+        self._failures[_key(first, last)] += 1
+        self._write(None)
+
     def deaths(self, first: int, last: int) -> int:
         return self._deaths[_key(first, last)]
 
+    def failures(self, first: int, last: int) -> int:
+        return self._failures[_key(first, last)]
+
     def _write(self, doing: str | None) -> None:
-        state = {"run": self._run, "doing": doing, "deaths": dict(self._deaths)}
+        state = {"run": self._run, "doing": doing, "deaths": dict(self._deaths), "failures": dict(self._failures)}
         self._staging.write(self._file, json.dumps(state).encode(), durable=False)
 
 

@@ -30,7 +30,7 @@ class ColumnsConfig:
     rating: str = "rating"
     """stars, if any; used only to report accuracy by rating"""
     label_names: tuple[str, ...] = ()
-    """names of integer labels, in order, e.g. --label-names negative positive; built in for IMDB"""
+    """names of integer labels, in order, e.g. --columns.label-names negative positive; built in for IMDB"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +108,10 @@ class ModelConfig:
     """units of the word GRU, each way"""
     word_attention: int = 100
     """size of the word attention's hidden layer"""
+    sentence_encoder: bool = True
+    """a GRU over the sentences, as in the paper; without it attention weighs the bare sentence vectors"""
     sentence_hidden: int = 50
-    """units of the sentence GRU, each way"""
+    """units of the sentence GRU, each way (sentence-encoder)"""
     sentence_attention: int = 100
     """size of the sentence attention's hidden layer"""
     embedding_dropout: float = 0.4
@@ -159,6 +161,24 @@ class TrainConfig:
             raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
             raise Mistake("precision bfloat16 needs --train.gpu: on CPUs it makes small recurrent networks no faster")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Where a run's figures go beside its folder and TensorBoard. No part of what a run is: it may change when a run goes on."""
+
+    mlflow: str | None = None
+    """tracking URI of MLflow: http://host:5000, or sqlite:////folder/mlflow.db; needs han-on-ray[mlflow]"""
+    experiment: str = "han-on-ray"
+    """MLflow's experiment, made if it is not there"""
+    wandb: str | None = None
+    """project, or entity/project, of Weights & Biases, where `wandb login` knows you; needs han-on-ray[wandb]"""
+    wandb_offline: bool = False
+    """write the run's folder alone, for `wandb sync` later"""
+    name: str | None = None
+    """what trackers call the run; None is its folder's name"""
+    group: str | None = None
+    """what trackers file it under, with others"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

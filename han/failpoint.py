@@ -10,12 +10,13 @@ from han.storage import Folder
 
 OF_A_PART = ("read", "staged", "synced", "renamed", "quarantined", "recorded")
 OF_THE_DRIVER = ("gathered", "verified", "set-aside", "published", "manifest", "success")
+OF_A_PROMOTION = ("copied", "renamed", "pointed")
 
 _reached: Counter[tuple[str, str]] = Counter()  # how often this process came by, by folder and point
 
 
 class Failpoint:
-    """Kills its process by SIGKILL at a point of the two lists above, once in the life of a folder; `None` never does."""
+    """Kills its process by SIGKILL at a point of the lists above, once in the life of a folder; `None` never does."""
 
     def __init__(self, spec: str | None, folder: Folder) -> None:
         """spec: name, or name:n for the n-th time that a process comes by."""

@@ -62,6 +62,11 @@ def measure(
     return figures
 
 
+def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """Index of the highest development accuracy; of equals the lowest log loss, then the first."""
+    return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
     """What parts of a data set say together: add them, then read the figures."""

@@ -24,8 +24,9 @@ class HAN(nn.Module):
         # Sparse: a step's gradient is as large as its words, not as the vocabulary.
         self.embedding = nn.Embedding(num_words, embedding_size, sparse=True)
         self.words = Level(embedding_size, config.word_hidden, config.word_attention)
-        self.sentences = Level(2 * config.word_hidden, config.sentence_hidden, config.sentence_attention)
-        self.read_out = nn.Linear(2 * config.sentence_hidden, num_classes)
+        sentence_hidden = config.sentence_hidden if config.sentence_encoder else None
+        self.sentences = Level(2 * config.word_hidden, sentence_hidden, config.sentence_attention)
+        self.read_out = nn.Linear(self.sentences.size, num_classes)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -46,17 +47,19 @@ class HAN(nn.Module):
 
 
 class Level(nn.Module):
-    """Rows of vectors to one vector a row: h = GRU(x); u = tanh(W h + b); a = softmax(u . c) within the row; sum of a h."""
+    """Rows of vectors to one vector a row: h = GRU(x), or x; u = tanh(W h + b); a = softmax(u . c) within the row; sum of a h."""
 
-    def __init__(self, input_size: int, hidden_size: int, attention_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int | None, attention_size: int) -> None:
+        """hidden_size: None for a level without a GRU."""
         super().__init__()
-        self.gru = RaggedGRU(input_size, hidden_size)
-        self.attention = nn.Linear(2 * hidden_size, attention_size)
+        self.gru = RaggedGRU(input_size, hidden_size) if hidden_size is not None else None
+        self.size = 2 * hidden_size if hidden_size is not None else input_size  # of a vector that comes out
+        self.attention = nn.Linear(self.size, attention_size)
         self.context = nn.Parameter(torch.randn(attention_size) * 0.1)
 
     def forward(self, inputs_TE: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(vectors [rows, 2H], attention [T]) of T inputs that lie row after row; lengths: int64, on the CPU, all >= 1."""
-        states_TD = self.gru(inputs_TE, lengths)
+        """(vectors [rows, size], attention [T]) of T inputs that lie row after row; lengths: int64, on the CPU, all >= 1."""
+        states_TD = self.gru(inputs_TE, lengths) if self.gru is not None else inputs_TE
         scores_T = torch.tanh(self.attention(states_TD)) @ self.context
         rows_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(inputs_TE.device, non_blocking=True)
         attention_T = softmax_in_rows(scores_T.float(), rows_T, len(lengths))

@@ -46,6 +46,7 @@ class EncodedFolder:
     counts: dict[str, int]
     files: dict[str, dict[str, int]]  # split -> file name -> rows
     fingerprint: str  # of the encoder; equal means equal ids
+    data_fingerprint: str | None  # of the encoded reviews, whatever their order and files; None in folders of an older version
 
     def num_reviews(self, split: str) -> int:
         return sum(self.files[split].values())
@@ -76,6 +77,7 @@ def read_encoded(path: Path) -> EncodedFolder:
         counts=encoding["counts"],
         files=encoding["files"],
         fingerprint=encoding["fingerprint"],
+        data_fingerprint=encoding.get("data_fingerprint"),
     )
 
 

@@ -30,6 +30,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"metrics.json"}):
         raise Mistake(f"--out {out} holds something else: give a new folder")
+    model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
     if not columns.label_names:  # an integer means to the data what it meant to the model
         columns = dataclasses.replace(columns, label_names=loaded.labels)

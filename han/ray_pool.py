@@ -22,7 +22,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from han import artifact, sources
-from han.attempts import ALONE_DEATHS, BATCH_DEATHS, Attempts
+from han.attempts import ALONE_TRIES, BATCH_DEATHS, Attempts
 from han.config import ColumnsConfig, ScoreConfig
 from han.files import BadReason, BadRecord, excerpt, without
 from han.ray_data import quiet_progress
@@ -114,7 +114,9 @@ def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[tuple[dic
     quiet_progress(preserve_order=False)
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(items), task.config.num_actors or num_cpus)
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    # On the driver's node: on another it would die with that node, and every worker with it. Workers are started again, it is not.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    counter = ray.remote(num_cpus=0, label_selector=here)(_Counter).remote()
     dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items)).map_batches(
         _Worker,
         fn_constructor_args=(list(items), task, counter),
@@ -225,13 +227,16 @@ class _Worker:
 
     def _scored(self, batch: Batch, shard: Shard, attempts: Attempts | None) -> Iterator[tuple[Batch, pa.Table, Scored]]:
         """The batch's answers, in one piece unless something is wrong with it: then without the records that end or fail their worker."""
-        deaths = attempts.deaths(int(batch.rows[0]), int(batch.rows[-1])) if attempts and len(batch.rows) else 0
-        answer = None if deaths else self._answer(batch, shard, attempts, is_last_try=attempts is None)
+        deaths = failures = 0
+        if attempts and len(batch.rows):
+            first_row, last_row = int(batch.rows[0]), int(batch.rows[-1])
+            deaths, failures = attempts.deaths(first_row, last_row), attempts.failures(first_row, last_row)
+        answer = None if deaths or failures else self._answer(batch, shard, attempts, is_last_try=attempts is None)
         if answer:
             yield answer
             return
         batch = without(batch, self._guilty(batch, shard, attempts))
-        size = len(batch.rows) if 0 < deaths < BATCH_DEATHS else 1
+        size = len(batch.rows) if 0 < deaths < BATCH_DEATHS and not failures else 1
         for start in range(0, max(len(batch.rows), 1), max(size, 1)):
             piece = _slice(batch, start, size, bad=() if start else batch.bad)
             answer = self._answer(piece, shard, attempts, is_last_try=True)
@@ -251,6 +256,8 @@ class _Worker:
             if is_last_try:
                 raise
             log.warning("%s, rows %s: %s", shard.path, batch.rows[:1], type(error).__name__)
+            if attempts and len(batch.rows):
+                attempts.failed(int(batch.rows[0]), int(batch.rows[-1]))
             return None
 
     def _guilty(self, batch: Batch, shard: Shard, attempts: Attempts | None) -> dict[int, BadRecord]:
@@ -258,11 +265,9 @@ class _Worker:
         guilty: dict[int, BadRecord] = {}
         for place, row in enumerate(batch.rows.tolist()):
             alone = _slice(batch, place, 1, bad=())
-            reason: BadReason | None = "poison"
-            if attempts is None or attempts.deaths(row, row) < ALONE_DEATHS:
-                tries = (self._answer(alone, shard, attempts, is_last_try=False) for _ in range(ALONE_DEATHS))
-                reason = None if any(tries) else "failed"
-            if reason:
+            tried = attempts.deaths(row, row) + attempts.failures(row, row) if attempts else 0
+            if not any(self._answer(alone, shard, attempts, is_last_try=False) for _ in range(ALONE_TRIES - tried)):
+                reason: BadReason = "failed" if attempts is None or attempts.failures(row, row) else "poison"
                 offset = None if batch.byte_offsets is None else int(batch.byte_offsets[place])
                 text = excerpt(alone.table[self._task.columns.text][0].as_py())
                 guilty[place] = BadRecord(row=row, byte_offset=offset, reason=reason, excerpt=text)

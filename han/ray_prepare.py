@@ -84,7 +84,9 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     finish = _map_shards(
         _Finish, [record["staged"] for record in records], (str(out), encoder, labels), lambda done, total: report("encoded", done, total)
     )
+    digest = 0
     for record in finish:
+        digest += int(record["digest"])
         for split in files:
             files[split] |= {str(record["name"]): int(record[split])} if record[split] else {}
     files = {split: dict(sorted(rows.items())) for split, rows in files.items()}
@@ -97,6 +99,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     encoding = job | {
         "format": FORMAT,
         "fingerprint": encoder.fingerprint,
+        "data_fingerprint": f"{digest % (1 << 64):016x}",
         "labels": labels,
         "counts": totals | {split: sum(rows.values()) for split, rows in files.items()} | {"words_counted": sum(counts.values())},
         "files": files,
@@ -277,14 +280,27 @@ class _Finish:
         columns = [table["review_id"], label, token_ids, table["sentence_lengths"]]
         encoded = pa.table(columns, names=SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
         name = f"{Path(staged).name}.parquet"
-        record: dict[str, Any] = {"name": name}
+        record: dict[str, Any] = {"name": name, "digest": 0}
         for split, kept in (("train", pc.invert(table["development"])), ("development", table["development"])):
             part = encoded.filter(kept)
             record[split] = len(part)
+            record["digest"] += digest_of(part, split)
             if len(part):
                 (self.out / split).mkdir(exist_ok=True)
                 pq.write_table(part, self.out / split / name, row_group_size=ROWS_PER_GROUP, compression="zstd")
         return record
+
+
+def digest_of(part: pa.Table, split: str) -> int:
+    """A sum over reviews, so that it does not depend on their order or files: of 64 bits of a hash of all that training reads of each."""
+    total = 0
+    columns = (part[name].to_pylist() for name in ("review_id", "label"))
+    lists = ((row.values.to_numpy() for row in part[name]) for name in ("token_ids", "sentence_lengths"))
+    for review_id, label, token_ids, sentence_lengths in zip(*columns, *lists, strict=True):
+        named = json.dumps([split, review_id, label, len(token_ids)]).encode()
+        digest = hashlib.blake2b(named + token_ids.tobytes() + sentence_lengths.tobytes(), digest_size=8)
+        total += int.from_bytes(digest.digest(), "big")
+    return total
 
 
 def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:

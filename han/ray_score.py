@@ -21,6 +21,7 @@ from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
 from han.files import filesystem
 from han.publish import Job, Part, Record
 from han.published import STAGING
+from han.ray_metrics import Scoring
 from han.ray_pool import Asked, Item, Report, Task, local_scorer
 from han.sources import Shard
 from han.types import Mistake, TooManyBad
@@ -69,6 +70,7 @@ def plan(
 ) -> Plan:
     """Look at the input and the model; what is wrong with either is a `Mistake` here. limit: of records, from the first on; None is all."""
     shards = sources.find_shards(source, columns, labelled=False)
+    model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
     names = shards[0].schema.names
     missing = sorted(set(output.carry or ()) - set(names))
@@ -113,9 +115,13 @@ def score(plan: Plan, report: Report, *, ask: Callable[[Task], Asked] = local_sc
         finished = dict(claim.records)
         rows_now, bad = 0, sum(record["quarantined"] for record in finished.values())
         num_rows = _known_rows(plan)
+        watched = Scoring(plan.out, model=plan.fingerprint, num_shards=len(plan.items))
+        watched.shards(len(finished), {})
         try:
-            for record, _ in ray_pool.run([item for item in plan.items if item.name not in finished], task, report):
+            items = [item for item in plan.items if item.name not in finished]
+            for record, _ in ray_pool.run(items, task, _both(report, watched)):
                 finished[record["part"]] = record
+                watched.shards(len(finished), record["reasons"])
                 rows_now += record["rows_in"]
                 bad += record["quarantined"]
                 if num_rows is not None and bad > plan.output.max_bad_ratio * num_rows:
@@ -133,6 +139,14 @@ def score(plan: Plan, report: Report, *, ask: Callable[[Task], Asked] = local_sc
             raise _too_many(plan, list(finished.values()), num_rows)
         records = [finished[item.name] for item in plan.items]
         return Scores(manifest=publish.publish(claim, records, {"model": plan.model, "rows_now": rows_now}), rows_now=rows_now)
+
+
+def _both(report: Report, watched: Scoring) -> Report:
+    def both(what: str, done: int, total: int, *, exact: bool = True) -> None:
+        watched.rows(done, total)
+        report(what, done, total, exact=exact)
+
+    return both
 
 
 def estimate(plan: Plan) -> Estimate:

@@ -4,7 +4,8 @@ A run folder:
   config.json      what was asked for; another request on the same folder is refused
   checkpoints/     Ray Train's: one an epoch, the last two kept; each holds all that is needed to go on
   history.jsonl    one line an epoch
-  tensorboard/     the same, and the loss within epochs
+  run.json         its id, and the ids that trackers gave it (see `track`)
+  tensorboard/     the history, and the loss within epochs
   artifact/        the network of the best epoch: written last
 """
 
@@ -14,7 +15,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from han import artifact, metrics
-from han.config import ModelConfig, TrainConfig, as_json, differences, from_json, read_json
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
 from han.learn import Learner, Seen, batches
+from han.metrics import best_epoch
 from han.model import HAN
 from han.ray_data import EncodedFolder, read_encoded, windows
+from han.ray_metrics import Training, waited
+from han.track import Trackers, claim, link
 from han.types import Mistake
 
 logger = logging.getLogger(__name__)
@@ -48,23 +52,35 @@ class Run:
     history: list[dict[str, Any]]
 
 
-def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
+def fit(
+    data: Path,
+    out: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    track: TrackConfig | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> Run:
     """Train on the encoded folder `data`, validate each epoch on its development split, keep the best epoch's network.
 
     The same call goes on where a killed one stopped, and after the end returns the finished run. Paths are absolute, on storage that all
-    nodes see. Raises `Mistake` where the cluster is too small or `out` holds another run.
+    nodes see. track: None is TensorBoard alone; it may be another one when a run goes on. callbacks: of Ray Train; they hear of every
+    epoch. Raises `Mistake` where the cluster is too small or `out` holds another run.
     """
     folder = read_encoded(data)
-    request = {"data": str(data), "encoding": folder.fingerprint, "model": as_json(model), "train": as_json(train)}
+    track = track or TrackConfig()
+    request: dict[str, Any] = {"data": str(data), "encoding": folder.fingerprint, "data_fingerprint": folder.data_fingerprint}
+    request |= {"model": as_json(model), "train": as_json(train)}
     if _finished(out, request):
         return read_run(out)
     _check_cluster(train)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(request, indent=1))
+    claim(out, track)
     resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
     TorchTrainer(
         work,
-        train_loop_config=request | {"out": str(out)},
+        train_loop_config=request | {"out": str(out), "track": as_json(track)},
         scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
         run_config=RunConfig(
@@ -72,6 +88,7 @@ def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Run:
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
     ).fit()
@@ -83,11 +100,6 @@ def read_run(out: Path) -> Run:
     """A finished run's result, from its folder."""
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the highest development accuracy; of equals the lowest log loss, then the first."""
-    return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
 
 
 def work(request: dict[str, Any]) -> None:
@@ -104,11 +116,11 @@ def work(request: dict[str, Any]) -> None:
     network = build(folder, from_json(ModelConfig, request["model"]))
     learner = Learner(network, train, num_reviews=folder.num_reviews("train"), device=get_device())
     history, best = _resume(learner, out)
-    journal = _Journal(out, folder.num_reviews("train"), train.epochs) if rank == 0 else None
+    journal = _Journal(out, folder.num_reviews("train"), train.epochs, _trackers(request, folder, history)) if rank == 0 else None
     batch_tokens = max(1, train.batch_tokens // num_workers)
     epochs = range(len(history) + 1, train.epochs + 1)
     passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
-    tables = windows(folder, passes, rank=rank, num_workers=num_workers)
+    tables = (waited(share, str(out), rank=rank) for share in windows(folder, passes, rank=rank, num_workers=num_workers))
     for epoch in epochs:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
             break
@@ -127,6 +139,8 @@ def work(request: dict[str, Any]) -> None:
         if journal:
             journal.epoch(history)
         _checkpoint(learner.state() | best, history, rank)
+    if journal:
+        journal.trackers.close()
 
 
 def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
@@ -169,16 +183,20 @@ def _resume(learner: Learner, out: Path) -> tuple[list[dict[str, Any]], dict[str
     return history, best
 
 
+def _trackers(request: dict[str, Any], folder: EncodedFolder, history: list[dict[str, Any]]) -> Trackers:
+    settings = {name: request[name] for name in ("model", "train", "encoding", "data_fingerprint")} | {"counts": folder.counts}
+    return Trackers(Path(request["out"]), from_json(TrackConfig, request["track"]), settings, history)
+
+
 class _Journal:
-    """Rank 0's notes: a progress line every few seconds, history.jsonl, TensorBoard."""
+    """Rank 0's notes: a progress line every few seconds, history.jsonl, the trackers, Prometheus."""
 
-    def __init__(self, out: Path, num_reviews: int, epochs: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
-
-        self.out, self.num_reviews, self.epochs = out, num_reviews, epochs
-        self.board: Any = SummaryWriter(str(out / "tensorboard"))
+    def __init__(self, out: Path, num_reviews: int, epochs: int, trackers: Trackers) -> None:
+        self.out, self.num_reviews, self.epochs, self.trackers = out, num_reviews, epochs, trackers
+        self.watched = Training(str(out), num_reviews=num_reviews, epochs=epochs)
 
     def step(self, epoch: int) -> Callable[[Seen], None]:
+        self.watched.seen(epoch, 0)
         first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
         shown = 0.0
 
@@ -186,11 +204,12 @@ class _Journal:
             nonlocal first, shown
             now = time.monotonic()
             first = first or (now, seen.num_reviews)
-            self.board.add_scalar("train/loss_within_epoch", seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
+            self.trackers.step(seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
             shown = shown or now
             if now - shown < PROGRESS_EVERY_S:
                 return
             shown = now
+            self.watched.seen(epoch, seen.num_reviews, seen.loss)
             rate = (seen.num_reviews - first[1]) / (now - first[0])
             left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
             print(
@@ -203,13 +222,11 @@ class _Journal:
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
         line = history[-1]
-        for name in ("accuracy", "log_loss"):
-            self.board.add_scalar(f"development/{name}", line[name], line["epoch"])
-        self.board.add_scalar("train/loss", line["train_loss"], line["epoch"])
-        self.board.flush()
+        self.watched.epoch(line)
         temporary = self.out / ".history.jsonl"
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
         temporary.rename(self.out / "history.jsonl")
+        self.trackers.epoch(history)
         print(
             f"epoch {line['epoch']}/{self.epochs}  development accuracy {line['accuracy']:.2%}  log loss {line['log_loss']:.4f}  "
             f"train loss {line['train_loss']:.4f}  {line['reviews_per_s']:,.0f} reviews/s"
@@ -234,8 +251,21 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> Non
         network=network,
         labels=folder.labels,
         metrics={"development": best, "temperature": best["temperature"]},
-        provenance={"counts": folder.counts, "prepared": as_json(folder.config), "trained": read_json(out / "config.json")["train"]},
+        provenance=_provenance(out, folder),
     )
+
+
+def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:
+    """Which run and which data, by names and fingerprints: an artifact travels, so it has no path of the machine that made it."""
+    prepared = as_json(folder.config)
+    prepared["vectors"]["source"] = Path(folder.config.vectors.source).name
+    return {
+        "run": link(out),
+        "data": {"name": folder.path.name, "encoding": folder.fingerprint, "fingerprint": folder.data_fingerprint},
+        "counts": folder.counts,
+        "prepared": prepared,
+        "trained": read_json(out / "config.json")["train"],
+    }
 
 
 def _finished(out: Path, request: dict[str, Any]) -> bool:

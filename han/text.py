@@ -12,14 +12,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import regex
 from nltk.tokenize import WordPunctTokenizer
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTrainer
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktToken, PunktTrainer
 
 from han.config import TextConfig
 from han.types import Refusal, Tokens
 
 TAG = re.compile(r"<[/!]?[A-Za-z][^<>]*>")  # linear: neither < nor > may recur inside
 WORD = re.compile(r"[^\W_]")
+DIGIT = regex.compile(r"\d")  # NLTK's regular expressions are of this library, whose digits are those of a newer Unicode
 # What a corpus of reviews does not teach Punkt, since its writers leave the stop out as often as not ("Mr Smith").
 TITLES = ("mr", "mrs", "ms", "dr", "st", "jr", "sr", "prof", "lt", "col", "gen", "sgt", "capt", "rev", "hon")
 ABBREVIATIONS = {*TITLES, "vs", "etc", "esp", "approx", "vol", "fig", "ltd", "inc"}
@@ -32,7 +34,7 @@ class Tokeniser:
         """`punkt` is what `learn_punkt` returned; None is Punkt as it comes, which knows no abbreviation."""
         self.config = config
         self.punkt = punkt
-        self._sentences = PunktSentenceTokenizer(_parameters(punkt)) if punkt else PunktSentenceTokenizer()
+        self._sentences = PunktSentenceTokenizer(_parameters(punkt) if punkt else None, token_cls=_Token)
         self._words = WordPunctTokenizer()
 
     def tokenise(self, text: str) -> Tokens | Refusal:
@@ -88,6 +90,19 @@ def learn_punkt(texts: Iterable[str]) -> dict[str, Any]:
         "sentence_starters": sorted(learnt.sent_starters),
         "orthography": dict(sorted(learnt.ortho_context.items())),
     }
+
+
+class _Token(PunktToken):  # type: ignore[misc]  # NLTK has no types
+    """NLTK's token, which searches only where there is something to find: its two searches are a quarter of Punkt's time."""
+
+    __slots__ = ()
+
+    def _get_type(self, tok: str) -> str:
+        return str(super()._get_type(tok)) if DIGIT.search(tok) else tok.lower()
+
+    @property
+    def is_ellipsis(self) -> bool:
+        return self.tok.startswith("..") and bool(super().is_ellipsis)
 
 
 def _parameters(punkt: dict[str, Any]) -> PunktParameters:

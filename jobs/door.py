@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import ray
 import tyro
@@ -20,18 +20,40 @@ from han.types import Mistake, TooManyBad
 Config = TypeVar("Config")
 Caused = TypeVar("Caused", bound=Exception)
 EXIT_MISTAKE, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO = 2, 3, 4, 5
+EXIT_CODES = {
+    0: "done, or it was already and nothing was done",
+    1: "a fault of this program: a traceback (what else it means to a job is in its description)",
+    EXIT_MISTAKE: "a mistake in the input, the settings or the size of the cluster; one line says which",
+    EXIT_TOO_MANY_BAD: "more bad records than --max-bad-ratio; nothing is published, everything is kept",
+    EXIT_INTERRUPTED: "interrupted by SIGTERM, SIGINT or `ray job stop`; the same command goes on",
+    EXIT_IO: "the disk or the network failed; one line with the path; mend that, and the same command goes on",
+}
 STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
+
+Verb = Annotated[  # a flag that stands for itself: --rollback, and not --rollback True
+    bool,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="",
+        instance_from_str=lambda given: given in ([], ["True"]),
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 class _Interrupted(BaseException):
     """SIGTERM, as `ray job stop` and every scheduler send it."""
 
 
-def run(kind: type[Config], job: Callable[[Config], None]) -> None:
-    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code."""
+def run(kind: type[Config], job: Callable[[Config], None], *, defaults: Callable[[], Config | None] = lambda: None) -> None:
+    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code.
+
+    defaults: of the flags that are not given, None for those of `kind`.
+    """
     try:
         _on_sigterm()
-        job(tyro.cli(kind, config=STYLE))
+        job(tyro.cli(kind, default=cast(Any, defaults()), config=STYLE))
     except (KeyboardInterrupt, _Interrupted):
         _leave("interrupted: the same command goes on where this one stopped", EXIT_INTERRUPTED)
     except TooManyBad as error:
@@ -89,10 +111,14 @@ def local(value: str, flag: str) -> Path:
     return Path(path(value, flag))
 
 
-def connect(at_least: int = 1) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs."""
+def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs.
+
+    workers_print: whether what workers print shows here.
+    """
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # trackers tell their servers, not their makers
+    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     os.environ.update(quiet)
     # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
     if ray.is_initialized():

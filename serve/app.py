@@ -26,9 +26,9 @@ _CAREFUL: dict[str, Any] = {
 
 def build(options: Options) -> Application:
     """Three deployments: Ingress speaks HTTP, Model scores, Totals adds up what both count. A model that is not there is a `Mistake`."""
-    folder = artifact.find(options.model)
-    if options.model != "imdb":
-        options = options.model_copy(update={"model": str(folder.absolute())})
+    found = artifact.resolve(options.model)  # once: replicas that start later serve the same version of models/best
+    if found != "imdb":
+        options = options.model_copy(update={"model": str(Path(found).absolute())})
     if options.api_keys_file:
         options = options.model_copy(update={"api_keys_file": str(Path(options.api_keys_file).absolute())})
     totals = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000)(Totals).bind()

@@ -28,6 +28,8 @@ FAMILIES = {
     "han_bulk_texts_total": ("counter", "texts scored for batch jobs"),
     "han_model_info": ("gauge", "replicas that score, by fingerprint of their model"),
 }
+# told as 0 before they first happen: Prometheus sees no rise in a series that begins with 1
+_ALWAYS = ("han_shed_total", "han_retries_total")
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOKENS = (64, 256, 1024, 4096, 16384, 65536)
@@ -87,7 +89,7 @@ def series(name: str, **labels: str) -> str:
 
 def text(states: Iterable[Series]) -> str:
     """The sum of all states in Prometheus's text format."""
-    sums: defaultdict[str, float] = defaultdict(float)
+    sums: defaultdict[str, float] = defaultdict(float, dict.fromkeys(_ALWAYS, 0.0))
     for state in states:
         for key, value in state.items():
             sums[key] += value

@@ -23,6 +23,8 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
     "RAY_raylet_start_wait_time_s": "90",  # on a busy machine
 }
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -32,6 +34,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 class Cluster:
     address: str  # of its head, for RAY_ADDRESS
     dashboard: str  # URL, for `ray job submit --address`
+    folder: Path  # Ray's temporary one, with prom_metrics_service_discovery.json
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def head(num_cpus: int = 4) -> Iterator[Cluster]:
     command += ["--object-store-memory=300000000", "--disable-usage-stats"]
     with Path(folder, "head.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    cluster = Cluster(address=f"127.0.0.1:{port}", dashboard=f"http://127.0.0.1:{dashboard}")
+    cluster = Cluster(address=f"127.0.0.1:{port}", dashboard=f"http://127.0.0.1:{dashboard}", folder=Path(folder))
     try:
         _connect(cluster.address, process, Path(folder, "head.log"))
         yield cluster

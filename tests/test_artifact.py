@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,6 +75,29 @@ def test_a_loaded_model_can_learn_on(saved: Path) -> None:
     assert isinstance(encoded, Encoded)
     loaded.network.train()(collate([encoded])).logits.sum().backward()
     assert loaded.network.read_out.weight.grad is not None
+
+
+def test_a_model_from_before_a_setting_was_added_loads_as_it_was_and_keeps_its_fingerprint(saved: Path) -> None:
+    before = artifact.load(saved)
+    config = json.loads((saved / "config.json").read_text())
+    del config["model"]["sentence_encoder"]
+    (saved / "config.json").write_text(json.dumps(config))
+    sum_again(saved)
+    old = artifact.load(saved)
+    assert old.network.config == before.network.config
+    torch.testing.assert_close(logits(old.network, old.encoder), logits(before.network, before.encoder), rtol=0, atol=0)
+    shipped = artifact.find("imdb")
+    assert "sentence_encoder" not in json.loads((shipped / "config.json").read_text())["model"]
+    assert artifact.load(shipped).fingerprint in (shipped / "README.md").read_text()
+
+
+def test_a_model_without_a_sentence_encoder_is_saved_and_loaded(tmp_path: Path) -> None:
+    config = ModelConfig(word_hidden=2, word_attention=3, sentence_attention=3, sentence_encoder=False)
+    network = HAN(config, num_words=len(WORDS), embedding_size=4, num_classes=2).eval()
+    artifact.save(tmp_path / "model", **parts(network=network))
+    loaded = artifact.load(tmp_path / "model")
+    assert not loaded.network.config.sentence_encoder
+    torch.testing.assert_close(logits(loaded.network, loaded.encoder), logits(network, loaded.encoder), rtol=0, atol=0)
 
 
 def test_loading_draws_no_random_number(saved: Path) -> None:

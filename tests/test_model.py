@@ -32,7 +32,7 @@ def oracle(network: HAN, batch: RaggedBatch) -> Attention:
 
 
 def oracle_level(level: Level, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    states, _ = level.gru.gru(inputs)
+    states = inputs if level.gru is None else level.gru.gru(inputs)[0]
     scores = torch.tanh(level.attention(states)) @ level.context
     attention = torch.softmax(scores, 0)
     return attention @ states, attention
@@ -74,6 +74,16 @@ def test_every_combination_of_sizes_works(hidden: int, attention: int, embedding
     config = ModelConfig(word_hidden=hidden, word_attention=attention, sentence_hidden=7 - hidden, sentence_attention=6 - attention)
     han, batch = network(config, embedding_size=embedding, num_classes=classes), random_batch(1)
     torch.testing.assert_close(han(batch).logits, oracle(han, batch).logits, atol=1e-5, rtol=0)
+
+
+def test_without_a_sentence_encoder_attention_weighs_the_bare_sentence_vectors() -> None:
+    han, batch = network(ModelConfig(word_hidden=5, word_attention=7, sentence_attention=6, sentence_encoder=False)), random_batch(1)
+    ours, slow = han(batch), oracle(han, batch)
+    torch.testing.assert_close(ours.logits, slow.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.sentence_attention, slow.sentence_attention, atol=1e-5, rtol=0)
+    assert not any(name.startswith("sentences.gru") for name in han.state_dict())
+    for gradient, expected in zip(gradients(han, ours), gradients(han, slow), strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=0)
 
 
 def test_attention_sums_to_one_in_every_sentence_and_review() -> None:

@@ -480,6 +480,11 @@ def test_counts_of_a_dead_process_stay_and_its_gauges_go() -> None:
     assert not any(name.startswith("han_requests_in_flight") for name in found)
 
 
+def test_refusals_and_second_attempts_are_told_before_there_is_one_so_that_the_first_is_a_rise() -> None:
+    found = read(Total().text(silent_s=60))
+    assert found == {"han_shed_total[]": 0, "han_retries_total[]": 0}
+
+
 def test_every_series_belongs_to_a_family_that_is_described() -> None:
     metrics = counted(1, in_flight=1)
     told = text(metrics.state())

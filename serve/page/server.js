@@ -40,9 +40,10 @@ function stored() {
 }
 
 async function ask(path, { headers = {}, ...options } = {}) {
+  const sent = key;
   let response;
   try {
-    response = await fetch(path, { ...options, headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers });
+    response = await fetch(path, { ...options, headers: sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers });
   } catch (error) {
     options.signal?.throwIfAborted();
     throw new Trouble("The server cannot be reached. Your text is still here.", { again: true });
@@ -52,6 +53,7 @@ async function ask(path, { headers = {}, ...options } = {}) {
     options.signal?.throwIfAborted();
     return answer;
   }
+  if (response.status === 401 && key !== sent) return ask(path, { headers, ...options }); // a key was given while this was under way
   const told = await response.json().catch(() => ({}));
   options.signal?.throwIfAborted();
   throw trouble(response, told.error?.code, told.request_id);

@@ -347,6 +347,7 @@ class Batch:
             ok=code == 0 and right == len(words) == len(found) and max(tries.values()) <= 3 and holds(counts, NUM_EMPTY + len(words)),
             right=f"{right}/{len(words)}",
             most_tries=max(tries.values()),
+            tries=",".join(f"{word.removeprefix('POISON').lower()}:{number}" for word, number in sorted(tries.items())),
             seconds=time.monotonic() - began,
             **counts,
         )

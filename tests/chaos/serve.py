@@ -429,7 +429,7 @@ def listeners(*, haproxy: bool) -> None:
     if haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     with head() as cluster:
-        service = Service(cluster)
+        service = Service(cluster.dashboard)
         service.deploy()
         until(lambda: service.readyz() == 200, 60)
         found = {}
@@ -484,7 +484,7 @@ def main() -> None:
         chosen = [name for name in RUNS if name in arguments.only]
         if chosen:
             with head() as cluster:
-                online = Online(Service(cluster), folder, arguments.seed)
+                online = Online(Service(cluster.dashboard), folder, arguments.seed)
                 for name in chosen:
                     since = time.monotonic()
                     try:

@@ -24,7 +24,6 @@ from ray.util.state import list_actors
 from han import samples
 from han.score import Scorer, as_json
 from han.types import AttentionDetail, Score
-from tests.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 MODEL, INGRESS, PROXY = "ServeReplica:han:Model", "ServeReplica:han:Ingress", "ProxyActor"  # classes of actors
@@ -34,12 +33,13 @@ DETAILS: tuple[AttentionDetail, ...] = ("words", "sentences", "none")
 class Service:
     """The application `han`: two processes that speak HTTP, two that score, each with half a CPU."""
 
-    def __init__(self, cluster: Cluster, *, import_path: str = "serve.app:build") -> None:
+    def __init__(self, dashboard: str, *, import_path: str = "serve.app:build", headers: dict[str, str] | None = None) -> None:
+        """headers: sent to the dashboard, a token perhaps."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.score_url = f"{self.url}/v1/score"
-        self._dashboard = cluster.dashboard
-        self._rest = f"{cluster.dashboard}/api/serve/applications/"
+        self._dashboard, self._headers = dashboard, headers
+        self._rest = f"{dashboard}/api/serve/applications/"
         self.config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
         self.config["http_options"]["port"] = self.port
         application = self.config["applications"][0]
@@ -59,7 +59,7 @@ class Service:
         """What `serve deploy` sends; arguments are those of `serve.app:build` that change."""
         config = copy.deepcopy(self.config)
         config["applications"][0]["args"] |= arguments
-        httpx.put(self._rest, json=config, timeout=30).raise_for_status()
+        httpx.put(self._rest, headers=self._headers, json=config, timeout=30).raise_for_status()
 
     def deploy(self, **arguments: object) -> float:
         """Seconds until all replicas are those of this configuration."""
@@ -70,12 +70,12 @@ class Service:
 
     def withdraw(self) -> None:
         """What `serve deploy` of a config without applications does; returns when the application is gone."""
-        httpx.put(self._rest, json={**self.config, "applications": []}, timeout=30).raise_for_status()
+        httpx.put(self._rest, headers=self._headers, json={**self.config, "applications": []}, timeout=30).raise_for_status()
         until(lambda: self.status() == "NONE", 90)
 
     def shut_down(self) -> None:
         """What `serve shutdown` sends; returns when Serve has stopped."""
-        httpx.delete(self._rest, timeout=90).raise_for_status()
+        httpx.delete(self._rest, headers=self._headers, timeout=90).raise_for_status()
 
     def status(self) -> str:
         return str(self._details().get("status", "NONE"))
@@ -93,7 +93,7 @@ class Service:
         return [replica["pid"] for replica in self._details()["deployments"]["Model"]["replicas"] if replica["state"] == "RUNNING"]
 
     def _details(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(self._rest, timeout=30).json()["applications"].get("han", {})
+        found: dict[str, Any] = httpx.get(self._rest, headers=self._headers, timeout=30).json()["applications"].get("han", {})
         return found
 
     def metrics(self) -> dict[str, float]:

@@ -15,9 +15,12 @@ import pytest
 
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
 from tests.cluster import RAY, Cluster, head
+from tests.serving import Service
+from tests.serving import serving as start_serving
 
 if TYPE_CHECKING:
     from han.ray_data import EncodedFolder
+    from tests.swept import Swept
 
 SIZES = {"word_hidden": 16, "word_attention": 32, "sentence_hidden": 16, "sentence_attention": 32}
 
@@ -76,3 +79,18 @@ def submitted(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path_fa
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return Submitted(run=out / "run", scores=out / "scores", printed=done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def swept(on_ray: Cluster, folder: EncodedFolder, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A sweep whose driver was killed once the first trial was over, and started again."""
+    from tests.swept import kill_and_go_on
+
+    return kill_and_go_on(on_ray, folder.path, tmp_path_factory.mktemp("swept") / "sweep")
+
+
+@pytest.fixture(scope="session")
+def serving(on_ray: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Serve's one instance, with no application yet. Whoever deploys one takes it away again: it holds CPUs that trainings need."""
+    with start_serving(on_ray, tmp_path_factory.mktemp("elsewhere")) as service:
+        yield service

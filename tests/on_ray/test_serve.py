@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,74 +22,24 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from han import artifact, samples
 from han.score import Scorer, as_json
 from han.types import Mistake, Score
+from tests.serving import DEADLINE_S, Service, status, until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 6.0
-RAY_SERVE = str(Path(sys.executable).with_name("serve"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    url: str
-    port: int
-    config: dict[str, Any]
-    deploy: Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
-def service(on_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(serving: Service) -> Iterator[Service]:
     """serve/config.yaml with another port, and with two processes of each kind."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-    config["http_options"]["port"] = port
-    application = config["applications"][0]
-    application["args"]["deadline_s"] = DEADLINE_S
-    for deployment in application["deployments"]:
-        if deployment["name"] == "Model":
-            del deployment["autoscaling_config"]
-            deployment["ray_actor_options"] = {"num_cpus": 0.5}
-        if deployment["name"] != "Totals":
-            deployment["num_replicas"] = 2
-
-    def deploy(changed: dict[str, Any]) -> None:
-        path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump(changed))
-        command = [RAY_SERVE, "deploy", "--address", on_ray.dashboard, str(path)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    deploy(config)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: status(url) == 200, 90)
-        yield Service(url=url, port=port, config=config, deploy=deploy)
-    finally:
-        from ray import serve
-
-        serve.shutdown()
-
-
-def status(url: str) -> int:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code
-    except httpx.TransportError:
-        return 0
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.1)
+    serving.deploy(serving.config)
+    until(lambda: status(serving.url) == 200, 90)
+    yield serving
+    serving.deploy({**serving.config, "applications": []})
+    until(lambda: status(serving.url) != 200, 60)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +219,7 @@ def test_serve_listens_on_this_machine_alone(service: Service) -> None:
 
 def test_the_examples_of_the_documentation_run(service: Service) -> None:
     document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").replace("http://127.0.0.1:8000", service.url)
-    part = document.partition("a test runs both examples")[2]
+    part = document.partition("<!-- run by tests/on_ray/test_serve.py -->")[2]
     shell, python = (re.search(rf"```{kind}\n(.*?)```", part, flags=re.DOTALL) for kind in ("bash", "python"))
     assert shell
     assert python

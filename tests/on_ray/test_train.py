@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
 from han import artifact
-from han.config import ModelConfig, PrepareConfig, TrainConfig, VocabConfig
+from han.config import ModelConfig, PrepareConfig, TrackConfig, TrainConfig, VocabConfig
 from han.ray_data import EncodedFolder, read_encoded, windows
-from han.ray_prepare import prepare
+from han.ray_prepare import digest_of, prepare
 from han.ray_train import Run, fit, read_run
 from han.samples import planted as generated
 from han.score import Scorer
@@ -104,7 +106,9 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(on_ray: Cluster, folder: E
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not (killed / "artifact").exists()
-    resumed = fit(folder.path, killed, MODEL, TRAIN)
+    tracked = TrackConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db", wandb="reviews", wandb_offline=True)  # asked for later
+    resumed = fit(folder.path, killed, MODEL, TRAIN, track=tracked)
+    _is_tracked(killed, str(tracked.mlflow), resumed)
     assert [line["epoch"] for line in resumed.history] == [line["epoch"] for line in straight.history]
     for ours, theirs in zip(resumed.history, straight.history, strict=True):
         for figure in ("accuracy", "log_loss", "train_loss"):
@@ -113,11 +117,46 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(on_ray: Cluster, folder: E
     assert all(abs(one[name] - other[name]).max() <= 1e-5 for name in other)
 
 
+def _is_tracked(out: Path, uri: str, run: Run) -> None:
+    """Whether MLflow has every epoch of the run, and the artifact names what both trackers call it."""
+    noted = json.loads((out / "run.json").read_text())
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        query = "select step, value from metrics where run_uuid = ? and key = 'development/accuracy' order by step"
+        told = database.execute(query, [noted["mlflow"]["run_id"]]).fetchall()
+    assert told == [(line["epoch"], line["accuracy"]) for line in run.history]
+    assert noted["wandb"]["epochs"] == len(run.history)
+    assert list(out.glob(f"wandb/offline-run-*/run-{noted['id']}.wandb"))
+    linked = artifact.load(run.artifact).provenance["run"]
+    assert linked["mlflow"] == noted["mlflow"]
+    assert linked["wandb"] == {"project": "reviews", "id": noted["id"]}
+
+
 def _wait_for(happened: object, deadline_s: float = 120) -> None:
     end = time.monotonic() + deadline_s
     while not happened():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def test_an_artifact_names_its_run_and_its_data_and_no_path(folder: EncodedFolder, two_workers: Run) -> None:
+    provenance = artifact.load(two_workers.artifact).provenance
+    run = json.loads((two_workers.artifact.parent / "run.json").read_text())
+    assert provenance["run"] == {"id": run["id"], "name": "run"}
+    assert provenance["data"] == {"name": "data", "encoding": folder.fingerprint, "fingerprint": folder.data_fingerprint}
+    assert provenance["counts"] == folder.counts
+    for name in ("config.json", "README.md"):
+        assert str(folder.path.parent) not in (two_workers.artifact / name).read_text()
+    assert run["id"] in (two_workers.artifact / "README.md").read_text()
+
+
+def test_a_data_fingerprint_is_of_the_reviews_and_not_of_their_order_or_files(folder: EncodedFolder) -> None:
+    parts = {split: pa.concat_tables(_tables(folder, split)) for split in ("train", "development")}
+    backwards = {split: part.take(list(reversed(range(len(part))))) for split, part in parts.items()}
+    assert f"{sum(digest_of(part, split) for split, part in backwards.items()) % (1 << 64):016x}" == folder.data_fingerprint
+    flipped = parts["train"].to_pylist()
+    flipped[7]["label"] = 1 - flipped[7]["label"]
+    changed = parts | {"train": pa.Table.from_pylist(flipped, schema=parts["train"].schema)}
+    assert f"{sum(digest_of(part, split) for split, part in changed.items()) % (1 << 64):016x}" != folder.data_fingerprint
 
 
 def test_a_finished_run_is_returned_and_another_request_on_it_refused(folder: EncodedFolder, two_workers: Run) -> None:

@@ -1,0 +1,215 @@
+"""docs/reference.md from the code: `make reference`. What a job, the service or a file is given a name for, is listed by that name."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from han import files, metrics, ray_prepare, ray_train, score, types
+from han.learn import Seen
+from jobs import door
+from serve.errors import MEANINGS
+from serve.options import Options
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference.md"
+HEAD = """# Reference
+
+Made from the code by `make reference`; a test fails where it is not what the code says. Meanings, promises and limits are elsewhere: batch
+scoring in [reliability.md](reliability.md), the service in [serving.md](serving.md), operations in [runbook.md](runbook.md).
+"""
+COLUMNS = {
+    "label": "the answer",
+    "probability": "of that label, calibrated on the development split",
+    "probabilities": "one for each label; they sum to 1",
+    "sentences": "spans are code points of the raw text, end exclusive; attention sums to 1 over a review, and over a sentence's words",
+    "num_tokens": "tokens read",
+    "num_unknown": "of them, not in the vocabulary",
+    "num_characters_cut": "characters of the text that `max_sentences` and `max_tokens` left out",
+    "model": "fingerprint of the artifact",
+}
+ENCODED = {
+    "review_id": "of the input, or `<file name>:<row>`",
+    "label": "place in the labels of `encoding.json`; null is unlabelled",
+    "token_ids": "line in `vocab.txt`, from 0, which is `<unk>`",
+    "sentence_lengths": "tokens of each sentence",
+}
+FIGURES = {
+    "num_reviews": "labelled reviews that were scored",
+    "accuracy": "share of them that were answered with their label",
+    "accuracy_interval": "its 95% interval (Wilson)",
+    "log_loss": "nats a review",
+    "brier": "squared error of the probabilities, summed over the labels, a review",
+    "f1": "mean of the F1 of each label",
+    "f1_by_label": "F1 of each label",
+    "auc": "area under the ROC curve; over two labels the mean of each against the rest",
+    "expected_calibration_error": "between confidence and share correct, over bins of equally many reviews",
+    "confusion": "reviews by label, then by answer",
+    "accuracy_by_length": "accuracy by tenths of the length in tokens",
+    "accuracy_by_rating": "accuracy by rating, where there are ratings",
+    "model": "fingerprint of the artifact",
+    "temperature": "by which the logits were divided when the model was made",
+    "data": "what it was compared with",
+    "test_split": "whether the figures are of a test split",
+    "rows_in": "records read",
+    "unlabelled": "of them, without a label",
+    "quarantined": "of them, such as cannot be scored",
+    "epoch": "from 1",
+    "train_loss": "mean over the epoch, dropout included",
+    "reviews_per_s": "training reviews a second, over all workers",
+    "train_s": "seconds of training, validation left out",
+}
+EVALUATED = ("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined")
+
+
+def render() -> str:
+    """The whole page."""
+    return HEAD + "".join(f"\n{part}" for part in (_jobs(), _exit_codes(), _files(), _serving(), _metrics(), _verbs()))
+
+
+def modules() -> dict[str, ModuleType]:
+    """Every job by its name: a module of jobs/ that can be run."""
+    found = (path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
+    return {name: importlib.import_module(f"jobs.{name}") for name in found}
+
+
+def kind(module: ModuleType) -> type[Any]:
+    """The dataclass from which a job's command line is made: it bears the job's name."""
+    name = module.__name__.rpartition(".")[2]
+    found: type[Any] = getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    return found
+
+
+def _jobs() -> str:
+    parts = ["## Jobs\n\nEach is run as `python -m jobs.NAME`. A flag with a dot belongs to a group of settings.\n"]
+    for name, module in modules().items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to list what it made
+            parser = tyro.extras.get_parser(kind(module), config=door.STYLE)
+        told = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
+        parts.append(f"### jobs.{name}\n\n{told}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
+    return "\n".join(parts)
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterable[Sequence[str]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, chosen in action.choices.items():
+                yield from ((f"`{name}` {flag}", *others) for flag, *others in _flags(chosen))
+        elif action.dest != "help":
+            told, _, default = (action.help or "").rpartition(" (default: ")
+            needed = not default or action.required
+            if needed:
+                told = (action.help or "").removesuffix(" (required)").removesuffix("(required)")
+            default = default.removesuffix(")").replace(str(Path.home()), "~")
+            name = ", ".join(action.option_strings) or action.dest.upper()
+            value = str(action.metavar).replace("{None}|", "").strip("{}").replace("[STR [STR ...]]", "STR ...").replace(",", ", ")
+            yield f"`{name}`", value, "**required**" if needed else f"`{default}`" if default else "", told
+
+
+def _exit_codes() -> str:
+    codes = [(str(code), "every job", meaning) for code, meaning in sorted(door.EXIT_CODES.items())]
+    for name, module in modules().items():
+        own = {value for constant, value in vars(module).items() if constant.startswith("EXIT_") and isinstance(value, int)}
+        codes += [(str(code), f"jobs.{name}", "see its description") for code in sorted(own)]
+    return f"## Exit codes\n\n{_table(('code', 'of', 'meaning'), codes)}"
+
+
+def _files() -> str:
+    answers = _columns(score.schema(["<label>"]), COLUMNS)
+    encoded = _columns(ray_prepare.SPLIT_SCHEMA, ENCODED)
+    logits, labels = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1])
+    measured = metrics.measure(
+        metrics.softmax(logits), labels, label_names=("a", "b"), num_tokens=np.array([1, 2, 3]), ratings=np.array([1.0, 2.0, 2.0])
+    )
+    history = ray_train._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"))
+    reasons = ", ".join(f"`{reason}`" for reason in (*get_args(types.Reason), *get_args(files.BadReason)))
+    return (
+        "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"
+        f"{answers}\nReasons in `_quarantine/*.jsonl`: {reasons}.\n"
+        f"\n### Columns of an encoded folder (`train/`, `development/`)\n\n{encoded}"
+        f"\n### Figures of `jobs.evaluate` (`metrics.json`)\n\n{_figures([*measured, *EVALUATED])}"
+        f"\n### Figures of an epoch on the development split (`history.jsonl` of a run)\n\n{_figures(history)}"
+    )
+
+
+def _columns(schema: pa.Schema, meanings: dict[str, str]) -> str:
+    return _table(("column", "type", ""), [(f"`{field.name}`", _type(field.type), meanings[field.name]) for field in schema])
+
+
+def _type(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"list of {_type(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return f"({', '.join(f'{field.name}: {_type(field.type)}' for field in kind)})"
+    return f"dictionary of {_type(kind.value_type)}" if pa.types.is_dictionary(kind) else str(kind)
+
+
+def _figures(names: Iterable[str]) -> str:
+    return _table(("figure", ""), [(f"`{name}`", FIGURES[name]) for name in names])
+
+
+def _serving() -> str:
+    options = [
+        (f"`{name}`", getattr(field.annotation, "__name__", str(field.annotation)), f"`{field.default}`", field.description or "")
+        for name, field in Options.model_fields.items()
+    ]
+    return (
+        "## Options of the service\n\n`serve run serve.app:build name=value`, `make serve ARGS='name=value'`, or `args` in "
+        f"`serve/config.yaml`.\n\n{_table(('option', 'type', 'default', ''), options)}"
+        f"\n## Failures over HTTP\n\n{_table(('status', 'code and meaning'), [(str(code), told) for code, told in MEANINGS.items()])}"
+    )
+
+
+def _metrics() -> str:
+    """Every module that names metrics does so in FAMILIES (see `_families`)."""
+    rows = []
+    for path in sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).glob("*.py")):
+        if any(_assigns(node, "FAMILIES") for node in ast.parse(path.read_text(encoding="utf-8")).body):
+            module = importlib.import_module(f"{path.parent.name}.{path.stem}")
+            rows += [(f"`{name}`", what, told, path.parent.name) for name, what, told in _families(module.FAMILIES)]
+    return f"## Metrics for Prometheus\n\n{_table(('metric', 'kind', '', 'of'), rows)}"
+
+
+def _families(found: Any) -> list[tuple[str, str, str]]:
+    """Name, kind and meaning: of a dict of names, or of a tuple of families, whose labels are told as well."""
+    if isinstance(found, dict):
+        return [(name, kind, told) for name, (kind, told) in found.items()]
+    return [(family.name, family.kind, f"{family.help}; by {', '.join(family.labels)}") for family in found]
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _verbs() -> str:
+    found = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return f"## Verbs of make\n\n{_table(('verb', ''), [(f'`make {verb}`', told) for verb, told in found])}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(told: str) -> str:
+    """Markdown that shows these characters: outside of code, < would begin a tag."""
+    parts = " ".join(told.split()).replace("|", "\\|").split("`")
+    return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,0 +1,271 @@
+"""Trackers: a run's settings and figures in TensorBoard always, in MLflow and in Weights & Biases where they are asked for.
+
+Rank 0 alone tells them, out of history.jsonl, each epoch once: a run that goes on continues its MLflow and W&B runs, whose ids run.json
+keeps, and a tracker that was away, or was asked for later, is told what it has missed. A thread of its own talks to each: a server that is
+slow or gone delays no training and ends none, and is complained of once. What is told has no path of a machine in it.
+
+run.json, in a run's folder:
+  id, name          of the run; the id is drawn when the folder is made
+  mlflow            run_id, experiment
+  wandb             id (the run's own), project, epochs (told so far)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from han.config import TrackConfig, read_json
+from han.types import Mistake
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 60.0  # waited at the end of a training for a tracker to take what is left
+_OF_DEVELOPMENT = ("accuracy", "f1", "auc", "log_loss", "brier", "expected_calibration_error", "temperature")
+_OF_TRAINING = {"train_loss": "train/loss", "reviews_per_s": "train/reviews_per_s", "train_s": "train/seconds"}
+_FIRST = f"development/{_OF_DEVELOPMENT[0]}"  # the figure by which MLflow is asked for the epochs it has
+_notes = threading.Lock()
+
+
+def claim(out: Path, config: TrackConfig) -> None:
+    """Give the run in `out` an id, once. A tracker that is not installed here is a `Mistake`, before anything is computed."""
+    for package, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
+        if wanted is not None and importlib.util.find_spec(package) is None:
+            raise Mistake(f"--track.{package} {wanted} needs the package {package}: pip install 'han-on-ray[{package}]', or leave it out")
+    if not (out / "run.json").exists():
+        _note(out, {"id": secrets.token_hex(6), "name": config.name or out.name})
+
+
+def link(out: Path) -> dict[str, Any]:
+    """What an artifact says of the run it is of: ids and names, no address and no path."""
+    run = read_json(out / "run.json")
+    return run | ({"wandb": {name: run["wandb"][name] for name in ("project", "id")}} if "wandb" in run else {})
+
+
+def stopped(out: Path, config: TrackConfig) -> None:
+    """Tell MLflow that the run was ended before its time, as a sweep ends a trial; W&B notices by itself."""
+    run = read_json(out / "run.json") if (out / "run.json").exists() else {}
+    if config.mlflow is not None and "mlflow" in run:
+        try:
+            _mlflow_client(config.mlflow).set_terminated(run["mlflow"]["run_id"], "KILLED")
+        except Exception as error:
+            _complain("MLflow", error)
+
+
+def figures(line: dict[str, Any]) -> dict[str, float]:
+    """A line of history as trackers name its figures. What is not a finite number is left out."""
+    named = {f"development/{name}": line.get(name) for name in _OF_DEVELOPMENT}
+    named |= {ours: line.get(theirs) for theirs, ours in _OF_TRAINING.items()}
+    return {name: float(value) for name, value in named.items() if value is not None and math.isfinite(value)}
+
+
+class Trackers:
+    """All trackers of one run, for the one process that tells them."""
+
+    def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+        """settings: what the run was asked for, nested; history: the epochs behind a run that goes on; out has a run.json."""
+        from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
+
+        self.board: Any = SummaryWriter(str(out / "tensorboard"))
+        flat = flatten(settings)
+        self.others = [
+            *([_Told("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
+            *([_Told("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))] if config.wandb is not None else []),
+        ]
+        if history:
+            self._tell(history)
+
+    def step(self, loss: float, num_reviews: int) -> None:
+        """Within an epoch, for TensorBoard alone: the loss so far, and the reviews seen since the first epoch."""
+        self.board.add_scalar("train/loss_within_epoch", loss, num_reviews)
+
+    def epoch(self, history: Sequence[dict[str, Any]]) -> None:
+        """An epoch is over: its line is the last of `history`."""
+        for name, value in figures(history[-1]).items():
+            self.board.add_scalar(name, value, history[-1]["epoch"])
+        self.board.flush()
+        self._tell(history)
+
+    def _tell(self, history: Sequence[dict[str, Any]]) -> None:
+        for other in self.others:
+            other.lines.put(list(history))
+
+    def close(self) -> None:
+        """The run is over. Waits for the trackers, each at most `CLOSE_S`."""
+        self.board.close()
+        for other in self.others:
+            other.lines.put(None)
+        for other in self.others:
+            other.join(CLOSE_S)
+            if other.is_alive():
+                logger.warning("%s has not taken all figures after %.0f s: history.jsonl has them", other.name, CLOSE_S)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `model.dropout: 0.4`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+class _Tracker(Protocol):
+    def tell(self, history: Sequence[dict[str, Any]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Told(threading.Thread):
+    """A thread that tells one tracker, and goes on trying at every epoch while the tracker cannot be told."""
+
+    def __init__(self, name: str, start: Callable[[], _Tracker]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.begin, self.lines = start, queue.SimpleQueue[list[dict[str, Any]] | None]()
+        self.start()
+
+    def run(self) -> None:
+        tracker: _Tracker | None = None
+        complained = False
+        history: list[dict[str, Any]] | None = []
+        while history is not None:
+            history = self.lines.get()
+            try:
+                if history is None:
+                    tracker.close() if tracker else None
+                else:
+                    tracker = tracker or self.begin()
+                    tracker.tell(history)
+            except Exception as error:  # whatever a tracker's library raises: the training is worth more than its curve
+                if not complained:
+                    _complain(self.name, error)
+                complained = True
+
+
+class _Mlflow:
+    """A run of an MLflow server, or of an sqlite file."""
+
+    def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], *, uri: str) -> None:
+        from mlflow.entities import Param
+
+        self.client = _mlflow_client(uri)
+        run = read_json(out / "run.json")
+        self.run_id = run.get("mlflow", {}).get("run_id")
+        if self.run_id is not None and self._is_there():
+            self.client.update_run(self.run_id, status="RUNNING")
+            self.told = {metric.step for metric in self.client.get_metric_history(self.run_id, _FIRST)}
+            return
+        tags = {"run": run["id"], **({"group": config.group} if config.group is not None else {})}
+        self.run_id = self.client.create_run(self._experiment(config.experiment), run_name=run["name"], tags=tags).info.run_id
+        self.client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+        self.told = set()
+        _note(out, {"mlflow": {"run_id": self.run_id, "experiment": config.experiment}})
+
+    def _is_there(self) -> bool:
+        """Whether this server knows the run: a run may go on with another one."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(self.run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name))
+            except MlflowException:  # another run was faster
+                found = self.client.get_experiment_by_name(name)
+        return str(found.experiment_id)
+
+    def tell(self, history: Sequence[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        for line in history:
+            if line["epoch"] not in self.told:
+                now = int(time.time() * 1000)
+                self.client.log_batch(self.run_id, [Metric(name, value, now, line["epoch"]) for name, value in figures(line).items()])
+                self.told.add(line["epoch"])
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run_id)
+
+
+def _mlflow_client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+class _Wandb:
+    """A run of Weights & Biases, or what `wandb sync` makes one of. Nothing is told of the machine, the code or the command line."""
+
+    def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], *, project: str) -> None:
+        import wandb
+
+        entity, _, name = project.rpartition("/")
+        run = read_json(out / "run.json")
+        self.out, self.note = out, {"project": project, "id": run["id"], "epochs": 0}
+        if run.get("wandb", {}).get("project") == project:
+            self.note = run["wandb"]
+        self.run = wandb.init(
+            project=name,
+            entity=entity or None,
+            id=self.note["id"],
+            name=run["name"],
+            group=config.group,
+            config=settings,
+            dir=str(out),
+            mode="offline" if config.wandb_offline else "online",
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                host="",
+                disable_git=True,
+                disable_code=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+        self.told = max(self.note["epochs"], self.run.starting_step - 1)
+
+    def tell(self, history: Sequence[dict[str, Any]]) -> None:
+        for line in history:
+            if line["epoch"] > self.told:
+                self.run.log(figures(line), step=line["epoch"])
+                self.told = line["epoch"]
+        _note(self.out, {"wandb": self.note | {"epochs": self.told}})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _complain(name: str, error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or [""])[0][:300]
+    logger.warning("%s cannot be told of this run (%s: %s): training goes on, history.jsonl has all", name, type(error).__name__, reason)
+
+
+def _note(out: Path, values: dict[str, Any]) -> None:
+    """Add to run.json."""
+    with _notes:
+        path, temporary = out / "run.json", out / ".run.json"
+        temporary.write_text(json.dumps((read_json(path) if path.exists() else {}) | values, indent=1))
+        temporary.rename(path)

@@ -1,0 +1,250 @@
+"""Does a sweep keep its promises? `python -m tests.chaos.tune [--seed N] [--only kills faults nodes]`, one line each.
+
+One Ray is started; every sweep is a driver of its own that attaches to it, or a job submitted to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from optuna.trial import FrozenTrial, TrialState
+from ray.util.state import list_actors, list_nodes
+
+from han import artifact, sweep
+from han.config import PrepareConfig, VectorsConfig, VocabConfig
+from han.ray_prepare import prepare
+from han.samples import planted
+from tests.chaos.report import close, reliability
+from tests.cluster import RAY, Cluster, head
+
+TRIALS, KILLS, BOUND, CPUS = 7, 3, 2, 3  # a node of 3 CPUs holds one trial: its driver, its worker, a CPU to read with
+DEADLINE_S = 420
+ROOT = Path(__file__).parents[2]
+SETTINGS = [
+    "--train.epochs=3",
+    "--train.learning-rate=0.005",
+    "--train.batch-tokens=8192",
+    "--train.max-failures=0",
+    "--model.word-hidden=16",
+]
+SPACE = ["--vary", "model.word_hidden=[8,16,24]", "model.sentence_hidden=false", "train.batch_tokens=[4096,8192]"]
+
+
+class Driver:
+    """A sweep's driver, attached to the cluster."""
+
+    def __init__(self, cluster: Cluster, data: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.tune",)) -> None:
+        self.log = out.parent / f".{out.name}.{secrets.token_hex(4)}.log"
+        command = [sys.executable, "-m", *through, *flags_of(data, out), *flags]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=log, stderr=log)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        try:
+            code = self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = -1
+        if code:
+            print(self.log.read_text()[-3_000:])
+        return code
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def flags_of(data: Path, out: Path) -> list[str]:
+    return ["--data", str(data), "--out", str(out), *SETTINGS, *SPACE]
+
+
+class Watched:
+    """How many trials run at once, and where, as Ray tells it: the processes of their drivers, of whatever job."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._over = cluster, threading.Event()
+        self.most, self.polls, self.nodes = 0, 0, set[str]()
+        self._thread = threading.Thread(target=self._poll)
+
+    def __enter__(self) -> Watched:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._over.wait(0.3):
+            alive = list_actors(address=self._cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+            self.most = max(self.most, sum(actor.class_name == "ImplicitFunc" for actor in alive))
+            self.nodes |= {actor.node_id for actor in alive if actor.class_name in ("ImplicitFunc", "RayTrainWorker")}
+            self.polls += 1
+
+
+def trials_of(out: Path) -> list[FrozenTrial]:
+    return sweep.read_study(out).get_trials() if (out / "trials").exists() else []
+
+
+def over(out: Path) -> dict[int, str]:
+    """What is known of the trials that are over, as text that must never change."""
+    return {
+        trial.number: json.dumps(
+            [trial.state.name, trial.params, trial.values, trial.intermediate_values, trial.user_attrs], sort_keys=True
+        )
+        for trial in trials_of(out)
+        if trial.state in sweep.DONE
+    }
+
+
+def lost(out: Path) -> int:
+    """Finished trials without a model, and stopped ones without the history that they were stopped for."""
+    num_lost = 0
+    for trial in trials_of(out):
+        folder = out / sweep.folder_of(trial.number)
+        if trial.state == TrialState.COMPLETE:
+            num_lost += artifact.load(folder / "artifact").metrics["development"]["accuracy"] != trial.values[0]
+        elif trial.state == TrialState.PRUNED:
+            num_lost += not (folder / "history.jsonl").exists()
+    return num_lost
+
+
+def until(holds: Callable[[], bool], deadline_s: float = 120) -> bool:
+    end = time.monotonic() + deadline_s
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def killed(cluster: Cluster, data: Path, out: Path, chance: random.Random) -> tuple[dict[int, str], list[float]]:
+    """Kill a sweep's driver a few times, each some random seconds after a trial of its own runs; what was over before each kill."""
+    known: dict[int, str] = {}
+    waits = []
+    for _ in range(KILLS):
+        before = len(over(out))
+        driver = Driver(cluster, data, out, f"--trials={TRIALS}")
+        assert until(lambda log=driver.log: "Ray:" in log.read_text())  # type: ignore[misc]
+        until(lambda before=before: any(trial.state == TrialState.RUNNING for trial in trials_of(out)) or len(over(out)) > before)  # type: ignore[misc]
+        waits.append(chance.uniform(1, 40))
+        time.sleep(waits[-1])
+        driver.kill()
+        known |= {number: what for number, what in over(out).items() if number not in known}
+    return known, waits
+
+
+def kills(cluster: Cluster, data: Path, folder: Path, chance: random.Random) -> None:
+    """The driver killed at random: as many trials as asked for, what was over unchanged, none lost, never too many at once."""
+    out = folder / "killed"
+    with Watched(cluster) as watched:
+        known, waits = killed(cluster, data, out, chance)
+        code = Driver(cluster, data, out, f"--trials={TRIALS}").wait()
+    after = over(out)
+    unchanged = sum(after.get(number) == what for number, what in known.items())
+    params = {json.dumps(trial.params, sort_keys=True) for trial in trials_of(out)}
+    ok = code == 0 and sorted(after) == list(range(TRIALS)) and len(params) == TRIALS
+    told = " ".join(f"{wait:.0f}" for wait in waits)
+    reliability("tune-kills", ok=ok, killed=KILLS, after_s=told, trials=len(after), unique=len(params), asked=TRIALS)
+    reliability("tune-finished-unchanged", ok=unchanged == len(known), unchanged=unchanged, of=len(known))
+    reliability("tune-none-lost", ok=lost(out) == 0, lost=lost(out))
+    reliability("tune-concurrency", ok=0 < watched.most <= BOUND, most=watched.most, bound=BOUND, polls=watched.polls)
+    again = Driver(cluster, data, out, f"--trials={TRIALS}")
+    reliability("tune-finished-is-finished", ok=again.wait() == 0 and over(out) == after, trials=len(over(out)))
+
+
+def control(cluster: Cluster, data: Path, folder: Path) -> None:
+    """A sweep that forgets what it left running must fall short where the real one does not."""
+    out = folder / "forgetful"
+    driver = Driver(cluster, data, out, "--trials=2")
+    assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out)))
+    driver.kill()
+    code = Driver(cluster, data, out, "--trials=2", through=("tests.chaos.tuner", "forgetful")).wait()
+    reliability("tune-kills-control", ok=code != 0 and len(over(out)) < 2, code=code, trials=len(over(out)), asked=2)
+
+
+def faults(cluster: Cluster, data: Path, folder: Path) -> None:
+    """One trial raises, one is killed as for memory, one asks for more memory than there is: the rest finish."""
+    out = folder / "faulty"
+    code = Driver(cluster, data, out, "--trials=5", through=("tests.chaos.tuner", "faulty")).wait()
+    states = {trial.number: trial.state for trial in trials_of(out)}
+    reasons = {trial.number: str(trial.user_attrs.get("reason")) for trial in trials_of(out) if trial.state == TrialState.FAIL}
+    for number, reason in reasons.items():
+        print(f"  trial {number}: {reason}")
+    rest = [states[number] in (TrialState.COMPLETE, TrialState.PRUNED) for number in (0, 4) if number in states]
+    wanted = {1: "trial 1 raises", 2: "", 3: "memory"}
+    right = all(what in reasons.get(number, "-") for number, what in wanted.items()) and None not in reasons.values()
+    best = sweep.read_best(out)["trial"] if code == 0 else None
+    ok = code == 0 and rest == [True, True] and sorted(reasons) == [1, 2, 3] and right and best in (0, 4)
+    reliability("tune-failures", ok=ok, failed=len(reasons), finished=sum(rest), best=best)
+
+
+@contextmanager
+def second_node(cluster: Cluster) -> Iterator[None]:
+    command = [RAY, "start", f"--address={cluster.address}", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={CPUS}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000", "--disable-usage-stats"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert until(lambda: sum(node.state == "ALIVE" for node in list_nodes(address=cluster.dashboard)) == 2)
+        yield
+    finally:
+        everything = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+        for left in everything:
+            if left.is_running():
+                left.kill()
+
+
+def nodes(cluster: Cluster, data: Path, folder: Path) -> None:
+    """A submitted sweep on two nodes: its trials run on both."""
+    out = folder / "submitted"
+    command = [RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command += ["--runtime-env-json", json.dumps({"env_vars": {"PATH": path}}), "--"]
+    command += ["python", "-m", "jobs.tune", *flags_of(data, out), "--trials=4"]
+    with Watched(cluster) as watched:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    if done.returncode:
+        print(done.stdout[-3_000:], done.stderr[-1_000:])
+    ok = done.returncode == 0 and len(over(out)) == 4 and len(watched.nodes) == 2 and watched.most <= BOUND
+    reliability("tune-submitted-on-two-nodes", ok=ok, trials=len(over(out)), nodes=len(watched.nodes), most=watched.most, bound=BOUND)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--only", nargs="*", default=["kills", "faults", "nodes"])
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}", flush=True)
+    with head(num_cpus=CPUS) as cluster, second_node(cluster), tempfile.TemporaryDirectory(prefix="han-tune-") as name:
+        folder = Path(name)
+        planted.write_jsonl(folder / "planted.jsonl", 800, seed=1, num_neutral=200)
+        small = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=16, source="random"), punkt_sample=0)
+        data = prepare(str(folder / "planted.jsonl"), folder / "data", small, dev_ids=None, report=lambda *step: None).path
+        if "kills" in asked.only:
+            kills(cluster, data, folder, random.Random(asked.seed))
+            control(cluster, data, folder)
+        if "faults" in asked.only:
+            faults(cluster, data, folder)
+        if "nodes" in asked.only:
+            nodes(cluster, data, folder)
+    close()
+
+
+if __name__ == "__main__":
+    main()

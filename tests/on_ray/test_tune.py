@@ -1,0 +1,79 @@
+"""A small sweep on a real Ray, its driver killed on the way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+from optuna.trial import TrialState
+
+from han import artifact, ray_tune, space, sweep
+from han.config import ModelConfig, TrainConfig
+from han.ray_train import read_run
+from han.types import Mistake
+from jobs import train
+from tests.swept import EPOCHS, TRIALS, Swept, over
+
+if TYPE_CHECKING:
+    from han.ray_data import EncodedFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+
+
+def test_a_killed_sweep_goes_on_to_exactly_the_trials_asked_for(swept: Swept) -> None:
+    after = over(swept.out)
+    assert [trial[0] for trial in after] == list(range(TRIALS))
+    assert [trial for trial in after if trial[0] in {known[0] for known in swept.before}] == swept.before
+    assert {trial[1] for trial in after} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert after[0][2]["train.learning_rate"] == 0.01
+    assert f"{TRIALS} of {TRIALS} trials over" in swept.printed
+
+
+def test_what_a_trial_is_told_to_have_reached_is_what_its_run_says(swept: Swept) -> None:
+    for number, state, _, values, about in over(swept.out):
+        history = read_run(swept.out / sweep.folder_of(number)).history
+        accuracies = [line["accuracy"] for line in history[: about["epochs"]]]
+        assert values == [max(accuracies)] if state == TrialState.COMPLETE else values == [accuracies[-1]]
+        assert about["epochs"] == EPOCHS if state == TrialState.COMPLETE else about["epochs"] < EPOCHS
+        assert list((swept.out / sweep.folder_of(number) / "tensorboard").glob("events*"))
+
+
+def test_the_best_trial_is_a_model_and_settings_for_a_training(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = sweep.read_best(swept.out)
+    trial = sweep.best(sweep.read_study(swept.out))
+    found = artifact.load(artifact.find(str(swept.out)))
+    assert best["trial"] == trial.number
+    assert found.metrics["development"]["accuracy"] == trial.values[0] == best["development"]["accuracy"]
+    monkeypatch.setattr(sys, "argv", ["jobs.train", "--from", str(swept.out), "--out", "run"])
+    given = train.defaults()
+    assert given is not None
+    assert given.model == found.network.config
+    assert (given.train.epochs, given.train.learning_rate) == (EPOCHS, trial.params["train.learning_rate"])
+    assert len(best["retrained"]["accuracy"]) == 1
+    assert pq.read_table(swept.out / "trials.parquet").num_rows == TRIALS
+
+
+def test_nothing_is_left_of_checkpoints_and_of_what_tune_wrote(swept: Swept) -> None:
+    assert not list(swept.out.glob("trials/*/checkpoints"))
+    assert not (swept.out / ".tune").exists()
+
+
+def test_other_settings_on_the_same_folder_are_refused(swept: Swept, folder: EncodedFolder) -> None:
+    with pytest.raises(Mistake, match="sweep with other settings"):
+        ray_tune.sweep([folder.path], swept.out, **{**_arguments(), "config": sweep.SweepConfig(trials=TRIALS + 1)})
+
+
+def test_a_trial_that_does_not_fit_the_cluster_is_said_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
+    with pytest.raises(
+        Mistake, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
+    ):
+        ray_tune.sweep([folder.path], tmp_path / "sweep", **{**_arguments(), "train": TrainConfig(num_workers=2, cpus_per_worker=2)})
+
+
+def _arguments() -> dict[str, Any]:
+    config = sweep.SweepConfig(trials=1)
+    sizes = {"model": ModelConfig(), "train": TrainConfig()}
+    return {"space": space.SPACE, "config": config, "concurrent": None, "retrain": 0, "watch": lambda study: None, **sizes}

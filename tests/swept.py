@@ -1,0 +1,56 @@
+"""A small sweep whose driver is killed on the way, as more than one test reads it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from han import sweep
+from tests.cluster import Cluster
+
+TRIALS, EPOCHS = 4, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    out: Path
+    before: list[tuple[Any, ...]]  # trials that were over when the driver was killed
+    printed: str
+
+
+def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
+    """Four trials; the driver is killed once the first is over, and started again."""
+    command = [sys.executable, "-m", "jobs.tune", "--data", str(data), "--out", str(out), f"--trials={TRIALS}", "--retrain=1"]
+    command += [f"--train.epochs={EPOCHS}", "--train.learning-rate=0.01", "--train.batch-tokens=8192", "--model.word-hidden=16"]
+    command += ["--vary", "model.word_hidden=[8,16]", "model.sentence_hidden=false", "train.batch_tokens=false"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(lambda: any(over(out)))
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = over(out)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Swept(out=out, before=before, printed=done.stdout)
+
+
+def over(out: Path) -> list[tuple[Any, ...]]:
+    """Number, state, parameters and values of the trials that are over."""
+    if not (out / "trials").exists():  # made after the study
+        return []
+    trials = sweep.read_study(out).get_trials(states=sweep.DONE)
+    return [(trial.number, trial.state, trial.params, trial.values, trial.user_attrs) for trial in trials]
+
+
+def _wait_for(happened: Callable[[], bool], deadline_s: float = 120) -> None:
+    end = time.monotonic() + deadline_s
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
