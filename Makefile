@@ -17,6 +17,7 @@ PROMETHEUS_PORT ?= 9090
 GRAFANA_PORT ?= 3000
 READY := .venv/.installed
 RUN := .venv/bin/python
+BIN := .venv/bin
 SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
@@ -24,8 +25,15 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
+CLUSTER ?= deploy/cluster.yaml
+NODES ?= 3
+CPUS ?= 2
+# a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
+THERE = eval "$$($(RUN) -m deploy env)"
+
 .PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
-	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling
+	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
+	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List every verb
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
@@ -110,6 +118,42 @@ bench-online: $(READY) ## Requests a second and latency beside an endpoint that 
 
 bench-scaling: $(READY) ## Score and train on 1, 2 and 4 processes, fit a model, write docs/scale.md; 8 minutes, machine to itself [ARGS='--data FILE']
 	$(RUN) -m benchmarks.scaling $(ARGS)
+
+cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2], of each
+	$(RUN) -m deploy up --nodes $(NODES) --cpus $(CPUS)
+
+cluster-down: $(READY) ## Stop exactly that
+	$(RUN) -m deploy down
+
+up: $(READY) ## Start or update a remote cluster: [CLUSTER=deploy/cluster.yaml]
+	@! grep -Hn SET-ME $(CLUSTER) || { echo "fill in what is marked SET-ME" >&2; exit 2; }
+	@test -s ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate >/dev/null
+	@chmod 600 ~/.ray/auth_token
+	$(BIN)/ray up $(CLUSTER) --yes
+
+down: $(READY) ## Stop the remote cluster and all its machines: [CLUSTER=...]
+	$(BIN)/ray down $(CLUSTER) --yes
+
+attach: $(READY) ## A shell on the remote head, with its dashboard and jobs API on http://127.0.0.1:8265 meanwhile: [CLUSTER=...]
+	RAY_AUTH_MODE=token $(BIN)/ray attach $(CLUSTER) --port-forward 8265
+
+doctor: $(READY) ## Ask the cluster whether jobs fit it: [ARGS='--data path --train.num-workers 8']
+	@$(THERE) && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
+
+submit: $(READY) ## Run a job on the cluster: JOB=train ARGS='--data path --out path' [WAIT=--no-wait]
+	@test -n "$(JOB)" || { echo "make submit needs JOB: prepare, train, tune, evaluate, score, verify, doctor, e.g. make submit JOB=doctor" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
+
+status: $(READY) ## Nodes and jobs of the cluster
+	@$(THERE) && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
+
+logs: $(READY) ## What a submitted job printed, and prints: ID=raysubmit_...
+	@test -n "$(ID)" || { echo "make logs needs ID: make status lists them" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job logs --follow $(ID)
+
+stop-job: $(READY) ## Stop a submitted job, which the same command goes on with: ID=raysubmit_...
+	@test -n "$(ID)" || { echo "make stop-job needs ID: make status lists them" >&2; exit 2; }
+	@$(THERE) && $(BIN)/ray job stop $(ID)
 
 clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
 	if [ -e $(READY) ]; then rm -rf .venv; fi

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,6 +30,18 @@ def up(nodes: int = 3, cpus: int = 2, folder: Path = local.FOLDER) -> None:
     print("# next: make doctor; make submit JOB=train ARGS='--data … --out …'; make cluster-down")
 
 
+def env(folder: Path = local.FOLDER) -> None:
+    """Print what to export so that `ray job` finds the cluster on this machine or, without one, a remote one through `make attach`.
+
+    Args:
+        folder: where the cluster was started
+    """
+    if "RAY_API_SERVER_ADDRESS" in os.environ:
+        return
+    there = local.read(folder).environment if (folder / "cluster.json").exists() else local.FORWARDED
+    print("".join(f"export {name}={shlex.quote(value)}; " for name, value in there.items() if name != "RAY_ADDRESS"))
+
+
 def kill(name: str, folder: Path = local.FOLDER) -> None:
     """SIGKILL all processes of one node.
 
@@ -51,7 +65,7 @@ def down(folder: Path = local.FOLDER) -> None:
 
 if __name__ == "__main__":
     try:
-        tyro.extras.subcommand_cli_from_dict({"up": up, "kill": kill, "down": down}, prog="python -m deploy")
+        tyro.extras.subcommand_cli_from_dict({"up": up, "env": env, "kill": kill, "down": down}, prog="python -m deploy")
     except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

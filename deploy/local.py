@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -31,6 +32,7 @@ from han.types import Mistake
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short: Ray's socket paths may have 107 characters
 RAY = str(Path(sys.executable).with_name("ray"))
+FORWARDED = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # a remote cluster's, with ~/.ray/auth_token
 MARK = "HAN_LOCAL_NODE"
 TRIES = 4  # to start a node
 START_S, STOP_S = 180.0, 10.0  # deadlines; on a busy machine a node takes half a minute to start
@@ -197,6 +199,18 @@ def _with_node(cluster: LocalCluster, name: str, flags: list[str], config: NodeC
     )
 
 
+def _tell_port(node: Node) -> None:
+    """Write the port of its agent where a raylet looks for it: Ray tells it to the agent alone, which on a busy machine is too late."""
+    for process in processes(node):
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.name() == "raylet":
+                command = " ".join(process.cmdline())
+                told = {name: re.search(rf"--{name}=(\S+)", command) for name in ("listen-port", "node-id", "session-dir")}
+                if all(told.values()):
+                    port, node_id, session = (match[1] for match in told.values() if match)
+                    Path(session, f"dashboard_agent_listen_port_{node_id}").write_text(port)
+
+
 def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
     number = len(cluster.nodes)
     agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
@@ -210,14 +224,20 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         f"--node-name={name}",
         f"--temp-dir={cluster.folder / name}",
     ]
-    # for an agent whose port is not given a raylet waits 15 s, then dies (Ray does not pass it the first of these)
+    # for an agent whose port it does not know a raylet waits 15 s, then dies
     command += [f"--{agent}-port={port}" for agent, port in zip(agents, free_ports(len(agents)), strict=True)]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
     command += [f"--resources={resources}", f"--object-store-memory={config.store_mb * 1_000_000}", "--disable-usage-stats"]
     mark = f"{name}-{secrets.token_hex(16)}"
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_START_HOOK": HOOK, "RAY_raylet_start_wait_time_s": "90", "RAY_USAGE_STATS_ENABLED": "0", MARK: mark}
+    environment |= {
+        "RAY_START_HOOK": HOOK,
+        "RAY_raylet_start_wait_time_s": "90",
+        "RAY_agent_register_timeout_ms": "120000",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        MARK: mark,
+    }
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:
@@ -234,6 +254,7 @@ def _came_up(cluster: LocalCluster, node: Node) -> bool:
     """Wait until a node is there; False where its raylet gave up on its agent, which is no more than a busy machine."""
     end = time.monotonic() + START_S
     while "Ray runtime started" not in (told := _log(cluster, node.name).read_text(errors="replace")):
+        _tell_port(node)
         logs = {path.name: path.read_text(errors="replace") for path in (cluster.folder / node.name).glob("session_2*/logs/*.err")}
         if "Timed out waiting for file" in logs.get("raylet.err", ""):
             return False

@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,11 @@ from han.types import Mistake
 from han.vocab import Vocab
 
 FORMAT = 1
-SHIPPED = Path(__file__).parent / "pretrained"
+# Beside this file; a submitted job's copy of the code comes without it (.rayignore) and takes that of the package installed on its node.
+_PLACES = (Path(__file__).parents[1], *map(Path, sys.path))
+SHIPPED = next(
+    (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
+)
 BEST = "best"  # models/best is the version that models/best.json names (see `models`)
 _SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, where there is one
 

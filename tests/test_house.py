@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 HAN = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted((ROOT / "han").rglob("*.py"))
 }
-SOURCES = sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path for folder in ("deploy", "han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py"))
 
 # A module imports only from lower floors; `types` is the ground that all of them stand on.
 FLOORS = {

@@ -1,0 +1,222 @@
+"""Two nodes with a token on this machine: who listens, who is let in, what the doctor says. One cluster for all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from deploy import local
+from deploy.local import LocalCluster, NodeConfig
+
+if TYPE_CHECKING:
+    from conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+LISTENERS = (ROOT / "docs" / "listeners.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A head and a node of two CPUs each; the other nodes that tests add are stopped with them."""
+    folder = Path(tempfile.mkdtemp(prefix="han-"))
+    try:
+        yield local.start(folder, num_nodes=2, config=NodeConfig())
+    finally:
+        with suppress(FileNotFoundError):
+            local.stop(local.read(folder))
+
+
+def doctor(there: LocalCluster | Cluster, *flags: object, python: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
+    """Exit code and output of `python -m jobs.doctor` as a driver of that cluster."""
+    found = there.environment if isinstance(there, LocalCluster) else {"RAY_ADDRESS": there.address, "RAY_AUTH_MODE": "disabled"}
+    command = [*python, "-m", "jobs.doctor", *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | found, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout + done.stderr
+
+
+def status(url: str, token: str | None = None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:  # noqa: S310 # http on loopback
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def kind_of(process: psutil.Process, port: int) -> str:
+    """The row of docs/listeners.md for a port of a process."""
+    command = " ".join(process.cmdline())
+    told = dict(re.findall(r"--([a-z-]+)=(\d+)", command))
+    name = process.name()
+    if name in ("gcs_server", "raylet"):
+        return name
+    if "DashboardAgent" in name or "DashboardAgent" in command:
+        return "agent"
+    if "RuntimeEnvAgent" in name or "RuntimeEnvAgent" in command:
+        return "runtime_env"
+    if "dashboard.py" in command:
+        return "dashboard" if str(port) == told.get("port") else "metrics"
+    if "monitor.py" in command:
+        return "metrics"
+    return "worker" if command.startswith("ray::") else f"unknown: {command[:80]}"
+
+
+def listeners(cluster: LocalCluster) -> set[tuple[str, str, int]]:
+    """(row, address, port) of every socket of the cluster on which someone listens."""
+    return {
+        (kind_of(process, socket.laddr.port), socket.laddr.ip.removeprefix("::ffff:"), socket.laddr.port)
+        for node in local.read(cluster.folder).nodes
+        for process in local.processes(node)
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    }
+
+
+def test_the_listeners_are_those_of_the_documentation(cluster: LocalCluster) -> None:
+    documented = {line.split("|")[1].strip() for line in LISTENERS.splitlines() if line.startswith("| ")} - {"Process", "---"}
+    found = listeners(cluster)
+    assert {kind for kind, _, _ in found} <= documented
+    assert {"dashboard", "gcs_server", "raylet", "agent", "runtime_env", "metrics"} <= {kind for kind, _, _ in found}
+    assert {address for kind, address, _ in found if kind == "dashboard"} == {"127.0.0.1"}
+    assert all(address.startswith("127.") for kind, address, _ in found if kind == "runtime_env")
+    assert not {port for _, _, port in found} & {10001, 8265, 8000, 6379}, "the client server, or a default port"
+
+
+def test_without_the_token_the_jobs_api_refuses(cluster: LocalCluster) -> None:
+    token = (cluster.folder / "token").read_text()
+    for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/serve/applications/"):
+        asked = [status(cluster.dashboard + path, each) for each in (None, "0" * 64, token)]
+        assert asked == [401, 403, 200], path
+    assert (cluster.folder / "token").stat().st_mode & 0o777 == 0o600
+    assert cluster.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_the_token_nobody_joins(cluster: LocalCluster) -> None:
+    code = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print(ray.nodes())"
+    for auth in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")} | auth
+        environment |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_gcs_server_request_timeout_seconds": "5"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode
+        assert re.search("(?i)unauthenticated|token|InvalidAuth", done.stderr), done.stderr[-2_000:]
+
+
+def test_the_agents_http_refuses_and_the_exporters_answer_everyone(cluster: LocalCluster) -> None:
+    """The two sides of the table: what a scrape gets without the token, and what nobody gets."""
+    answers: dict[str, set[int]] = {}
+    for kind, address, port in listeners(cluster):
+        if kind in ("agent", "runtime_env", "metrics"):
+            with suppress(OSError, ValueError):  # gRPC does not speak HTTP/1
+                path = "/metrics" if kind == "metrics" or address in ("0.0.0.0", "::") else "/api/job_agent/jobs/x/logs"  # noqa: S104
+                host = "127.0.0.1" if address in ("0.0.0.0", "::") else address  # noqa: S104
+                answers.setdefault(kind if path != "/metrics" else "metrics", set()).add(status(f"http://{host}:{port}{path}"))
+    assert answers["metrics"] == {200}
+    assert answers["agent"] <= {401, 403}
+    assert answers.get("runtime_env", {401}) <= {401, 403, 404}
+
+
+def test_a_submitted_doctor_finds_nothing_wrong(cluster: LocalCluster, tmp_path: Path) -> None:
+    command = [local.RAY, "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", "jobs.doctor", "--data", str(ROOT / "tests")]
+    command += ["--out", str(tmp_path / "run"), "--train.num-workers", "2", "--train.cpus-per-worker", "2", "--jobs", "train", "serve"]
+    done = subprocess.run(command, env=os.environ | cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checks are green" in done.stdout
+    assert "RED" not in done.stdout
+    assert "2 up, with 4 CPUs" in done.stdout
+    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
+
+
+def test_the_doctor_is_red_where_gpus_cpus_paths_disk_and_versions_are_wrong(cluster: LocalCluster, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "torch-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
+    settings = {"PYTHONPATH": os.pathsep.join((str(other.parent), str(ROOT)))}
+    local.add_node(local.read(cluster.folder), NodeConfig(num_cpus=1, settings=settings))
+    full = tmp_path / "full"
+    full.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(full)], capture_output=True).returncode == 0
+    try:
+        flags = (
+            "--data",
+            tmp_path / "nowhere",
+            "--out",
+            full / "run",
+            "--train.num-workers",
+            2,
+            "--train.gpu",
+            True,
+            "--score.num-actors",
+            99,
+        )
+        code, told = doctor(cluster, *flags)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(full)], check=True)
+    assert code == 2, told
+    assert "needs 2 GPUs, the cluster has 0 GPUs" in told
+    assert "needs 99 CPUs, the cluster has 5 CPUs" in told
+    assert "nowhere on head: there is no such file or folder" in told
+    assert "nowhere on node1: there is no such file or folder" in told
+    assert re.search(r"torch 2\.\S+ on head, node1; torch 0\.0\.1 on node2", told), told
+    if mounted:
+        assert re.search(r"full/run has 8 MB left, less than 1,000\n +-> make room there", told), told
+    assert told.rstrip().splitlines()[-1].startswith("error: ")
+    assert told.rstrip().splitlines()[-1].endswith("red: versions, --data, --out, train, tune, score") or not mounted
+
+
+def test_the_doctor_is_red_on_a_cluster_without_a_token(on_ray: Cluster) -> None:
+    code, told = doctor(on_ray, "--jobs", "serve")
+    assert code == 2
+    assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it runs code on every node" in told
+    assert "RAY_AUTH_MODE=token" in told
+
+
+def test_a_killed_node_is_dead_and_the_others_are_not(cluster: LocalCluster) -> None:
+    there = local.read(cluster.folder)
+    head, victim = there.node("head"), there.nodes[-1]
+    before = {process.pid for process in local.processes(head)}
+    local.kill_node(victim)
+    assert local.processes(victim) == []
+    assert local.raylet(victim) is None
+    assert local.raylet(head) in before
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare on this system")
+def test_a_head_starts_where_there_is_no_network_but_loopback(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-n", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
+        pytest.skip("no network namespaces for this user, or no ip")
+    folder = Path(tempfile.mkdtemp(prefix="han-"))
+    code = "import json, sys; from pathlib import Path; from deploy import local; f = Path(sys.argv[1])\n"
+    code += "c = local.start(f, num_nodes=1, config=local.NodeConfig(num_cpus=1))\n"
+    code += "import os, ray; os.environ.update(c.environment); ray.init(log_to_driver=False); print(json.dumps(ray.cluster_resources()))\n"
+    code += "ray.shutdown(); local.stop(c)"
+    script = 'ip link set lo up && exec "$@"'
+    command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        told, error = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    finally:
+        if (folder / "cluster.json").exists():
+            local.stop(local.read(folder))
+    assert process.returncode == 0, error[-2_000:]
+    assert json.loads(told.strip().splitlines()[-1])["CPU"] == 1
+    assert not folder.exists()
