@@ -25,7 +25,7 @@ TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
-CLUSTER ?= deploy/cluster.yaml
+CLUSTER ?= cluster.yaml
 NODES ?= 3
 CPUS ?= 2
 # a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
@@ -125,7 +125,7 @@ cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3]
 cluster-down: $(READY) ## Stop exactly that
 	$(RUN) -m deploy down
 
-up: $(READY) ## Start or update a remote cluster: [CLUSTER=deploy/cluster.yaml]
+up: $(READY) ## Start or update a remote cluster: [CLUSTER=cluster.yaml]
 	@! grep -Hn SET-ME $(CLUSTER) || { echo "fill in what is marked SET-ME" >&2; exit 2; }
 	@test -s ~/.ray/auth_token || $(BIN)/ray get-auth-token --generate >/dev/null
 	@chmod 600 ~/.ray/auth_token

@@ -18,7 +18,7 @@ from deploy import local
 from han.types import Mistake
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "deploy").glob("cluster*.yaml"))
+FILES = [*sorted((ROOT / "deploy").glob("cluster.*.yaml")), ROOT / "cluster.yaml"]
 SECRET = re.compile(r"(?i)(?:secret|password|access_key\w*|api_key|token)\s*[:=]\s*\w|AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-f]{32}")
 
 
@@ -59,7 +59,7 @@ def test_a_typo_is_rejected(file: Path, typo: str) -> None:
 
 def test_a_head_type_that_is_not_described_is_rejected() -> None:
     with pytest.raises(ValueError, match="head_node_type"):
-        validate(read(ROOT / "deploy" / "cluster.yaml") | {"head_node_type": "haed"})
+        validate(read(ROOT / "cluster.yaml") | {"head_node_type": "haed"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -78,9 +78,9 @@ def test_no_cluster_file_holds_a_secret(file: Path) -> None:
     assert SECRET.findall(file.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.gcp.yaml"])
+@pytest.mark.parametrize("name", ["cluster.yaml", "deploy/cluster.gcp.yaml"])
 def test_spot_machines_come_before_machines_at_the_full_price_and_are_the_same(name: str) -> None:
-    types = read(ROOT / "deploy" / name)["available_node_types"]
+    types = read(ROOT / name)["available_node_types"]
     assert list(types) == ["head", "gpu_spot", "gpu_on_demand"]
     machines = [types[kind]["node_config"] for kind in ("gpu_spot", "gpu_on_demand")]
     assert machines[0].get("InstanceType", machines[0].get("machineType")) == machines[1].get(
@@ -91,7 +91,7 @@ def test_spot_machines_come_before_machines_at_the_full_price_and_are_the_same(n
 
 
 def test_up_refuses_a_file_that_is_not_filled_in(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "deploy/cluster.yaml", ".venv/.installed"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", ".venv/.installed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name != ".venv/.installed" else b"")
     done = subprocess.run(["make", "up"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)})

@@ -23,7 +23,7 @@ GENERATED = {"numbers.md", "reference.md"}  # the first quotes commands of the c
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(path for path in sorted(ROOT.glob("docs/*.md")) if path.name not in GENERATED)]
 BLOCK = re.compile(r"(?:<!-- (?P<marker>[^\n]*) -->\n)?^```(?P<language>bash|sh|python)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 RUN_BY, NOT_RUN = re.compile(r"run by (tests/[\w/]+\.py)"), re.compile(r"not run: .{8,}")
-SHELL = re.compile(r"cat|cd|cp|curl|cut|df|du|export|git|grep|head|kill|ls|mkdir|mv|openssl|rm|ss|sudo|tail|test")
+SHELL = re.compile(r"cat|cd|cp|curl|cut|df|docker|du|export|git|grep|head|kill|kubectl|ls|mkdir|mv|openssl|rm|sed|ss|sudo|tail|test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
