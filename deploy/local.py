@@ -242,6 +242,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:
         process = subprocess.Popen(command, cwd=cluster.folder, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+    process.returncode = 0  # it may outlive this process, and subprocess warns of children that nobody waited for
     node = Node(name=name, ip=_ip(number), mark=mark, pid=process.pid)
     cluster = replace(cluster, nodes=(*cluster.nodes, node))
     told = asdict(cluster) | {"folder": str(cluster.folder)}
