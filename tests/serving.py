@@ -51,7 +51,7 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(changed))
         command = [SERVE, "deploy", "--address", cluster.dashboard, str(path)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
 
     try:

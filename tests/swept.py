@@ -39,7 +39,7 @@ def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
         driver.kill()
         driver.wait()
     before = over(out)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return Swept(out=out, before=before, printed=done.stdout)
 

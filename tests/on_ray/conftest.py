@@ -76,7 +76,7 @@ def submitted(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path_fa
     command = [RAY, "job", "submit", "--address", on_ray.dashboard, "--working-dir", str(Path(__file__).parents[2])]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command += ["--runtime-env-json", json.dumps({"env_vars": {"PATH": path}}), "--", "sh", "-c", steps]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return Submitted(run=out / "run", scores=out / "scores", printed=done.stdout + done.stderr)
 

@@ -26,7 +26,7 @@ from deploy.local import LocalCluster, NodeConfig
 if TYPE_CHECKING:
     from conftest import Cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 LISTENERS = (ROOT / "docs" / "listeners.md").read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ from benchmarks import reference
 from han.samples import REVIEWS
 from jobs import door
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 OURS = re.compile(r"<!-- run by tests/on_ray/test_docs\.py -->\n```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -23,7 +23,7 @@ from jobs import door, evaluate, explain, prepare, score, train
 if TYPE_CHECKING:
     from conftest import Cluster, Submitted
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 
 Call = Callable[..., str]

@@ -21,7 +21,7 @@ from han.score import Scorer, as_json
 from han.types import Mistake, Score, TooManyBad
 from jobs.progress import Rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
 
 WORDS = ["The film", "was", "good", "bad,", "not dull.", "I loved it!", "zyx", "not", "it was."]
 

@@ -29,7 +29,7 @@ from han.types import Mistake
 if TYPE_CHECKING:
     from conftest import Cluster, Submitted
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
 
 MODEL = ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2)
 TRAIN = TrainConfig(epochs=4, learning_rate=0.01, batch_tokens=8_192)

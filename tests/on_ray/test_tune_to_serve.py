@@ -22,7 +22,7 @@ from tests.serving import Service, status, until
 if TYPE_CHECKING:
     from tests.swept import Swept
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
