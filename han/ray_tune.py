@@ -189,7 +189,7 @@ class _Asked(Searcher):
     """Tune's side of the study: Tune asks what to try, and says how it ended. Nothing is kept here that the study does not have."""
 
     def __init__(self, study: optuna.Study, config: SweepConfig, settings: Callable[[Trial], dict[str, Any]], num_workers: int) -> None:
-        super().__init__(metric="accuracy", mode="max")
+        super().__init__()
         self.study, self.config, self.settings, self.num_workers = study, config, settings, num_workers
         self.again = sweeps.left_running(study, config)
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}

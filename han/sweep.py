@@ -134,7 +134,8 @@ def report(trial: Trial, line: dict[str, Any]) -> str | None:
     if failed is not None or len(trial.study.directions) > 1:
         return failed
     # The first is asked too, since asking enters it into the comparison, but it runs to its end: all others are measured by it.
-    return "early" if trial.should_prune() and trial.number > 0 else None
+    stops = trial.should_prune() and trial.number > 0
+    return "early" if stops and line["epoch"] < trial.study.user_attrs["epochs"] else None
 
 
 def _record(trial: Trial, line: dict[str, Any]) -> str | None:

@@ -31,14 +31,14 @@ class Cluster:
 
 
 @contextmanager
-def head(num_cpus: int = 4) -> Iterator[Cluster]:
-    """A head, to which this process is connected. The dashboard is on: jobs, and what Ray Train frees, need it."""
+def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
+    """A head, to which this process is connected, and more nodes like it. The dashboard is on: jobs, and what Ray Train frees, need it."""
     import ray
 
     os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled"})
     folder = Path(tempfile.mkdtemp(prefix="han-"))
     config = local.NodeConfig(num_cpus=num_cpus, store_mb=300, settings=SETTINGS)
-    cluster = local.start(folder, num_nodes=1, config=config, auth=False)
+    cluster = local.start(folder, num_nodes=num_nodes, config=config, auth=False)
     try:
         _connect(cluster.address)
         yield Cluster(address=cluster.address, dashboard=cluster.dashboard, folder=folder / cluster.nodes[0].name)

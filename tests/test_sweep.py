@@ -157,6 +157,13 @@ def test_the_first_trial_is_never_stopped_but_is_compared_with(tmp_path: Path) -
     assert sweep.report(third, line(1, 0.75)) == "early"
 
 
+def test_nobody_is_stopped_at_the_last_epoch(tmp_path: Path) -> None:
+    config = SweepConfig(trials=2, grace=EPOCHS)
+    study = opened(tmp_path / "sweep", config)
+    for place, (trial, _) in enumerate(asked(study, config)):
+        assert train(study, trial, 0.9 - 0.1 * place) is None
+
+
 def test_a_reduction_factor_of_one_stops_nobody(tmp_path: Path) -> None:
     config = SweepConfig(trials=4, reduction_factor=1)
     study = opened(tmp_path / "sweep", config)

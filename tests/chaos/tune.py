@@ -16,13 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 from optuna.trial import FrozenTrial, TrialState
-from ray.util.state import list_actors, list_nodes
+from ray.util.state import list_actors
 
 from han import artifact, sweep
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
@@ -193,23 +191,6 @@ def faults(cluster: Cluster, data: Path, folder: Path) -> None:
     reliability("tune-failures", ok=ok, failed=len(reasons), finished=sum(rest), best=best)
 
 
-@contextmanager
-def second_node(cluster: Cluster) -> Iterator[None]:
-    command = [RAY, "start", f"--address={cluster.address}", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={CPUS}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000", "--disable-usage-stats"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        assert until(lambda: sum(node.state == "ALIVE" for node in list_nodes(address=cluster.dashboard)) == 2)
-        yield
-    finally:
-        everything = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait(60)
-        for left in everything:
-            if left.is_running():
-                left.kill()
-
-
 def nodes(cluster: Cluster, data: Path, folder: Path) -> None:
     """A submitted sweep on two nodes: its trials run on both."""
     out = folder / "submitted"
@@ -231,7 +212,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["kills", "faults", "nodes"])
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
-    with head(num_cpus=CPUS) as cluster, second_node(cluster), tempfile.TemporaryDirectory(prefix="han-tune-") as name:
+    with head(num_cpus=CPUS, num_nodes=2) as cluster, tempfile.TemporaryDirectory(prefix="han-tune-") as name:
         folder = Path(name)
         planted.write_jsonl(folder / "planted.jsonl", 800, seed=1, num_neutral=200)
         small = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=16, source="random"), punkt_sample=0)
