@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ def test_the_agents_http_refuses_and_the_exporters_answer_everyone(cluster: Loca
     answers: dict[str, set[int]] = {}
     for kind, address, port in listeners(cluster):
         if kind in ("agent", "runtime_env", "metrics"):
-            with suppress(OSError, ValueError):  # gRPC does not speak HTTP/1
+            with suppress(OSError, HTTPException):  # gRPC does not speak HTTP/1
                 path = "/metrics" if kind == "metrics" or address in ("0.0.0.0", "::") else "/api/job_agent/jobs/x/logs"  # noqa: S104
                 host = "127.0.0.1" if address in ("0.0.0.0", "::") else address  # noqa: S104
                 answers.setdefault(kind if path != "/metrics" else "metrics", set()).add(status(f"http://{host}:{port}{path}"))
@@ -204,7 +205,8 @@ def test_a_head_starts_where_there_is_no_network_but_loopback(tmp_path: Path) ->
     folder = Path(tempfile.mkdtemp(prefix="han-"))
     code = "import json, sys; from pathlib import Path; from deploy import local; f = Path(sys.argv[1])\n"
     code += "c = local.start(f, num_nodes=1, config=local.NodeConfig(num_cpus=1))\n"
-    code += "import os, ray; os.environ.update(c.environment); ray.init(log_to_driver=False); print(json.dumps(ray.cluster_resources()))\n"
+    code += "import os; os.environ.update(c.environment); import ray\n"  # which reads how to authenticate when it is imported
+    code += "ray.init(log_to_driver=False); print(json.dumps(ray.cluster_resources()))\n"
     code += "ray.shutdown(); local.stop(c)"
     script = 'ip link set lo up && exec "$@"'
     command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code, str(folder)]
