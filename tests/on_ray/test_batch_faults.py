@@ -51,7 +51,7 @@ def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_t
 
     out = tmp_path / "out"
     stopped = Run(on_ray, dump, out)
-    assert until(lambda: len(list(out.glob(".staging/attempts/*.json"))) > 0), stopped.told()
+    assert until(lambda: len(list(out.glob(".staging/attempts/*.json"))) > 0, 240), stopped.told()
     stopped.kill(signal.SIGSTOP)  # so that it is not over before the second has looked
     refused = Run(on_ray, dump, out)
     assert refused.wait(240) == 2, refused.told()

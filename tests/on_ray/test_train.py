@@ -29,7 +29,7 @@ from han.types import Mistake
 if TYPE_CHECKING:
     from conftest import Cluster, Submitted
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 
 MODEL = ModelConfig(word_hidden=16, word_attention=32, sentence_hidden=16, sentence_attention=32, embedding_dropout=0.2, dropout=0.2)
 TRAIN = TrainConfig(epochs=4, learning_rate=0.01, batch_tokens=8_192)
@@ -131,7 +131,7 @@ def _is_tracked(out: Path, uri: str, run: Run) -> None:
     assert linked["wandb"] == {"project": "reviews", "id": noted["id"]}
 
 
-def _wait_for(happened: object, deadline_s: float = 120) -> None:
+def _wait_for(happened: object, deadline_s: float = 400) -> None:
     end = time.monotonic() + deadline_s
     while not happened():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
