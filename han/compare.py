@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 
 from han.config import read_json
 from han.metrics import best_epoch
+from han.render import document
 from han.track import flatten
 from han.types import Mistake
 
@@ -84,7 +83,6 @@ def warnings(runs: Sequence[Compared]) -> list[str]:
 def page(runs: Sequence[Compared], *, title: str) -> str:
     """All of it as one self-contained HTML page: no script, no second file, no other host."""
     style = files("han").joinpath("page.css").read_text(encoding="utf-8") + files("han").joinpath("compare.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     names = "".join(f'<th scope="col"><i class="{_hue(index)}"></i>{escape(run.name)}</th>' for index, run in enumerate(runs))
     about = [("state", [run.state for run in runs]), ("data", [run.data or "unknown" for run in runs])]
     notes = "".join(f"<li>{escape(note)}</li>" for note in warnings(runs))
@@ -95,26 +93,13 @@ def page(runs: Sequence[Compared], *, title: str) -> str:
         if rows
     )
     charts = "".join(_chart(runs, name, caption) for name, caption in CURVES.items())
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body class="han-page">
-<main class="han compared"><h1>{escape(title)}</h1>
+    body = f"""<main class="han compared"><h1>{escape(title)}</h1>
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {tables}
 <h2>Curves by epoch</h2>
 <div class="charts">{charts}</div>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return document(body, title=escape(title), style=style)
 
 
 def _runs_of(folder: Path) -> list[Path]:

@@ -37,7 +37,16 @@ def page(reviews: Iterable[tuple[str, str, Score]], *, title: str) -> str:
         _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1)
         for number, (caption, text, score) in enumerate(reviews, 1)
     )
-    style = _style()
+    body = f"""<main>
+<div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
+{_key([score for _, _, score in reviews], drawn)}
+{_index(reviews) if len(reviews) > 1 else ""}</div>
+{drawn}</main>"""
+    return document(body, title=escape(_visible(title)), style=_style())
+
+
+def document(body: str, *, title: str, style: str) -> str:
+    """A whole HTML page that loads nothing and runs nothing. `body` and `title` are HTML; `style` is in it, allowed by its digest."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -46,15 +55,11 @@ def page(reviews: Iterable[tuple[str, str, Score]], *, title: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(_visible(title))}</title>
+<title>{title}</title>
 <style>{style}</style>
 </head>
 <body class="han-page">
-<main>
-<div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
-{_key([score for _, _, score in reviews], drawn)}
-{_index(reviews) if len(reviews) > 1 else ""}</div>
-{drawn}</main>
+{body}
 </body>
 </html>
 """

@@ -5,8 +5,6 @@ Everything on it is read from the Optuna study; what a mark is of is a link to t
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from importlib.resources import files
 
 import optuna
@@ -14,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from han import sweep_charts
 from han.charts import safe
+from han.render import document
 from han.sweep_trials import STATES, Sweep, differences, read, shown
 
 _MANY = 200  # trials up to which pointing at one shows it everywhere: a rule of CSS each
@@ -31,26 +30,10 @@ def report(study: optuna.Study) -> str:
         _section("Setting by setting", sweep_charts.slices(sweep)),
         _section("Trials", _table(sweep), "trials"),
     ]
-    style = _style(sweep)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    name = safe(study.study_name)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Sweep {name}</title>
-<style>{style}</style>
-</head>
-<body class="han-page">
-<main class="sweep han">
+    body = f"""<main class="sweep han">
 {_head(sweep)}
-{"".join(sections)}</main>
-</body>
-</html>
-"""
+{"".join(sections)}</main>"""
+    return document(body, title=f"Sweep {safe(study.study_name)}", style=_style(sweep))
 
 
 def _style(sweep: Sweep) -> str:

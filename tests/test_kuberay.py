@@ -131,8 +131,6 @@ def test_a_job_is_a_command_that_there_is(name: str) -> None:
     for command in JOBS[name].split("&&"):
         python, flag, module, *arguments = shlex.split(command)
         assert (python, flag) == ("python", "-m")
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not in this checkout")
         kind = getattr(importlib.import_module(module), module.rpartition(".")[2].capitalize())
         parsed = tyro.cli(kind, args=arguments, config=door.STYLE)
         assert isinstance(parsed, kind)
