@@ -25,6 +25,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution import context as reporting  # there is no public way to its logger
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,8 +105,9 @@ def read_run(out: Path) -> Run:
 
 def work(request: dict[str, Any]) -> None:
     """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
-    for name in ("ray.train", "ray.train.v2._internal.execution.context"):  # repeats all that is reported; LoggingConfig does not reach it
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # They repeat all that is reported; LoggingConfig does not reach them, and the second is named by the path of its file.
+    for repeating in (logging.getLogger("ray.train"), reporting.logger):
+        repeating.setLevel(logging.WARNING)
     train = from_json(TrainConfig, request["train"])
     folder = read_encoded(Path(request["data"]))
     out = Path(request["out"])
