@@ -13,6 +13,7 @@ import shutil
 import statistics
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,7 @@ from han.types import Mistake
 
 Fit = Callable[..., Run]  # as `ray_train.fit`
 Watch = Callable[[optuna.Study], None]  # called often, and after every trial
+DRIVER_DEATHS = 3  # of one trial: what kills its driver so often is the trial itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +88,8 @@ def sweep(
         study = sweeps.open_study(out, config, epochs=train.epochs, first=first)
         settings = partial(_settings, out=out, data=data[0], space=space, model=model, train=train, track=track or TrackConfig())
         asked = _Asked(study, config, settings, train.num_workers)
-        if missing := asked.missing():
-            _run(asked, missing, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
+        if asked.missing():
+            _run(asked, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
         watch(study)
         return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain)
 
@@ -137,7 +139,7 @@ def _settings(
     return settings | {"model": as_json(ours), "train": as_json(how), "track": told}
 
 
-def _run(asked: _Asked, missing: int, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -> None:
+def _run(asked: _Asked, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -> None:
     """Let Tune run the missing trials."""
     scratch = out / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -146,7 +148,7 @@ def _run(asked: _Asked, missing: int, out: Path, *, concurrent: int, watch: Watc
         tune_config=tune.TuneConfig(
             search_alg=asked,
             scheduler=_Stops(asked),
-            num_samples=missing,
+            num_samples=-1,  # until `asked` has no more: a trial whose node died is given again
             max_concurrent_trials=concurrent,
             trial_name_creator=lambda trial: str(trial.config.get("folder", trial.trial_id)).replace("/", "-"),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -194,15 +196,16 @@ class _Asked(Searcher):
         self.again = sweeps.left_running(study, config)
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
         self.stopped: dict[str, str] = {}
+        self.deaths: Counter[int] = Counter()  # of the drivers of a trial
 
     def missing(self) -> int:
         return self.config.trials - sum(sweeps.counts(self.study)[name] for name in ("done", "stopped", "failed"))
 
     def suggest(self, trial_id: str) -> Any:
-        """A trial's settings, `FINISHED` once all have been given."""
+        """A trial's settings, None while one that runs might have to be given again, then `FINISHED`."""
         trial = self.again.pop(0) if self.again else sweeps.ask(self.study, self.config)
         if trial is None:
-            return Searcher.FINISHED
+            return None if self.running else Searcher.FINISHED
         settings = self.settings(trial)
         self.running[trial_id] = (trial, settings)
         return settings
@@ -220,8 +223,14 @@ class _Asked(Searcher):
         folder = Path(settings["out"]) / settings["folder"]
         failed = folder.parent / f".{folder.name}.failed"
         stopped = self.stopped.pop(trial_id, None)
-        if error:
-            stopped = failed.read_text() if failed.exists() else "the process of its driver died"
+        if error and not failed.exists():  # nothing went wrong in it: its driver's process or node died
+            self.deaths[trial.number] += 1
+            if self.deaths[trial.number] < DRIVER_DEATHS:
+                self.again.append(trial)
+                return
+            stopped = f"the process of its driver died {DRIVER_DEATHS} times"
+        elif error:
+            stopped = failed.read_text()
         elif stopped is None and not (folder / "artifact").exists():
             stopped = "it ended without a model"
         history = read_run(folder).history if (folder / "history.jsonl").exists() else []

@@ -36,16 +36,8 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-    config["http_options"]["port"] = port
-    application = config["applications"][0]
-    application["args"]["deadline_s"] = DEADLINE_S
-    for deployment in application["deployments"]:
-        if deployment["name"] == "Model":
-            del deployment["autoscaling_config"]
-            deployment["ray_actor_options"] = {"num_cpus": 0.5}
-        if deployment["name"] != "Totals":
-            deployment["num_replicas"] = 2
+    config = two_of_each(port)
+    config["applications"][0]["args"]["deadline_s"] = DEADLINE_S
 
     def deploy(changed: dict[str, Any]) -> None:
         path = folder / "config.yaml"
@@ -60,6 +52,19 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
         from ray import serve
 
         serve.shutdown()
+
+
+def two_of_each(port: int) -> dict[str, Any]:
+    """serve/config.yaml with two processes that speak HTTP and two that score, each of these with half a CPU."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    for deployment in config["applications"][0]["deployments"]:
+        if deployment["name"] == "Model":
+            del deployment["autoscaling_config"]
+            deployment["ray_actor_options"] = {"num_cpus": 0.5}
+        if deployment["name"] != "Totals":
+            deployment["num_replicas"] = 2
+    return config
 
 
 def status(url: str) -> int:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from han import artifact
 from han.samples import planted
 from han.score import Scorer
 from tests.chaos.batch import NUM_EMPTY, digest, holds, oracle, write_dump
-from tests.chaos.report import close, reliability
+from tests.chaos.report import attempt, close, reliability
 from tests.chaos.service import Question, Service, golden
 from tests.chaos.submitted import Job, cluster, until, where
 
@@ -332,12 +333,7 @@ def main() -> None:
             print(f"three nodes: {time.monotonic() - began:.0f} s", flush=True)
             matrix = Matrix(there, folder, arguments.seed)
             for name in (name for name in RUNS if name in arguments.only):
-                since = time.monotonic()
-                try:
-                    RUNS[name](matrix)
-                except Exception as error:  # what one run could not do says nothing about the others
-                    reliability(name, ok=False, error=f"{type(error).__name__}: {error}")
-                print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
+                attempt(name, partial(RUNS[name], matrix), expected=Exception)
                 if name in KILLS:
                     matrix.replace()
     finally:

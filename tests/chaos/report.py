@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 _short: list[str] = []
@@ -14,6 +16,16 @@ def reliability(name: str, *, ok: bool, **figures: Any) -> None:
         _short.append(name)
     told = " ".join(f"{key}={_plain(value)}" for key, value in figures.items())
     print(f"RELIABILITY {name} ok={'yes' if ok else 'NO'} {told}", flush=True)
+
+
+def attempt(name: str, run: Callable[[], None], *, expected: type[Exception] | tuple[type[Exception], ...]) -> None:
+    """Do one run and say how long it took; an `expected` error is a promise that fell short and says nothing about the other runs."""
+    since = time.monotonic()
+    try:
+        run()
+    except expected as error:
+        reliability(name, ok=False, error=f"{type(error).__name__}: {error}")
+    print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
 
 
 def close() -> None:

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -31,7 +32,7 @@ from han.vocab import Vocab
 from tests.chaos import fuzz
 from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, ask, leave
 from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
-from tests.chaos.report import close, reliability
+from tests.chaos.report import attempt, close, reliability
 from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb, until
 from tests.cluster import head
 from tests.conftest import WORDS, tiny_network
@@ -406,6 +407,7 @@ class Online:
         )
 
 
+NOT_COME = (AssertionError, httpx.HTTPError)  # what was waited for
 RUNS: dict[str, Callable[[Online], None]] = {
     "R1": Online.r1_replicas_killed,
     "GOLDEN": Online.golden,
@@ -486,12 +488,7 @@ def main() -> None:
             with head() as cluster:
                 online = Online(Service(cluster.dashboard), folder, arguments.seed)
                 for name in chosen:
-                    since = time.monotonic()
-                    try:
-                        RUNS[name](online)
-                    except (AssertionError, httpx.HTTPError) as error:  # what was waited for did not come
-                        reliability(name, ok=False, error=f"{type(error).__name__}: {error}")
-                    print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
+                    attempt(name, partial(RUNS[name], online), expected=NOT_COME)
         if "LISTENERS" in arguments.only:
             listeners(haproxy=False)
             listeners(haproxy=True)

@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx
 import psutil
-import yaml
 from ray.util.state import list_actors
 
 from han import samples
 from han.score import Scorer, as_json
 from han.types import AttentionDetail, Score
+from tests.serving import two_of_each
 
 ROOT = Path(__file__).parents[2]
 MODEL, INGRESS, PROXY = "ServeReplica:han:Model", "ServeReplica:han:Ingress", "ProxyActor"  # classes of actors
@@ -40,16 +40,8 @@ class Service:
         self.score_url = f"{self.url}/v1/score"
         self._dashboard, self._headers = dashboard, headers
         self._rest = f"{dashboard}/api/serve/applications/"
-        self.config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-        self.config["http_options"]["port"] = self.port
-        application = self.config["applications"][0]
-        application["import_path"] = import_path
-        for deployment in application["deployments"]:
-            if deployment["name"] == "Model":
-                del deployment["autoscaling_config"]
-                deployment["ray_actor_options"] = {"num_cpus": 0.5}
-            if deployment["name"] != "Totals":
-                deployment["num_replicas"] = 2
+        self.config = two_of_each(self.port)
+        self.config["applications"][0]["import_path"] = import_path
 
     @property
     def deadline_s(self) -> float:
