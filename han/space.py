@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from han import config
 from han.config import ModelConfig, TrainConfig
 from han.types import Mistake
 
@@ -107,7 +108,8 @@ def read_space(file: Path | None, vary: Sequence[str], data: Sequence[str]) -> S
 
 
 def as_json(space: Space) -> dict[str, Any]:
-    return {name: {key: value for key, value in dataclasses.asdict(entry).items() if value is not None} for name, entry in space.items()}
+    """A space as JSON-ready dicts, as the file has them and as they are read from it."""
+    return {name: {key: value for key, value in config.as_json(entry).items() if value is not None} for name, entry in space.items()}
 
 
 def check(space: Space, model: ModelConfig, train: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,5 @@ def test_nothing_to_vary_is_a_mistake() -> None:
 
 def test_a_range_is_written_down_as_it_is_given() -> None:
     assert space.as_json({"a": Range(low=1, high=2)}) == {"a": {"low": 1, "high": 2, "log": False}}
+    written = space.as_json(SPACE)
+    assert json.loads(json.dumps(written)) == written
