@@ -91,7 +91,7 @@ def sweep(
         if asked.missing():
             _run(asked, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
         watch(study)
-        return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain)
+        return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain, fit=fit)
 
 
 def fits(train: TrainConfig) -> int:
@@ -280,7 +280,7 @@ class _Watched(tune.Callback):
         return {}
 
 
-def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, train: TrainConfig, retrain: int) -> Sweep:
+def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, train: TrainConfig, retrain: int, fit: Fit) -> Sweep:
     """Write down what came of the trials, train the best settings again over other seeds, draw the report."""
     sweeps.tidy(out)
     sweeps.write_trials(study, out / "trials.parquet")
@@ -291,7 +291,7 @@ def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, t
     overrides: dict[str, Value] = {name: value for name, value in spaces.flat(ours, how).items() if value != defaults[name]}
     more: dict[str, Any] = {}
     if retrain:
-        more["retrained"] = again = _retrained(source, out / "retrained", ours, how, retrain)
+        more["retrained"] = again = _retrained(source, out / "retrained", ours, how, retrain, fit=fit)
         shown = {"scores": again["accuracy"], "mean": again["mean"], "spread": again["standard_deviation"]}
         study.set_user_attr("retrained", {"metric": "development accuracy", **shown})
     sweeps.write_best(out, study, overrides, data=str(source), more=more)
@@ -299,7 +299,7 @@ def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, t
     return Sweep(study=study, best=sweeps.read_best(out))
 
 
-def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int) -> dict[str, Any]:
+def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int, *, fit: Fit) -> dict[str, Any]:
     """Development accuracy of the same settings over seeds that the sweep has not seen."""
     seeds = range(train.seed + 1, train.seed + 1 + number)
     found = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]

@@ -48,7 +48,7 @@ def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
     cpus = job.train.num_workers * job.train.cpus_per_worker
     at_once = job.concurrent or max(1, door.num_cpus() // cpus)
     os.environ |= {f"TUNE_{name}": "1" for name in ("DISABLE_AUTO_CALLBACK_LOGGERS", "DISABLE_SIGINT_HANDLER")}
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the table has a line for each
+    os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}  # the table has a line for each trial
     door.connect(at_once * (cpus + 2), workers_print=False)
     found = ray_tune.sweep(
         data,

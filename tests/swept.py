@@ -14,7 +14,7 @@ from typing import Any
 from han import sweep
 from tests.cluster import Cluster
 
-TRIALS, EPOCHS = 4, 2
+TRIALS, EPOCHS = 3, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,8 @@ class Swept:
 
 
 def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
-    """Four trials; the driver is killed once the first is over, and started again."""
-    command = [sys.executable, "-m", "jobs.tune", "--data", str(data), "--out", str(out), f"--trials={TRIALS}", "--retrain=1"]
+    """Three trials; the driver is killed once the first is over, and started again."""
+    command = [sys.executable, "-m", "jobs.tune", "--data", str(data), "--out", str(out), f"--trials={TRIALS}"]
     command += [f"--train.epochs={EPOCHS}", "--train.learning-rate=0.01", "--train.batch-tokens=8192", "--model.word-hidden=16"]
     command += ["--vary", "model.word_hidden=[8,16]", "model.sentence_hidden=false", "train.batch_tokens=false"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
