@@ -81,7 +81,6 @@ def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[d
 
     epochs: of a trial at most.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if config.reduction_factor > 1 and not config.cost:
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=config.grace, reduction_factor=config.reduction_factor)
@@ -249,6 +248,7 @@ def folder_of(number: int) -> str:
 
 
 def _storage(out: Path) -> RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return RDBStorage(f"sqlite:///{out / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from han import charts
 from han.charts import Frame, Scale, Value, clip, safe, scale
@@ -113,7 +114,7 @@ def importances(sweep: Sweep) -> str | None:
     """How far the settings of the best quarter differ from those of all."""
     found = _importance(sweep)
     if not found:
-        return None if not sweep.names else _note(f"{len(sweep.ranked)} came to their end: too few, or too alike, to say.")
+        return None if not sweep.names else _note("Too few trials, or too alike, to say.")
     left, row = 210, 24
     drawn = []
     for place, (name, share) in enumerate(found):
@@ -121,19 +122,31 @@ def importances(sweep: Sweep) -> str | None:
         y = place * row + 4
         drawn += [charts.text(left - 10, y + 12, name, "name end"), charts.bar(left, y, _WIDTH - left - 60, 15, "track")]
         drawn += [charts.bar(left, y, width, 15, "part"), charts.text(_WIDTH - 52, y + 12, f"{share:.0%}", "tick")]
-    note = f"How far a setting sets the best quarter of {len(sweep.ranked):,} trials apart from all that came to their end (PED-ANOVA)."
-    if len(sweep.ranked) < 50:
+    number = len(_compared(sweep))
+    note = f"How far a setting sets the best quarter of {number:,} trials apart from all of them (PED-ANOVA)."
+    if any(trial.state == TrialState.PRUNED for trial in sweep.trials):
+        note += " One that was stopped early counts with what it had reached."
+    if number < 50:
         note += " Of so few trials it is a hint, not a measurement."
     return _note(note) + _wide(charts.svg(_WIDTH, len(found) * row + 6, drawn))
 
 
+def _compared(sweep: Sweep) -> list[FrozenTrial]:
+    """All trials that reached something, as if that were their end: those stopped early are most of the worse ones."""
+    known = [(trial, value) for trial in sweep.trials if (value := sweep.value(trial)) is not None]
+    return [create_trial(value=value, params=trial.params, distributions=trial.distributions) for trial, value in known]
+
+
 def _importance(sweep: Sweep) -> list[tuple[str, float]]:
-    if len(sweep.ranked) < 4 or not sweep.names:
+    compared = _compared(sweep)
+    if len(compared) < 4 or not sweep.names:
         return []
+    study = optuna.create_study(direction=sweep.study.directions[0])
+    study.add_trials(compared)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         try:
-            found = get_param_importances(sweep.study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD))
+            found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD))
         except (ValueError, RuntimeError, UserWarning):  # no setting varies, or there is no best quarter: all are as good
             return []
     return [(name, share) for name, share in sorted(found.items(), key=lambda each: -each[1]) if math.isfinite(share)]

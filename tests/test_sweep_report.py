@@ -159,6 +159,13 @@ def test_charts_are_drawn_once_there_is_something_to_draw(study: optuna.Study) -
     assert "<h2>Development against cost</h2>" not in html
 
 
+def test_settings_matter_by_all_trials_that_reached_something() -> None:
+    stopped = [("PRUNED", [0.5 + number / 100]) for number in range(6)]
+    drawn = section(report(sweep(("COMPLETE", [0.9]), ("COMPLETE", [0.8]), ("FAIL", []), *stopped)), "Which settings mattered")
+    assert "the best quarter of 8 trials" in drawn
+    assert "train.learning_rate" in drawn
+
+
 def test_every_mark_is_a_link_to_its_trials_row(study: optuna.Study) -> None:
     page = Page(report(study))
     assert {link.removeprefix("#") for link in page.links} <= page.ids
