@@ -17,17 +17,17 @@ from serve.options import Options
 
 
 class Model(replica.Model):
-    """Scores a request once."""
+    """Scores a text once."""
 
     def __init__(self, options: Options, totals: DeploymentHandle[Any]) -> None:
         super().__init__(options, totals)
-        self._answered: dict[tuple[str, ...], Answers] = {}
+        self._answered: dict[tuple[str, AttentionDetail], Any] = {}
 
-    async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
-        asked = (attention, *texts)
-        if asked not in self._answered:
-            self._answered[asked] = await super().score(texts, attention)
-        return self._answered[asked]
+    async def score(self, texts: Sequence[str], attention: Sequence[AttentionDetail]) -> Answers:
+        asked = list(zip(texts, attention, strict=True))
+        if not all(each in self._answered for each in asked):
+            self._answered |= zip(asked, (await super().score(texts, attention)).results, strict=True)
+        return Answers(results=[self._answered[each] for each in asked], model=self._scorer.fingerprint)
 
 
 class Replicas(ingress.Replicas):

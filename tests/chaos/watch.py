@@ -42,7 +42,7 @@ class Watched:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder, self.began = cluster, folder, time.time()
-        self.service = Service(cluster)
+        self.service = Service(cluster.dashboard)
 
     def job(self, name: str, *arguments: object) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"jobs.{name}", *map(str, arguments)]
