@@ -356,7 +356,7 @@ class Batch:
         return until(lambda: not scorers(self.cluster), 20)
 
     def d18_interrupted(self) -> None:
-        rows = []
+        rows, told = [], []
         for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
             out = self.folder / f"d18-{name}"
             run = Run(self.cluster, self.small, out)
@@ -368,6 +368,7 @@ class Batch:
             took_s = time.monotonic() - began
             left = sum(child.is_running() for child in children) + (not self._no_actor_left())
             again, _ = score(self.cluster, self.small, out)
+            told.append(f"{name}:{code},{again}")
             rows.append((code == 4 and left == 0 and again == 0 and holds(oracle(self.small, out)), took_s, left))
         out = self.folder / "d18-job"
         command = [RAY, "job", "submit", "--address", self.cluster.dashboard, "--no-wait", "--submission-id", "d18", "--"]
@@ -380,10 +381,16 @@ class Batch:
         )
         left = not self._no_actor_left()
         again, _ = score(self.cluster, self.small, out)
+        told.append(f"job:{'stopped' if stopped else 'not_stopped'},{again}")
         rows.append((stopped and not left and again == 0 and holds(oracle(self.small, out)), 0.0, int(left)))
         right = sum(row[0] for row in rows)
         reliability(
-            "D18", ok=right == 3, right=f"{right}/3", slowest_exit_s=max(row[1] for row in rows), left_behind=sum(row[2] for row in rows)
+            "D18",
+            ok=right == 3,
+            right=f"{right}/3",
+            exits=";".join(told),
+            slowest_exit_s=max(row[1] for row in rows),
+            left_behind=sum(row[2] for row in rows),
         )
 
 
