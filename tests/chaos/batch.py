@@ -419,6 +419,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would the drivers
     print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="han-chaos-"))
     try:
