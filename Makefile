@@ -23,7 +23,6 @@ PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
 TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
-TESTS_OF_CLUSTERS := tests/on_ray/test_tune.py tests/on_ray/test_tune_to_serve.py tests/on_ray/test_cluster.py tests/on_ray/test_docs.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
 CLUSTER ?= cluster.yaml
@@ -32,7 +31,7 @@ CPUS ?= 2
 # a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
 THERE = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test test-clusters demo train serve watch tensorboard jupyter wheel numbers reference clean \
+.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
@@ -62,10 +61,7 @@ format: $(READY) ## Lay the code out, mend what can be mended
 test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page in a browser (a minute), on a real Ray (minutes)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
-	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray $(addprefix --ignore=,$(TESTS_OF_CLUSTERS))
-
-test-clusters: $(READY) ## Run the tests of sweeps, of a cluster of several nodes and of the documents' commands on a real Ray (minutes)
-	$(RUN) -m pytest -q --timeout 600 --durations=5 $(TESTS_OF_CLUSTERS)
+	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
 
 demo: $(READY) ## See it work, in under 3 minutes: train on generated reviews, score the bundled ones, draw attention.html
 	$(RUN) -m jobs.demo
