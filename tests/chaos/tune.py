@@ -131,15 +131,20 @@ def until(holds: Callable[[], bool], deadline_s: float = 120) -> bool:
 
 
 def killed(cluster: Cluster, data: Path, out: Path, chance: random.Random) -> tuple[dict[int, str], list[float]]:
-    """Kill a sweep's driver a few times, each some random seconds after a trial of its own runs; what was over before each kill."""
+    """Kill a sweep's driver a few times, the first time before a trial is over, then some random seconds after one of its own is.
+
+    Returns what was over before each kill, and these seconds.
+    """
     known: dict[int, str] = {}
     waits = []
-    for _ in range(KILLS):
+    for number in range(KILLS):
         before = len(over(out))
         driver = Driver(cluster, data, out, f"--trials={TRIALS}")
-        assert until(lambda log=driver.log: "Ray:" in log.read_text())  # type: ignore[misc]
-        until(lambda before=before: any(trial.state == TrialState.RUNNING for trial in trials_of(out)) or len(over(out)) > before)  # type: ignore[misc]
-        waits.append(chance.uniform(1, 40))
+        if number:
+            assert until(lambda before=before: len(over(out)) > before, 240), driver.log.read_text()  # type: ignore[misc]
+        else:
+            assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out))), driver.log.read_text()
+        waits.append(chance.uniform(0, 20))
         time.sleep(waits[-1])
         driver.kill()
         known |= {number: what for number, what in over(out).items() if number not in known}
@@ -158,7 +163,7 @@ def kills(cluster: Cluster, data: Path, folder: Path, chance: random.Random) -> 
     ok = code == 0 and sorted(after) == list(range(TRIALS)) and len(params) == TRIALS
     told = " ".join(f"{wait:.0f}" for wait in waits)
     reliability("tune-kills", ok=ok, killed=KILLS, after_s=told, trials=len(after), unique=len(params), asked=TRIALS)
-    reliability("tune-finished-unchanged", ok=unchanged == len(known), unchanged=unchanged, of=len(known))
+    reliability("tune-finished-unchanged", ok=unchanged == len(known) > 0, unchanged=unchanged, of=len(known))
     reliability("tune-none-lost", ok=lost(out) == 0, lost=lost(out))
     reliability("tune-concurrency", ok=0 < watched.most <= BOUND, most=watched.most, bound=BOUND, polls=watched.polls)
     again = Driver(cluster, data, out, f"--trials={TRIALS}")
