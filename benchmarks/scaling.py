@@ -12,11 +12,9 @@ import math
 import os
 import subprocess
 import tempfile
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from han.ray_prepare import prepare
 from han.ray_train import fit
 from han.samples import planted
 from han.score import Scorer, to_arrow
+from tests.chaos.repeated import Repeated
 from tests.cluster import head
 
 ROOT = Path(__file__).parents[1]
@@ -59,16 +58,14 @@ TRAINING = [(1, 16_384, False), (1, 4_096, False), (2, 16_384, False), (4, 16_38
 MICRO_SHARDS = 300
 
 
-class Busy(AbstractContextManager["Busy"]):
+class Busy(Repeated):
     """CPU seconds of this process and of the head's from `begin` to the end of the body, by kind, looked at ten times a second."""
 
-    def __enter__(self) -> Busy:
+    every_s = 0.1
+
+    def __init__(self) -> None:
         self._begun = False
         self._seconds: dict[tuple[str, int], float] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
 
     def begin(self) -> None:
         """Leave out what was spent so far: processes that start, and load torch."""
@@ -79,21 +76,19 @@ class Busy(AbstractContextManager["Busy"]):
 
     def __exit__(self, *_: object) -> None:
         self.begin()
-        self._over.set()
-        self._thread.join()
+        super().__exit__()
         self.by_kind: dict[str, float] = {"driver": time.process_time() - self._own}
         for (kind, _), seconds in self._seconds.items():
             self.by_kind[kind] = max(self.by_kind.get(kind, 0.0), seconds)
 
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            for process in _below() if self._begun else []:
-                try:
-                    kind, spent = _kind(process.cmdline()), sum(process.cpu_times()[:2])
-                except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                    continue
-                if kind:
-                    self._seconds[kind, process.pid] = spent - self._before.get(process.pid, 0.0)
+    def look(self) -> None:
+        for process in _below() if self._begun else []:
+            try:
+                kind, spent = _kind(process.cmdline()), sum(process.cpu_times()[:2])
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if kind:
+                self._seconds[kind, process.pid] = spent - self._before.get(process.pid, 0.0)
 
 
 def _below() -> list[psutil.Process]:

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from han.samples import planted  # noqa: E402
+from tests.chaos.repeated import Repeated  # noqa: E402
 from tests.chaos.report import close, reliability  # noqa: E402
 from tests.cluster import Cluster, head  # noqa: E402
 
@@ -33,31 +33,20 @@ SHARD_ROWS = 2_000
 MOST_GROWTH, LEAST_SPEED = 1.2, 0.85
 
 
-class Memory:
+class Memory(Repeated):
     """The largest resident memory, in MB, of each kind of process below this one, looked at four times a second."""
 
     def __init__(self) -> None:
         self.peak_mb: dict[str, float] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.25):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    name = _kind(process.cmdline())
-                    own_mb = process.memory_info().rss / 1e6
-                except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                    continue
-                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), own_mb)
+    def look(self) -> None:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                name = _kind(process.cmdline())
+                own_mb = process.memory_info().rss / 1e6
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), own_mb)
 
 
 def _kind(command: list[str]) -> str:

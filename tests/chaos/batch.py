@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from ray.util.state import list_actors, list_jobs
 from han import failpoint
 from han.samples import planted
 from tests.chaos.driver import DEEDS
+from tests.chaos.repeated import Repeated
 from tests.chaos.report import close, reliability
 from tests.cluster import RAY, Cluster, head
 
@@ -138,30 +138,22 @@ def everything(out: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-class Poller:
+class Poller(Repeated):
     """Reads a folder every 50 ms, as a careless reader would."""
+
+    every_s = 0.05
 
     def __init__(self, out: Path, rows: int) -> None:
         self.polls = self.torn = self.seen = 0
-        self._out, self._rows, self._over = out, rows, threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._out, self._rows = out, rows
 
-    def __enter__(self) -> Poller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _poll(self) -> None:
-        while not self._over.wait(0.05):
-            self.polls += 1
-            names = [path for path in self._out.rglob("*.parquet") if path.is_file()]
-            if names:
-                rows = sum(pq.read_metadata(path).num_rows for path in names)
-                self.seen += 1
-                self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
+    def look(self) -> None:
+        self.polls += 1
+        names = [path for path in self._out.rglob("*.parquet") if path.is_file()]
+        if names:
+            rows = sum(pq.read_metadata(path).num_rows for path in names)
+            self.seen += 1
+            self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
 
 
 def scorers(cluster: Cluster) -> list[int]:

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from han import artifact, sweep
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
 from han.ray_prepare import prepare
 from han.samples import planted
+from tests.chaos.repeated import Repeated
 from tests.chaos.report import close, reliability
 from tests.cluster import RAY, Cluster, head
 
@@ -70,28 +70,18 @@ def flags_of(data: Path, out: Path) -> list[str]:
     return ["--data", str(data), "--out", str(out), *SETTINGS, *SPACE]
 
 
-class Watched:
+class Watched(Repeated):
     """How many trials run at once, and where, as Ray tells it: the processes of their drivers, of whatever job."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._cluster, self._over = cluster, threading.Event()
+        self._cluster = cluster
         self.most, self.polls, self.nodes = 0, 0, set[str]()
-        self._thread = threading.Thread(target=self._poll)
 
-    def __enter__(self) -> Watched:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _poll(self) -> None:
-        while not self._over.wait(0.3):
-            alive = list_actors(address=self._cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
-            self.most = max(self.most, sum(actor.class_name == "ImplicitFunc" for actor in alive))
-            self.nodes |= {actor.node_id for actor in alive if actor.class_name in ("ImplicitFunc", "RayTrainWorker")}
-            self.polls += 1
+    def look(self) -> None:
+        alive = list_actors(address=self._cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+        self.most = max(self.most, sum(actor.class_name == "ImplicitFunc" for actor in alive))
+        self.nodes |= {actor.node_id for actor in alive if actor.class_name in ("ImplicitFunc", "RayTrainWorker")}
+        self.polls += 1
 
 
 def trials_of(out: Path) -> list[FrozenTrial]:
