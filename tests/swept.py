@@ -20,6 +20,7 @@ TRIALS, EPOCHS = 3, 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
     out: Path
+    mlflow: str  # where trials were told
     before: list[tuple[Any, ...]]  # trials that were over when the driver was killed
     printed: str
 
@@ -29,6 +30,8 @@ def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
     command = [sys.executable, "-m", "jobs.tune", "--data", str(data), "--out", str(out), f"--trials={TRIALS}"]
     command += [f"--train.epochs={EPOCHS}", "--train.learning-rate=0.01", "--train.batch-tokens=8192", "--model.word-hidden=16"]
     command += ["--vary", "model.word_hidden=[8,16]", "model.sentence_hidden=false", "train.batch_tokens=false"]
+    mlflow = f"sqlite:///{out.parent}/mlflow.db"
+    command.append(f"--track.mlflow={mlflow}")
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     log = out.parent / "driver.log"
     with log.open("wb") as printed:
@@ -41,7 +44,7 @@ def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
     before = over(out)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Swept(out=out, before=before, printed=done.stdout)
+    return Swept(out=out, mlflow=mlflow, before=before, printed=done.stdout)
 
 
 def over(out: Path) -> list[tuple[Any, ...]]:

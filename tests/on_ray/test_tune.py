@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from han import artifact, ray_tune, space, sweep
@@ -39,6 +40,19 @@ def test_what_a_trial_is_told_to_have_reached_is_what_its_run_says(swept: Swept)
         assert values == [max(accuracies)] if state == TrialState.COMPLETE else values == [accuracies[-1]]
         assert about["epochs"] == EPOCHS if state == TrialState.COMPLETE else about["epochs"] < EPOCHS
         assert list((swept.out / sweep.folder_of(number) / "tensorboard").glob("events*"))
+
+
+def test_mlflow_has_a_run_of_each_trial_with_its_figures(swept: Swept) -> None:
+    client = MlflowClient(tracking_uri=swept.mlflow)
+    (experiment,) = client.search_experiments(filter_string="name = 'han-on-ray'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert len(runs) == TRIALS
+    for number, state, _, _, about in over(swept.out):
+        run = runs[f"sweep/{number:04d}"]
+        told = [each.value for each in client.get_metric_history(run.info.run_id, "development/accuracy")]
+        assert told[: about["epochs"]] == [line["accuracy"] for line in read_run(swept.out / about["folder"]).history][: about["epochs"]]
+        assert run.data.tags["group"] == "sweep"
+        assert run.info.status == ("FINISHED" if state == TrialState.COMPLETE else "KILLED")
 
 
 def test_the_best_trial_is_a_model_and_settings_for_a_training(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
