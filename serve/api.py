@@ -25,6 +25,7 @@ from serve.guard import Guard
 from serve.metrics import Metrics
 from serve.options import Options
 from serve.request import check_content_type, read_score_request
+from serve.room import Room
 
 PAGE = Path(__file__).parent / "page"
 _SELF_TEST_S = 2.0
@@ -32,12 +33,13 @@ _SELF_TEST_S = 2.0
 
 def make_app(backend: Backend, options: Options, metrics: Metrics, *, replica: str, behind_proxy: bool) -> Guard:
     """The whole service as an ASGI app, but for what scores."""
-    app = routes(backend, options, metrics)
+    room = Room(options, metrics)
+    app = routes(backend, options, metrics, room)
     paths = frozenset({*app.openapi()["paths"], "/", "/docs", "/openapi.json"})
-    return Guard(app, options, metrics, paths=paths, replica=replica, behind_proxy=behind_proxy)
+    return Guard(app, options, metrics, room, paths=paths, replica=replica, behind_proxy=behind_proxy)
 
 
-def routes(backend: Backend, options: Options, metrics: Metrics) -> FastAPI:
+def routes(backend: Backend, options: Options, metrics: Metrics, room: Room) -> FastAPI:
     app = FastAPI(
         title="HAN on Ray",
         version="1",
@@ -45,7 +47,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    scoring = Scoring(backend, options, metrics)
+    scoring = Scoring(backend, metrics, room)
 
     @app.post(
         "/v1/score",
@@ -109,10 +111,9 @@ def routes(backend: Backend, options: Options, metrics: Metrics) -> FastAPI:
 class Scoring:
     """From texts to ready answers, within the bounds."""
 
-    def __init__(self, backend: Backend, options: Options, metrics: Metrics) -> None:
-        self._backend, self._options, self._metrics = backend, options, metrics
+    def __init__(self, backend: Backend, metrics: Metrics, room: Room) -> None:
+        self._backend, self._metrics, self._room = backend, metrics, room
         self._max_characters: int | None = None
-        self._waiting_tokens = 0
 
     async def score(self, texts: Sequence[str], fields: Sequence[str], attention: AttentionDetail, request: Request) -> Answers:
         """Answers without a refusal among them; the first refusal is raised as a `Problem` that names its field."""
@@ -124,16 +125,8 @@ class Scoring:
                 raise refused(Refusal(reason="too_long", message=message), field)
         tokens = sum(map(len, texts)) // CHARACTERS_A_TOKEN + len(texts)
         request.state.texts, request.state.tokens = len(texts), tokens
-        if self._waiting_tokens > self._options.max_waiting_tokens:
-            self._metrics.count("han_shed_total")
-            raise Problem(429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1)
-        self._waiting_tokens += tokens
-        self._metrics.add("han_tokens_in_flight", tokens)
-        try:
+        with self._room.taken(tokens):
             answers = await self._backend.score(texts, attention)
-        finally:
-            self._waiting_tokens -= tokens
-            self._metrics.add("han_tokens_in_flight", -tokens)
         request.state.retries = answers.retries
         for result, field in zip(answers.results, fields, strict=True):
             if isinstance(result, Refusal):

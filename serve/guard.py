@@ -21,6 +21,7 @@ from serve.errors import FAULT, Problem
 from serve.keys import Keys
 from serve.metrics import Metrics
 from serve.options import Options
+from serve.room import Room
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,6 +31,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 CLIENT_LEFT = 499  # in logs and counts only: nobody is there to be told
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NEEDS_KEY = ("/v1/", "/metrics", "/v2/models/han/infer")
+_SCORES = ("/v1/score", "/v2/models/han/infer")
 _CONTENT_SECURITY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 _DOCS_IMAGES = "; img-src 'self' data:"  # Swagger UI's style draws its arrows so
 _SECURITY_HEADERS = (
@@ -43,9 +45,11 @@ log = logging.getLogger("han.serve")
 class Guard:
     """An ASGI app around an ASGI app."""
 
-    def __init__(self, app: App, options: Options, metrics: Metrics, *, paths: frozenset[str], replica: str, behind_proxy: bool) -> None:
+    def __init__(
+        self, app: App, options: Options, metrics: Metrics, room: Room, *, paths: frozenset[str], replica: str, behind_proxy: bool
+    ) -> None:
         """paths: all that `app` has. behind_proxy: Serve's proxy gives a request an id if it has none, and puts its id into the answer."""
-        self._app, self._options, self._metrics = app, options, metrics
+        self._app, self._options, self._metrics, self._room = app, options, metrics, room
         self._paths, self._replica, self._behind_proxy = paths, replica, behind_proxy
         self._keys = Keys(Path(options.api_keys_file)) if options.api_keys_file else None
 
@@ -84,6 +88,8 @@ class Guard:
             async with asyncio.timeout(self._options.deadline_s):
                 if self._keys and scope["path"].startswith(_NEEDS_KEY):
                     self._keys.check(headers.get("authorization", ""))
+                if scope["path"] in _SCORES:
+                    self._room.check()  # before the body is read: to refuse has to cost little
                 body = await _read_body(headers, receive, self._options.max_body_bytes)
                 slow = Problem(504, "deadline", f"no answer within {self._options.deadline_s:g} s; the work was cancelled")
                 await _until_gone(self._app(scope, _replay(body), answer), receive, answer)

@@ -15,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE  # there is no public way to the HTTP options in force
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from han.types import AttentionDetail, Mistake
 from serve.api import make_app
@@ -29,6 +29,8 @@ from serve.totals import keep_sending
 
 # A request that a replica has taken on dies with it; Serve does not send it to another one. Scoring is pure, so this may.
 GONE = (RayActorError, ReplicaUnavailableError, TaskCancelledError)
+# A replica that says nothing may be stuck, or may have much to do: so few calls are sent a second time beside the first.
+_PATIENCE, _SPARE, _SPARE_A_CALL = 0.4, 3.0, 0.05  # share of the deadline; calls at once, and for each that was answered
 _PAUSE_S = 0.05  # before a first retry, twice that before the second, and so on, times 0.5 to 1.5 at random
 
 
@@ -41,7 +43,7 @@ class Ingress:
         _log_to_stdout()
         self._options, self._replica = options, serve.get_replica_context().replica_id.unique_id
         self._metrics = Metrics()
-        self._replicas = Replicas(model, totals, self._metrics, retries=options.retries, source=self._replica)
+        self._replicas = Replicas(model, totals, self._metrics, options, source=self._replica)
         self._sending = asyncio.get_running_loop().create_task(keep_sending(totals, self._metrics, self._replica))
 
     def __serve_build_asgi_app__(self) -> Guard:
@@ -51,8 +53,11 @@ class Ingress:
 class Replicas:
     """A `Backend` whose replicas may die at any moment."""
 
-    def __init__(self, model: DeploymentHandle[Any], totals: DeploymentHandle[Any], metrics: Metrics, *, retries: int, source: str) -> None:
-        self._model, self._totals, self._metrics, self._retries, self._source = model, totals, metrics, retries, source
+    def __init__(
+        self, model: DeploymentHandle[Any], totals: DeploymentHandle[Any], metrics: Metrics, options: Options, *, source: str
+    ) -> None:
+        self._model, self._totals, self._metrics, self._source = model, totals, metrics, source
+        self._retries, self._patience_s, self._spare = options.retries, _PATIENCE * options.deadline_s, _SPARE
         self._bundles = Bundles(self._score)
 
     async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
@@ -74,24 +79,50 @@ class Replicas:
         return Answers(results=answers.results, model=answers.model, retries=retries)
 
     async def _call(self, method: Any, *arguments: Any) -> tuple[Any, int]:
-        """What a replica answers, and how often that took another attempt."""
-        for attempt in range(self._retries + 1):
-            response = method.remote(*arguments)
-            try:
-                return await response, attempt
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            except GONE:
-                if attempt < self._retries:
+        """What a replica answers, and how often the call was sent again: after a death, or beside one that says nothing for too long."""
+        attempt, calls = 0, {self._sent(method, arguments)}
+        try:
+            while calls:
+                more = attempt < self._retries
+                patience_s = self._patience_s if more and self._spare >= 1 else None
+                done, calls = await asyncio.wait(calls, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                for call in sorted(done, key=lambda call: call.exception() is not None):
+                    try:
+                        answer = call.result()
+                        self._spare = min(_SPARE, self._spare + _SPARE_A_CALL)
+                        return answer, attempt
+                    except GONE:
+                        continue
+                    except BackPressureError:
+                        self._metrics.count("han_shed_total")
+                        raise Problem(
+                            429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1
+                        ) from None
+                    except DeploymentUnavailableError:
+                        more = False
+                if more and (done or self._spare >= 1):  # others that waited as long may have used it up
+                    attempt += 1
                     self._metrics.count("han_retries_total")
-                    await asyncio.sleep(_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            except BackPressureError:
-                self._metrics.count("han_shed_total")
-                raise Problem(429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1) from None
-            except DeploymentUnavailableError:
-                break
+                    if done:
+                        await asyncio.sleep(_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                    else:
+                        self._spare -= 1
+                    calls.add(self._sent(method, arguments))
+        finally:
+            for call in calls:
+                call.cancel()
         raise Problem(503, "unavailable", "no model is ready to score: try again in a second", retry_after_s=1)
+
+    def _sent(self, method: Any, arguments: Sequence[Any]) -> asyncio.Task[Any]:
+        return asyncio.create_task(_answer(method.remote(*arguments)))
+
+
+async def _answer(response: DeploymentResponse[Any]) -> Any:
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def check_door(host: str | None, options: Options) -> None:

@@ -17,7 +17,7 @@ FAMILIES = {
     "han_request_seconds": ("histogram", "from a request's arrival at the ingress to its answer, by route"),
     "han_texts_total": ("counter", "texts scored for requests, by attention"),
     "han_shed_total": ("counter", "requests refused with 429"),
-    "han_retries_total": ("counter", "requests sent again because their replica had died or was gone"),
+    "han_retries_total": ("counter", "requests sent again because their replica had died, was gone or said nothing"),
     "han_requests_in_flight": ("gauge", "requests taken on and not answered"),
     "han_tokens_in_flight": ("gauge", "tokens (characters / 4) taken on and not answered"),
     "han_batch_texts": ("histogram", "texts scored together"),

@@ -9,11 +9,13 @@ from serve.api import routes
 from serve.backend import Backend
 from serve.metrics import Metrics
 from serve.options import Options
+from serve.room import Room
 
 
 def document() -> dict[str, Any]:
     """What `GET /openapi.json` answers where no option is changed."""
-    return routes(cast(Backend, None), Options(), Metrics()).openapi()
+    options, metrics = Options(), Metrics()
+    return routes(cast(Backend, None), options, metrics, Room(options, metrics)).openapi()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from serve.options import Options
 from serve.totals import keep_sending
 
 GOLDEN = "I loved this film. The plot is thin, but the actors are wonderful, and I was never bored!"
+_NICE = 10
 _STUCK_S = 20.0  # a batch takes a second at most, so after this long its thread will not come back
 _BULK_TOKENS = 4_096  # of a batch job scored at a time: about 70 ms on a CPU
 
@@ -31,6 +33,7 @@ class Model:
     """One process that scores."""
 
     def __init__(self, options: Options, totals: DeploymentHandle[Any]) -> None:
+        os.nice(_NICE)  # and with it every thread that it starts: on a busy machine who speaks HTTP goes first, to refuse in time
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         loaded = artifact.load(artifact.find(options.model))

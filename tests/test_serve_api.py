@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from serve.errors import Problem
 from serve.guard import Guard
 from serve.metrics import Metrics, text
 from serve.options import Options
+from serve.room import Room
 
 ROOT = Path(__file__).parents[1]
 KEY = "a-key-of-32-characters-for-tests"
@@ -399,6 +401,34 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_and_costs_not
     fake = Fake()
     assert chunks(fake.app(), [piece(b"{", more=True)], headers={}, then=leaves) == (None, b"")
     assert fake.calls == 0
+
+
+def test_no_more_is_taken_on_than_is_scored_well_before_the_deadline() -> None:
+    counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
+    room = Room(options, counts)
+    with room.taken(5_000):
+        room.check()  # nothing is known yet
+        time.sleep(0.1)
+    with room.taken(20_000):  # about 50,000 a second: half the deadline is good for 25,000
+        room.check()
+        with room.taken(20_000), pytest.raises(Problem):
+            room.check()
+    assert counts.counts["han_shed_total"] == 1
+
+
+def test_what_cannot_wait_is_shed_before_its_body_is_read() -> None:
+    fake = Fake(wait_s=0.2)
+    app = fake.app(max_waiting_tokens=1)
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            first = asyncio.create_task(client.post(SCORE, json={"inputs": "good film"}))
+            await asyncio.sleep(0.05)
+            told = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
+            await first
+            return told
+
+    assert asyncio.run(main()) == 429
 
 
 def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> None:

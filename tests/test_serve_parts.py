@@ -368,7 +368,7 @@ class FakeHandle:
     """A deployment's handle whose calls end as told, one after the other."""
 
     def __init__(self, *outcomes: Any) -> None:
-        self.score = self
+        self.score = self.about = self
         self.responses = [FakeResponse(outcome) for outcome in outcomes]
         self.asked = 0
 
@@ -384,7 +384,7 @@ DIED, AWAY = ActorDiedError(), ActorUnavailableError("away", None)
 def call(handle: FakeHandle, *, retries: int = 2) -> tuple[Answers | tuple[int, int | None], Metrics]:
     """The answers, or status and Retry-After of the problem; and what was counted."""
     metrics = Metrics()
-    replicas = Replicas(handle, handle, metrics, retries=retries, source="test")  # type: ignore[arg-type]
+    replicas = Replicas(handle, handle, metrics, Options(retries=retries, deadline_s=0.1), source="test")  # type: ignore[arg-type]
     try:
         return asyncio.run(replicas.score(["good"], "words")), metrics
     except Problem as problem:
@@ -396,6 +396,28 @@ def test_a_request_whose_replica_died_is_sent_again(outcomes: tuple[Any, ...]) -
     answer, metrics = call(FakeHandle(*outcomes))
     assert answer == Answers(results=[b"{}"], model="one", retries=len(outcomes) - 1)
     assert metrics.counts["han_retries_total"] == len(outcomes) - 1
+
+
+def test_a_request_whose_replica_says_nothing_is_sent_to_another_beside_it() -> None:
+    handle = FakeHandle("never", ANSWERS)
+    answer, metrics = call(handle)
+    assert answer == Answers(results=[b"{}"], model="one", retries=1)
+    assert metrics.counts["han_retries_total"] == 1
+    assert handle.responses[0].cancelled
+
+
+def test_few_requests_are_sent_beside_others_that_say_nothing() -> None:
+    handle = FakeHandle(*["never"] * 20)
+
+    async def main() -> None:
+        replicas = Replicas(handle, handle, Metrics(), Options(deadline_s=0.05), source="test")  # type: ignore[arg-type]
+        calls = [asyncio.create_task(replicas.about()) for _ in range(10)]
+        await asyncio.sleep(0.3)
+        for one in calls:
+            one.cancel()
+
+    asyncio.run(main())
+    assert handle.asked == 13
 
 
 def test_after_the_last_retry_it_is_503() -> None:
@@ -426,7 +448,7 @@ def test_a_call_whose_caller_has_left_is_cancelled() -> None:
     handle = FakeHandle("never")
 
     async def main() -> None:
-        replicas = Replicas(handle, handle, Metrics(), retries=2, source="test")  # type: ignore[arg-type]
+        replicas = Replicas(handle, handle, Metrics(), Options(), source="test")  # type: ignore[arg-type]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(replicas.score(["good"], "words"), 0.05)
 

@@ -234,8 +234,6 @@ class Online:
             at_rest_after_s=rest_s,
             files_closed_after_s=closed_s,
             files_more=",".join(f"{kind[-8:]}:{open_files(self.service.pids(kind)) - before}" for kind, before in files_of.items()),
-                f"{kind.rpartition(':')[2]}:{open_files(self.service.pids(kind)) - before}" for kind, before in files_of.items()
-            ),
             rss_more_mb=resident_mb(processes) - resident,
         )
 
