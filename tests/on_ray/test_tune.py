@@ -42,6 +42,7 @@ def test_what_a_trial_is_told_to_have_reached_is_what_its_run_says(swept: Swept)
         assert list((swept.out / sweep.folder_of(number) / "tensorboard").glob("events*"))
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow itself
 def test_mlflow_has_a_run_of_each_trial_with_its_figures(swept: Swept) -> None:
     client = MlflowClient(tracking_uri=swept.mlflow)
     (experiment,) = client.search_experiments(filter_string="name = 'han-on-ray'")
