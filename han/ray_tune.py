@@ -236,7 +236,7 @@ class _Asked(Searcher):
         history = read_run(folder).history if (folder / "history.jsonl").exists() else []
         if stopped is not None:  # what ran on until it could be stopped does not count
             history = history[: result["epoch"]] if result and "epoch" in result else history
-            trackers.stopped(folder, from_json(TrackConfig, settings["track"]))
+            trackers.stopped(folder, from_json(TrackConfig, settings["track"]), history)
         sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.num_workers)
         failed.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -52,12 +52,14 @@ def link(out: Path) -> dict[str, Any]:
     return run | ({"wandb": {name: run["wandb"][name] for name in ("project", "id")}} if "wandb" in run else {})
 
 
-def stopped(out: Path, config: TrackConfig) -> None:
-    """Tell MLflow that the run was ended before its time, as a sweep ends a trial; W&B notices by itself."""
+def stopped(out: Path, config: TrackConfig, history: Sequence[dict[str, Any]]) -> None:
+    """Tell MLflow that the run was ended before its time, as a sweep ends a trial, and how far it came; W&B notices by itself."""
     run = read_json(out / "run.json") if (out / "run.json").exists() else {}
     if config.mlflow is not None and "mlflow" in run:
         try:
-            _mlflow_client(config.mlflow).set_terminated(run["mlflow"]["run_id"], "KILLED")
+            known = _Mlflow(out, config, {}, uri=config.mlflow)
+            known.tell(history)
+            known.client.set_terminated(known.run_id, "KILLED")
         except Exception as error:
             _complain("MLflow", error)
 
@@ -82,8 +84,7 @@ class Trackers:
             *([_Told("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
             *([_Told("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))] if config.wandb is not None else []),
         ]
-        if history:
-            self._tell(history)
+        self._tell(history)  # who watches sees the run before its first epoch
 
     def step(self, loss: float, num_reviews: int) -> None:
         """Within an epoch, for TensorBoard alone: the loss so far, and the reviews seen since the first epoch."""

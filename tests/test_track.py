@@ -125,8 +125,9 @@ def test_mlflow_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_sam
     assert (found.info.run_id, found.info.run_name, found.info.status) == (before["mlflow"]["run_id"], "a name", "FINISHED")
     assert (found.data.tags["run"], found.data.tags["group"]) == (before["id"], "a sweep")
     assert found.data.params == {"model.dropout": "0.4", "train.seed": "1", "encoding": "0123456789abcdef"}
-    track.stopped(tmp_path / "run", config)
+    track.stopped(tmp_path / "run", config, lines(4))
     assert client.get_run(found.info.run_id).info.status == "KILLED"
+    assert in_mlflow(tmp_path / "run", str(config.mlflow)) == in_history(lines(4))
 
 
 def test_another_mlflow_is_told_all_from_the_first_epoch(tmp_path: Path) -> None:
