@@ -300,6 +300,7 @@ class Online:
     def r13_stuck_replica(self) -> None:
         """A process that is there and does not answer."""
         until(self.service.is_whole, 60)
+        sent_again = self.service.total("han_retries_total")
         with self._load(self.mixed) as load:
             _wait(load, 3)
             stuck = self.random.choice(self.service.pids(MODEL))
@@ -322,6 +323,7 @@ class Online:
             failed=failed,
             wrong=wrong,
             codes=by_status(load.replies),
+            sent_again=self.service.total("han_retries_total") - sent_again,
             last_failed_sent_after_s=max(late, default=0.0),
             detected_s=detected_s,
             two_again_after_s=whole_s,
