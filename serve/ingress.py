@@ -30,7 +30,7 @@ from serve.totals import keep_sending
 # A request that a replica has taken on dies with it; Serve does not send it to another one. Scoring is pure, so this may.
 GONE = (RayActorError, ReplicaUnavailableError, TaskCancelledError)
 # A replica that says nothing may be stuck, or may have much to do: so few calls are sent a second time beside the first.
-_PATIENCE, _SPARE, _SPARE_A_CALL = 0.4, 3.0, 0.05  # share of the deadline; calls at once, and for each that was answered
+_PATIENCE, _SPARE, _SPARE_A_CALL = 0.4, 5.0, 0.1  # share of the deadline; calls at once, and for each that was answered
 _PAUSE_S = 0.05  # before a first retry, twice that before the second, and so on, times 0.5 to 1.5 at random
 
 
