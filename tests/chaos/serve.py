@@ -210,6 +210,9 @@ class Online:
 
     def r10_clients_that_leave(self, number: int = 500) -> None:
         """Half of them in the middle of their body, half while they wait for the answer."""
+        until(self.service.is_whole, 60)
+        with Load(self.service.score_url, [question.body for question in self.singles], num_clients=20, num_requests=400):
+            pass  # a replica that has just replaced a dead one opens its connections with its first requests
         processes = self.service.pids(PROXY, INGRESS, MODEL)
         until(lambda: self._at_rest() == 0, 20)
         files, resident = open_files(processes), resident_mb(processes)
