@@ -89,7 +89,7 @@ wheel: $(READY) ## Build the wheel into dist/
 	$(RUN) -m build --wheel --outdir dist .
 
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
-	$(RUN) benchmarks/numbers.py
+	$(RUN) -m benchmarks.numbers
 
 reference: $(READY) ## Render docs/reference.md from the code
 	$(RUN) -m benchmarks.reference
@@ -111,7 +111,7 @@ chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring
 	$(RUN) -m tests.chaos.cluster $(ARGS)
 
 soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
-	$(RUN) benchmarks/soak.py $(ARGS)
+	$(RUN) -m benchmarks.soak $(ARGS)
 
 bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)

@@ -1,4 +1,4 @@
-"""Is scoring flat in memory and steady in speed? `python benchmarks/soak.py [--num-reviews 200000] [--data FILE]` (make soak).
+"""Is scoring flat in memory and steady in speed? `python -m benchmarks.soak [--num-reviews 200000] [--data FILE]` (make soak).
 
 The same reviews are scored twice, a tenth of them and all, with word attention. Peak resident memory is the largest that any process of the
 job's Ray had; the rate of a tenth is that of its shards, in the order in which they were finished, start-up excluded.
@@ -21,14 +21,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from han.samples import planted
+from tests.chaos.repeated import Repeated
+from tests.chaos.report import close, reliability
+from tests.cluster import Cluster, head
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from han.samples import planted  # noqa: E402
-from tests.chaos.repeated import Repeated  # noqa: E402
-from tests.chaos.report import close, reliability  # noqa: E402
-from tests.cluster import Cluster, head  # noqa: E402
-
 SHARD_ROWS = 2_000
 MOST_GROWTH, LEAST_SPEED = 1.2, 0.85
 
