@@ -238,6 +238,9 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: mark,
     }
+    # exporters of a head, which else are on ports of their own choice, or nowhere where another head has them
+    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+    environment |= {name: str(port) for name, port in zip(exporters, free_ports(len(exporters)), strict=True)}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:
