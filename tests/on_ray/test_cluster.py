@@ -23,6 +23,7 @@ import pytest
 
 from deploy import local
 from deploy.local import LocalCluster, NodeConfig
+from tests.serving import until
 
 if TYPE_CHECKING:
     from conftest import Cluster
@@ -91,9 +92,10 @@ def listeners(cluster: LocalCluster) -> set[tuple[str, str, int]]:
 
 def test_the_listeners_are_those_of_the_documentation(cluster: LocalCluster) -> None:
     documented = {line.split("|")[1].strip() for line in LISTENERS.splitlines() if line.startswith("| ")} - {"Process", "---"}
+    wanted = {"dashboard", "gcs_server", "raylet", "agent", "runtime_env", "metrics"}
+    until(lambda: wanted <= {kind for kind, _, _ in listeners(cluster)}, 60)  # a node is up before its agents listen
     found = listeners(cluster)
     assert {kind for kind, _, _ in found} <= documented
-    assert {"dashboard", "gcs_server", "raylet", "agent", "runtime_env", "metrics"} <= {kind for kind, _, _ in found}
     assert {address for kind, address, _ in found if kind == "dashboard"} == {"127.0.0.1"}
     assert all(address.startswith("127.") for kind, address, _ in found if kind == "runtime_env")
     assert not {port for _, _, port in found} & {10001, 8265, 8000, 6379}, "the client server, or a default port"
