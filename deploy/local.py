@@ -213,7 +213,9 @@ def _tell_port(node: Node) -> None:
 
 def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
     number = len(cluster.nodes)
+    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")  # of a head; where another head has the usual ones it had none
     agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    ports = free_ports(len(exporters) + len(agents))
     resources = json.dumps({name: 1, **config.resources})
     command = [
         RAY,
@@ -225,7 +227,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         f"--temp-dir={cluster.folder / name}",
     ]
     # for an agent whose port it does not know a raylet waits 15 s, then dies
-    command += [f"--{agent}-port={port}" for agent, port in zip(agents, free_ports(len(agents)), strict=True)]
+    command += [f"--{agent}-port={port}" for agent, port in zip(agents, ports[len(exporters) :], strict=True)]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
     command += [f"--resources={resources}", f"--object-store-memory={config.store_mb * 1_000_000}", "--disable-usage-stats"]
     mark = f"{name}-{secrets.token_hex(16)}"
@@ -238,9 +240,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: mark,
     }
-    # exporters of a head, which else are on ports of their own choice, or nowhere where another head has them
-    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
-    environment |= {name: str(port) for name, port in zip(exporters, free_ports(len(exporters)), strict=True)}
+    environment |= {exporter: str(port) for exporter, port in zip(exporters, ports, strict=False)}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:
