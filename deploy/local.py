@@ -213,7 +213,7 @@ def _tell_port(node: Node) -> None:
 
 def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
     number = len(cluster.nodes)
-    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")  # of a head; where another head has the usual ones it had none
+    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")  # of a head; the usual ones another head may have
     agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
     ports = free_ports(len(exporters) + len(agents))
     resources = json.dumps({name: 1, **config.resources})
@@ -240,7 +240,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: mark,
     }
-    environment |= {exporter: str(port) for exporter, port in zip(exporters, ports, strict=False)}
+    environment |= {exporter: str(port) for exporter, port in zip(exporters, ports[: len(exporters)], strict=True)}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:

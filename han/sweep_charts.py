@@ -112,7 +112,8 @@ def front(sweep: Sweep) -> str | None:
 
 def importances(sweep: Sweep) -> str | None:
     """How far the settings of the best quarter differ from those of all."""
-    found = _importance(sweep)
+    compared = _compared(sweep)
+    found = _importance(sweep, compared)
     if not found:
         return None if not sweep.names else _note("Too few trials, or too alike, to say.")
     left, row = 210, 24
@@ -122,11 +123,10 @@ def importances(sweep: Sweep) -> str | None:
         y = place * row + 4
         drawn += [charts.text(left - 10, y + 12, name, "name end"), charts.bar(left, y, _WIDTH - left - 60, 15, "track")]
         drawn += [charts.bar(left, y, width, 15, "part"), charts.text(_WIDTH - 52, y + 12, f"{share:.0%}", "tick")]
-    number = len(_compared(sweep))
-    note = f"How far a setting sets the best quarter of {number:,} trials apart from all of them (PED-ANOVA)."
+    note = f"How far a setting sets the best quarter of {len(compared):,} trials apart from all of them (PED-ANOVA)."
     if any(trial.state == TrialState.PRUNED for trial in sweep.trials):
         note += " One that was stopped early counts with what it had reached."
-    if number < 50:
+    if len(compared) < 50:
         note += " Of so few trials it is a hint, not a measurement."
     return _note(note) + _wide(charts.svg(_WIDTH, len(found) * row + 6, drawn))
 
@@ -137,8 +137,7 @@ def _compared(sweep: Sweep) -> list[FrozenTrial]:
     return [create_trial(value=value, params=trial.params, distributions=trial.distributions) for trial, value in known]
 
 
-def _importance(sweep: Sweep) -> list[tuple[str, float]]:
-    compared = _compared(sweep)
+def _importance(sweep: Sweep, compared: list[FrozenTrial]) -> list[tuple[str, float]]:
     if len(compared) < 4 or not sweep.names:
         return []
     study = optuna.create_study(direction=sweep.study.directions[0])

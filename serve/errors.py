@@ -51,4 +51,9 @@ def refused(refusal: Refusal, field: str) -> Problem:
     return Problem(413 if refusal.reason == "too_long" else 422, refusal.reason, refusal.message, field=field)
 
 
+def too_many_requests() -> Problem:
+    """As much is under way as may be."""
+    return Problem(429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1)
+
+
 FAULT = Problem(500, "internal", "a fault of the server: quote the request id")

@@ -21,7 +21,7 @@ from han.types import AttentionDetail, Mistake
 from serve.api import make_app
 from serve.backend import About, Answers
 from serve.bundles import Bundles
-from serve.errors import Problem
+from serve.errors import Problem, too_many_requests
 from serve.guard import Guard
 from serve.metrics import Metrics
 from serve.options import Options
@@ -95,9 +95,7 @@ class Replicas:
                         continue
                     except BackPressureError:
                         self._metrics.count("han_shed_total")
-                        raise Problem(
-                            429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1
-                        ) from None
+                        raise too_many_requests() from None
                     except DeploymentUnavailableError:
                         more = False
                 if more and (done or self._spare >= 1):  # others that waited as long may have used it up

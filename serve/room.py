@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve.errors import Problem
+from serve.errors import too_many_requests
 from serve.metrics import Metrics
 from serve.options import Options
 
@@ -28,13 +28,12 @@ class Room:
         """A `Problem` (429) if a request would have to wait too long."""
         if self._waiting_tokens > min(self._options.max_waiting_tokens, self._in_time()):
             self._metrics.count("han_shed_total")
-            raise Problem(429, "too_many_requests", "as much is waiting as may wait: try again in a second", retry_after_s=1)
+            raise too_many_requests()
 
     def _in_time(self) -> float:
         """Tokens that are scored within the part of the deadline that a request may wait."""
-        if self._tokens_per_s is None or time.monotonic() - self._seen_s > _FRESH_S:
-            return float("inf")
-        return self._tokens_per_s * self._options.deadline_s * _SHARE
+        known = self._known_per_s()
+        return float("inf") if known is None else known * self._options.deadline_s * _SHARE
 
     @contextmanager
     def taken(self, tokens: int) -> Iterator[None]:
@@ -56,8 +55,9 @@ class Room:
                 self._learn(ahead / took_s)
 
     def _learn(self, tokens_per_s: float) -> None:
-        now = time.monotonic()
-        known = self._tokens_per_s
-        fresh = known is None or now - self._seen_s > _FRESH_S
-        self._tokens_per_s = tokens_per_s if fresh else (1 - _WEIGHT) * known + _WEIGHT * tokens_per_s  # type: ignore[operator]
-        self._seen_s = now
+        known = self._known_per_s()
+        self._tokens_per_s = tokens_per_s if known is None else (1 - _WEIGHT) * known + _WEIGHT * tokens_per_s
+        self._seen_s = time.monotonic()
+
+    def _known_per_s(self) -> float | None:
+        return self._tokens_per_s if time.monotonic() - self._seen_s <= _FRESH_S else None

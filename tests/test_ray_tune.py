@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,26 @@ def test_a_trial_that_raised_is_not_given_again(tmp_path: Path) -> None:
     assert not list((tmp_path / "sweep" / "trials").iterdir())
 
 
-def test_the_best_settings_are_trained_again_over_seeds_that_the_sweep_has_not_seen(tmp_path: Path) -> None:
-    @dataclass
-    class Trained:
-        best: dict[str, float]
+@dataclass
+class Trained:
+    best: dict[str, float]
 
+
+def test_the_best_settings_are_trained_again_over_seeds_that_the_sweep_has_not_seen(tmp_path: Path) -> None:
     def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Any:
-        assert out.name == f"seed-{train.seed}"
+        assert out == tmp_path / "sweep" / "retrained" / f"seed-{train.seed}"
         return Trained({"accuracy": 0.8 + train.seed / 100})
 
-    again = ray_tune._retrained(tmp_path, tmp_path / "again", MODEL, TrainConfig(seed=5), 3, fit=fit)
+    out = tmp_path / "sweep"
+    asks = asked(out, 1)
+    settings = asks.suggest("a")
+    (out / settings["folder"] / "artifact").mkdir(parents=True)
+    line = {"epoch": 1, "accuracy": 0.9, "log_loss": 0.3, "reviews_per_s": 100.0, "train_s": 2.0}
+    (out / settings["folder"] / "history.jsonl").write_text(json.dumps(line) + "\n")
+    asks.on_trial_complete("a", {"epoch": 1})
+    found = ray_tune._finish(asks.study, out, data=tmp_path, model=MODEL, train=TrainConfig(seed=5), retrain=3, fit=fit)
+    again = found.best["retrained"]
     assert again["seeds"] == [6, 7, 8]
     assert again["mean"] == pytest.approx(0.87)
     assert again["standard_deviation"] == pytest.approx(0.01)
+    assert "Trained again over 3 other seeds" in (out / "report.html").read_text()

@@ -32,7 +32,7 @@ from ray.util.state import list_actors, list_jobs
 from han import failpoint
 from han.samples import planted
 from tests.chaos.driver import DEEDS
-from tests.chaos.repeated import Repeated
+from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
 from tests.cluster import RAY, Cluster, head
 
@@ -151,24 +151,18 @@ class Poller(Repeated):
         self.polls += 1
         names = [path for path in self._out.rglob("*.parquet") if path.is_file()]
         if names:
-            rows = sum(pq.read_metadata(path).num_rows for path in names)
             self.seen += 1
-            self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
+            try:
+                rows = sum(pq.read_metadata(path).num_rows for path in names)
+                self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
+            except (OSError, pa.ArrowException):
+                self.torn += 1
 
 
 def scorers(cluster: Cluster) -> list[int]:
     """Process ids of the living actors of any pool."""
     found = list_actors(address=cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
     return [actor.pid for actor in found if actor.class_name.startswith("MapWorker") and actor.pid]
-
-
-def until(holds: Callable[[], bool], deadline_s: float = 60) -> bool:
-    end = time.monotonic() + deadline_s
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @contextmanager

@@ -1,29 +1,55 @@
-"""Something that is looked at again and again while something else happens."""
+"""Something that is looked at again and again: until it holds, or while something else happens."""
 
 from __future__ import annotations
 
 import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
 
-class Repeated:
-    """Calls `look` every `every_s` seconds, in a thread of its own, for as long as the body of its `with` runs."""
+def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.05, despite: tuple[type[Exception], ...] = ()) -> bool:
+    """Whether it came to hold within the deadline. despite: errors of `holds` that mean no more than not yet."""
+    end = time.monotonic() + deadline_s
+    while True:
+        with suppress(*despite):
+            if holds():
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(every_s)
+
+
+class Repeated(ABC):
+    """Calls `look` every `every_s` seconds, in a thread of its own, for as long as the body of its `with` runs.
+
+    An error of `look` ends the looking, and is raised at the end of the body.
+    """
 
     every_s = 0.25
 
     def __enter__(self) -> Self:
+        self._error: Exception | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
 
     def _repeat(self) -> None:
-        while not self._over.wait(self.every_s):
-            self.look()
+        try:
+            while not self._over.wait(self.every_s):
+                self.look()
+        except Exception as error:
+            self._error = error
 
+    @abstractmethod
     def look(self) -> None:
-        raise NotImplementedError
+        """Once."""

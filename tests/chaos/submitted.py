@@ -6,9 +6,9 @@ import os
 import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from ray.util.state.exception import RayStateApiException
 
 from deploy import local
 from deploy.local import LocalCluster
+from tests.chaos import repeated
 
+# While a node dies, what asks may fail.
+until = partial(repeated.until, every_s=0.2, despite=(OSError, RuntimeError, KeyError, StopIteration, psutil.Error, RayStateApiException))
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 ACTORS = {"training": "RayTrainWorker", "scoring": "MapWorker", "serving": "ServeReplica:han:Model"}  # how their classes begin
@@ -80,15 +83,3 @@ def where(dashboard: str, kind: str) -> dict[str, set[str]]:
 def _name(resources: dict[str, Any]) -> str:
     """A node of `deploy.local` has a resource of its own name."""
     return next(name for name in resources if name == "head" or (name.startswith("node") and name[4:].isdigit()))
-
-
-def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.2) -> bool:
-    """Whether it came to hold within the deadline. While a node dies, what asks may fail."""
-    end = time.monotonic() + deadline_s
-    while True:
-        with suppress(OSError, RuntimeError, KeyError, StopIteration, psutil.Error, RayStateApiException):
-            if holds():
-                return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(every_s)

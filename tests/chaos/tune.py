@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
@@ -25,7 +24,7 @@ from han import artifact, sweep
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
 from han.ray_prepare import prepare
 from han.samples import planted
-from tests.chaos.repeated import Repeated
+from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
 from tests.cluster import RAY, Cluster, head
 
@@ -111,15 +110,6 @@ def lost(out: Path) -> int:
     return num_lost
 
 
-def until(holds: Callable[[], bool], deadline_s: float = 120) -> bool:
-    end = time.monotonic() + deadline_s
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def killed(cluster: Cluster, data: Path, out: Path, chance: random.Random) -> tuple[dict[int, str], list[float]]:
     """Kill a sweep's driver a few times, the first time before a trial is over, then some random seconds after one of its own is.
 
@@ -127,13 +117,13 @@ def killed(cluster: Cluster, data: Path, out: Path, chance: random.Random) -> tu
     """
     known: dict[int, str] = {}
     waits = []
-    for number in range(KILLS):
+    for kill in range(KILLS):
         before = len(over(out))
         driver = Driver(cluster, data, out, f"--trials={TRIALS}")
-        if number:
+        if kill:
             assert until(lambda before=before: len(over(out)) > before, 240), driver.log.read_text()  # type: ignore[misc]
         else:
-            assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out))), driver.log.read_text()
+            assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out)), 120), driver.log.read_text()
         waits.append(chance.uniform(0, 20))
         time.sleep(waits[-1])
         driver.kill()
@@ -164,7 +154,7 @@ def control(cluster: Cluster, data: Path, folder: Path) -> None:
     """A sweep that forgets what it left running must fall short where the real one does not."""
     out = folder / "forgetful"
     driver = Driver(cluster, data, out, "--trials=2")
-    assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out)))
+    assert until(lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(out)), 120)
     driver.kill()
     code = Driver(cluster, data, out, "--trials=2", through=("tests.chaos.tuner", "forgetful")).wait()
     reliability("tune-kills-control", ok=code != 0 and len(over(out)) < 2, code=code, trials=len(over(out)), asked=2)

@@ -47,7 +47,8 @@ def test_poison_a_worker_that_dies_and_a_driver_that_dies_lose_and_double_nothin
 
 
 def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_to_do(on_ray: Cluster, dump: Path, tmp_path: Path) -> None:
-    from tests.chaos.batch import Run, everything, holds, oracle, until
+    from tests.chaos.batch import Run, everything, holds, oracle
+    from tests.chaos.repeated import until
 
     out = tmp_path / "out"
     stopped = Run(on_ray, dump, out)
