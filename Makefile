@@ -22,7 +22,7 @@ SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
-TESTS_OF_SERVING := tests/test_serve_api.py tests/test_serve_parts.py tests/test_page.py
+TESTS_OF_SERVING := $(wildcard tests/test_serve_*.py) tests/test_page.py
 TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
 
 CLUSTER ?= cluster.yaml
@@ -63,7 +63,7 @@ test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
 
-demo: $(READY) ## See it work, in under 3 minutes: train on generated reviews, score the bundled ones, draw attention.html
+demo: $(READY) ## See it work, in two minutes once installed: train on generated reviews, score the bundled ones, draw attention.html
 	$(RUN) -m jobs.demo
 
 train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/train] [WORKERS=2] [PREPARE='--flags'] [ARGS='--train flags']

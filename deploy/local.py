@@ -162,17 +162,14 @@ def raylet(node: Node) -> int | None:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on, outside 10002 to 19999, which Ray keeps for its workers."""
-    listeners: list[socket.socket] = []
-    ports: list[int] = []
+    """Ports nobody listens on, nor gets by chance: above those Ray keeps for its workers, below those a system gives to clients."""
+    chance, ports = secrets.SystemRandom(), set[int]()
     while len(ports) < number:
-        listeners.append(socket.socket())
-        listeners[-1].bind(("127.0.0.1", 0))
-        port = listeners[-1].getsockname()[1]
-        ports += [port] if port >= 20_000 else []
-    for listener in listeners:
-        listener.close()
-    return ports
+        port = chance.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("", port))  # on all addresses: each node has one of its own
+            ports.add(port)
+    return list(ports)
 
 
 def _make_private(folder: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from han import artifact
 from serve.ingress import Ingress
 from serve.options import Options
 from serve.replica import Model
+from serve.router import AnsweringRouter
 from serve.totals import Totals
 
 __all__ = ["Options", "build"]
@@ -38,6 +40,7 @@ def build(options: Options) -> Application:
         max_ongoing_requests=64,
         health_check_period_s=2,
         health_check_timeout_s=10,
+        request_router_config=RequestRouterConfig(request_router_class=AnsweringRouter),  # type: ignore[arg-type]  # a class will do
         **_CAREFUL,
     )(Model).bind(options, totals)
     ingress = serve.deployment(

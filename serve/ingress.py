@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from han.types import AttentionDetail, Mistake
 from serve.api import make_app
 from serve.backend import About, Answers
-from serve.bundles import Bundles
+from serve.bundles import MAX_CALLS, Bundles
 from serve.errors import Problem, too_many_requests
 from serve.guard import Guard
 from serve.metrics import Metrics
@@ -29,8 +29,9 @@ from serve.totals import keep_sending
 
 # A request that a replica has taken on dies with it; Serve does not send it to another one. Scoring is pure, so this may.
 GONE = (RayActorError, ReplicaUnavailableError, TaskCancelledError)
-# A replica that says nothing may be stuck, or may have much to do: so few calls are sent a second time beside the first.
-_PATIENCE, _SPARE, _SPARE_A_CALL = 0.4, 5.0, 0.1  # share of the deadline; calls at once, and for each that was answered
+# A replica that says nothing may be stuck, or may have much to do: so few calls are sent a second time beside the first. All that are
+# under way at once may meet one that has just become stuck.
+_PATIENCE, _SPARE, _SPARE_A_CALL = 0.4, float(MAX_CALLS), 0.1  # share of the deadline; calls at once, and for each that was answered
 _PAUSE_S = 0.05  # before a first retry, twice that before the second, and so on, times 0.5 to 1.5 at random
 
 

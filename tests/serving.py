@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
+from deploy.local import free_ports
 from tests.cluster import Cluster
 
-DEADLINE_S = 6.0
+DEADLINE_S = 6.0  # of the service
+PATIENCE_S = 180.0  # of a test, with what happens sooner or later: a busy machine takes minutes for what others do in seconds
 ROOT = Path(__file__).parents[1]
 SERVE = str(Path(sys.executable).with_name("serve"))
 
@@ -33,9 +35,7 @@ class Service:
 @contextmanager
 def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
     """Serve's one instance of a session; the first deployment starts it. The config has two processes of each kind."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    (port,) = free_ports(1)
     config = two_of_each(port)
     config["applications"][0]["args"]["deadline_s"] = DEADLINE_S
 
@@ -74,8 +74,12 @@ def status(url: str) -> int:
         return 0
 
 
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.1)
+def until(holds: Callable[[], bool], deadline_s: float = PATIENCE_S) -> float:
+    """Seconds until it holds; an AssertionError if that is not within the deadline. Nobody who answers, or is there, is not yet."""
+    began = time.monotonic()
+    while True:
+        with suppress(httpx.TransportError, KeyError, psutil.Error):
+            if holds():
+                return time.monotonic() - began
+        assert time.monotonic() - began < deadline_s, f"not within {deadline_s} s"
+        time.sleep(0.05)

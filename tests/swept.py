@@ -55,7 +55,7 @@ def over(out: Path) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.state, trial.params, trial.values, trial.user_attrs) for trial in trials]
 
 
-def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, deadline_s: float = 150) -> None:
+def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, deadline_s: float = 300) -> None:
     end = time.monotonic() + deadline_s
     while not happened():
         assert driver.poll() is None, log.read_text(errors="replace")[-2_000:]

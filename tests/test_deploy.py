@@ -156,7 +156,8 @@ def test_a_process_is_a_nodes_by_its_mark_alone(tmp_path: Path) -> None:
     assert local.processes(node) == []
 
 
-def test_ports_are_free_and_beyond_those_of_rays_workers() -> None:
+def test_ports_are_free_and_neither_rays_workers_nor_given_to_clients() -> None:
     ports = local.free_ports(20)
     assert len(set(ports)) == 20
     assert min(ports) >= 20_000
+    assert max(ports) < 32_768

@@ -9,9 +9,8 @@ import os
 import random
 import re
 import signal
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import httpx
 import psutil
 from ray.util.state import list_actors
 
+from deploy.local import free_ports
 from han import samples
 from han.score import Scorer, as_json
 from han.types import AttentionDetail, Score
-from tests.serving import two_of_each
+from tests.serving import two_of_each, until
 
 ROOT = Path(__file__).parents[2]
 MODEL, INGRESS, PROXY = "ServeReplica:han:Model", "ServeReplica:han:Ingress", "ProxyActor"  # classes of actors
@@ -35,7 +35,7 @@ class Service:
 
     def __init__(self, dashboard: str, *, import_path: str = "serve.app:build", headers: dict[str, str] | None = None) -> None:
         """headers: sent to the dashboard, a token perhaps."""
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.score_url = f"{self.url}/v1/score"
         self._dashboard, self._headers = dashboard, headers
@@ -115,12 +115,6 @@ class Service:
             return 0
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def kill_one(service: Service, chance: random.Random, deadline_s: float = 60) -> bool:
     """SIGKILL a replica of Model as soon as all are there, in the middle of its work if it has any within 5 seconds."""
     with contextlib.suppress(AssertionError):
@@ -150,17 +144,6 @@ def resident_mb(of: Sequence[int]) -> float:
 
 def open_files(of: Sequence[int]) -> int:
     return sum(psutil.Process(pid).num_fds() for pid in of if psutil.pid_exists(pid))
-
-
-def until(holds: Callable[[], bool], deadline_s: float) -> float:
-    """Seconds until it holds; an AssertionError if that is not within the deadline."""
-    began = time.monotonic()
-    while True:
-        with contextlib.suppress(httpx.TransportError, KeyError, psutil.NoSuchProcess):
-            if holds():
-                return time.monotonic() - began
-        assert time.monotonic() - began < deadline_s, f"not within {deadline_s} s"
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

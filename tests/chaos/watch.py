@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from deploy.local import free_ports
 from deploy.watch import DASHBOARD, NO_PROMETHEUS, plain, prometheus, read_queries
 from han import artifact
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
@@ -27,7 +28,7 @@ from han.score import Scorer
 from tests.chaos.batch import write_dump
 from tests.chaos.load import Load, by_status
 from tests.chaos.report import close, reliability
-from tests.chaos.service import Service, free_port, golden, kill_one, until
+from tests.chaos.service import Service, golden, kill_one, until
 from tests.cluster import Cluster, head
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def main() -> None:
         with head() as cluster:
             watched = Watched(cluster, folder)
             address = f"127.0.0.1:{watched.service.port}"
-            with prometheus(folder / "watch", free_port(), ray=cluster.folder, service=address, key_file=None, every_s=STEP_S) as url:
+            with prometheus(folder / "watch", free_ports(1)[0], ray=cluster.folder, service=address, key_file=None, every_s=STEP_S) as url:
                 began = time.monotonic()
                 trained, scored, replies = watched.train(), watched.score(), watched.serve()
                 took_s = time.monotonic() - began

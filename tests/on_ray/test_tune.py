@@ -21,7 +21,7 @@ from tests.swept import EPOCHS, TRIALS, Swept, over
 if TYPE_CHECKING:
     from han.ray_data import EncodedFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 
 
 def test_a_killed_sweep_goes_on_to_exactly_the_trials_asked_for(swept: Swept) -> None:

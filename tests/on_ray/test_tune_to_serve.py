@@ -51,10 +51,10 @@ def read(models: Path) -> dict[str, Any]:
 def service(promoted: Promoted, serving: Service) -> Iterator[Service]:
     """The promoted model behind HTTP, by its name models/best."""
     serving.deploy(with_model(serving, promoted.models / "best"))
-    until(lambda: status(serving.url) == 200, 90)
+    until(lambda: status(serving.url) == 200)
     yield serving
     serving.deploy({**serving.config, "applications": []})
-    until(lambda: status(serving.url) != 200, 60)
+    until(lambda: status(serving.url) != 200)
 
 
 def with_model(serving: Service, model: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_promoted_model_serves_until_another_version_is_deployed(promoted: Pro
     service.deploy(with_model(service, promoted.models / "best"))  # the same file again builds nothing
     assert serves() == promoted.fingerprint
     service.deploy(with_model(service, promoted.models / other["version"]))
-    until(lambda: serves() == other["fingerprint"], 90)
+    until(lambda: serves() == other["fingerprint"])
     promote.main(promote.Promote(rollback=True, models=str(promoted.models)))
     assert read(promoted.models)["fingerprint"] == promoted.fingerprint
     assert serves() == other["fingerprint"]
