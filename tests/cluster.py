@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,6 +43,7 @@ def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
     cluster = local.start(folder, num_nodes=num_nodes, config=config, auth=False)
     try:
         _connect(cluster.address)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # Ray's own handler aborts, and leaves all that runs
         yield Cluster(address=cluster.address, dashboard=cluster.dashboard, folder=folder / cluster.nodes[0].name)
     finally:
         ray.shutdown()
