@@ -40,14 +40,20 @@ def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
     os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled"})
     folder = Path(tempfile.mkdtemp(prefix="han-"))
     config = local.NodeConfig(num_cpus=num_cpus, store_mb=300, settings=SETTINGS)
+    exit_on_sigterm()
     cluster = local.start(folder, num_nodes=num_nodes, config=config, auth=False)
     try:
         _connect(cluster.address)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # Ray's own handler aborts, and leaves all that runs
+        exit_on_sigterm()
         yield Cluster(address=cluster.address, dashboard=cluster.dashboard, folder=folder / cluster.nodes[0].name)
     finally:
         ray.shutdown()
         local.stop(cluster)
+
+
+def exit_on_sigterm() -> None:
+    """By SystemExit, so that what runs is stopped. `ray.init` puts a handler in place that aborts."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _connect(address: str, deadline_s: float = 90) -> None:
