@@ -258,7 +258,7 @@ def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(servi
             answer = pool.submit(httpx.post, f"{service.url}/v1/score", json={"inputs": "good film"}, timeout=30)
             until(lambda: bool(re.search(r"han_tokens_in_flight [1-9]", httpx.get(f"{service.url}/metrics").text)), DEADLINE_S)
             gone = pool.submit(serve.delete, "han")
-            until(lambda: status(service.url) != 200, DEADLINE_S)
+            until(lambda: httpx.get(f"{service.url}/healthz").status_code == 404, DEADLINE_S)
         finally:
             for replica in replicas:
                 replica.resume()
