@@ -251,14 +251,14 @@ def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(servi
     from ray import serve
 
     replicas = replica_processes("Model")
-    with ThreadPoolExecutor(2) as pool:
+    with httpx.Client(base_url=service.url, timeout=30) as client, ThreadPoolExecutor(2) as pool:
         for replica in replicas:
             replica.suspend()
         try:
-            answer = pool.submit(httpx.post, f"{service.url}/v1/score", json={"inputs": "good film"}, timeout=30)
-            until(lambda: bool(re.search(r"han_tokens_in_flight [1-9]", httpx.get(f"{service.url}/metrics").text)), DEADLINE_S)
+            answer = pool.submit(client.post, "/v1/score", json={"inputs": "good film"})
+            until(lambda: bool(re.search(r"han_tokens_in_flight [1-9]", client.get("/metrics").text)), DEADLINE_S)
             gone = pool.submit(serve.delete, "han")
-            until(lambda: httpx.get(f"{service.url}/healthz").status_code == 404, DEADLINE_S)
+            until(lambda: client.get("/healthz").status_code == 404, DEADLINE_S)
         finally:
             for replica in replicas:
                 replica.resume()
