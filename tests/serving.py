@@ -18,7 +18,7 @@ import yaml
 from deploy.local import free_ports
 from tests.cluster import Cluster
 
-DEADLINE_S = 10.0  # of the service
+DEADLINE_S = 6.0  # of the service
 PATIENCE_S = 180.0  # of a test, with what happens sooner or later: a busy machine takes minutes for what others do in seconds
 ROOT = Path(__file__).parents[1]
 SERVE = str(Path(sys.executable).with_name("serve"))
