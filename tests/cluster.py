@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -52,8 +51,8 @@ def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
 
 
 def exit_on_sigterm() -> None:
-    """By SystemExit, so that what runs is stopped. `ray.init` puts a handler in place that aborts."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """As Ctrl-C does, so that what runs is stopped. `ray.init` puts a handler in place that aborts."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _connect(address: str, deadline_s: float = 90) -> None:

@@ -250,17 +250,11 @@ def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_m
 def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(service: Service) -> None:
     from ray import serve
 
-    replicas = replica_processes("Model")
+    slow = {"inputs": ["The film was good. " * 2_500] * 2, "attention": "none"}  # half a second each, three times that on a busy machine
     with httpx.Client(base_url=service.url, timeout=30) as client, ThreadPoolExecutor(2) as pool:
-        for replica in replicas:
-            replica.suspend()
-        try:
-            answer = pool.submit(client.post, "/v1/score", json={"inputs": "good film"})
-            until(lambda: "han_requests_in_flight 2" in client.get("/metrics").text, DEADLINE_S)  # the other one asks for the metrics
-            gone = pool.submit(serve.delete, "han")
-            until(lambda: client.get("/healthz").status_code == 404, DEADLINE_S)
-        finally:
-            for replica in replicas:
-                replica.resume()
+        answer = pool.submit(client.post, "/v1/score", json=slow)
+        until(lambda: "han_tokens_in_flight 2" in client.get("/metrics").text, DEADLINE_S)
+        gone = pool.submit(serve.delete, "han")
+        until(lambda: client.get("/healthz").status_code == 404)
         assert answer.result().status_code == 200
         gone.result(timeout=PATIENCE_S)
