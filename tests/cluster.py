@@ -39,18 +39,18 @@ def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
     os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled"})
     folder = Path(tempfile.mkdtemp(prefix="han-"))
     config = local.NodeConfig(num_cpus=num_cpus, store_mb=300, settings=SETTINGS)
-    exit_on_sigterm()
+    interrupt_on_sigterm()
     cluster = local.start(folder, num_nodes=num_nodes, config=config, auth=False)
     try:
         _connect(cluster.address)
-        exit_on_sigterm()
+        interrupt_on_sigterm()
         yield Cluster(address=cluster.address, dashboard=cluster.dashboard, folder=folder / cluster.nodes[0].name)
     finally:
         ray.shutdown()
         local.stop(cluster)
 
 
-def exit_on_sigterm() -> None:
+def interrupt_on_sigterm() -> None:
     """As Ctrl-C does, so that what runs is stopped. `ray.init` puts a handler in place that aborts."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

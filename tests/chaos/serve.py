@@ -33,9 +33,10 @@ from tests.chaos import fuzz
 from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, ask, leave
 from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
 from tests.chaos.report import attempt, close, reliability
-from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb, until
+from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb
 from tests.cluster import head
 from tests.conftest import WORDS, tiny_network
+from tests.serving import until
 
 PER_S, NUM_GOLDEN = 20.0, 200
 

@@ -20,7 +20,7 @@ from ray.util.state.exception import RayStateApiException
 from deploy import local
 from deploy.local import LocalCluster
 from tests.chaos import repeated
-from tests.cluster import exit_on_sigterm
+from tests.cluster import interrupt_on_sigterm
 
 # While a node dies, what asks may fail.
 until = partial(repeated.until, every_s=0.2, despite=(OSError, RuntimeError, KeyError, StopIteration, psutil.Error, RayStateApiException))
@@ -32,7 +32,7 @@ ACTORS = {"training": "RayTrainWorker", "scoring": "MapWorker", "serving": "Serv
 @contextmanager
 def cluster(folder: Path, num_nodes: int, config: local.NodeConfig) -> Iterator[LocalCluster]:
     """A cluster with a token, which this process has in its environment meanwhile."""
-    exit_on_sigterm()
+    interrupt_on_sigterm()
     started = local.start(folder, num_nodes=num_nodes, config=config)
     before = dict(os.environ)
     os.environ.update({**started.environment, "RAY_USAGE_STATS_ENABLED": "0"})

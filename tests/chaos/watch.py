@@ -28,8 +28,9 @@ from han.score import Scorer
 from tests.chaos.batch import write_dump
 from tests.chaos.load import Load, by_status
 from tests.chaos.report import close, reliability
-from tests.chaos.service import Service, golden, kill_one, until
+from tests.chaos.service import Service, golden, kill_one
 from tests.cluster import Cluster, head
+from tests.serving import until
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
