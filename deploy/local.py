@@ -35,7 +35,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 FORWARDED = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # a remote cluster's, with ~/.ray/auth_token
 MARK = "HAN_LOCAL_NODE"
 TRIES = 4  # to start a node
-START_S, STOP_S = 180.0, 10.0  # deadlines; on a busy machine a node takes half a minute to start
+START_S, STOP_S, KILL_S = 180.0, 5.0, 60.0  # deadlines; on a busy machine a node takes half a minute to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +113,14 @@ def add_node(cluster: LocalCluster, config: NodeConfig) -> LocalCluster:
 
 def kill_node(node: Node) -> None:
     """SIGKILL a node's raylet, its workers and all else of it, as when a machine is lost. The cluster still lists it."""
-    end = time.monotonic() + STOP_S
+    end = time.monotonic() + KILL_S
     while alive := processes(node):
         for process in sorted(alive, key=lambda process: process.pid != node.pid):  # first who would tidy up after the others
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=1)
         if time.monotonic() > end:
-            raise RuntimeError(f"{node.name} is still there {STOP_S:.0f} s after SIGKILL: {alive}")
+            raise RuntimeError(f"{node.name} is still there {KILL_S:.0f} s after SIGKILL: {alive}")
 
 
 def stop(cluster: LocalCluster) -> None:
@@ -130,7 +130,7 @@ def stop(cluster: LocalCluster) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.pid in {node.pid for node in cluster.nodes}:
                 process.terminate()
-    psutil.wait_procs(alive, timeout=STOP_S / 2)  # after many jobs Ray takes half a minute to stop of its own accord
+    psutil.wait_procs(alive, timeout=STOP_S)  # after many jobs Ray takes half a minute to stop of its own accord
     for node in cluster.nodes:
         kill_node(node)
     shutil.rmtree(cluster.folder, ignore_errors=True)
@@ -153,12 +153,12 @@ def processes(node: Node) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == node.mark:
                 found |= {each.pid: each for each in (process, *process.children(recursive=True))}
-    return [process for process in found.values() if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in found.values() if _is_alive(process)]
 
 
 def raylet(node: Node) -> int | None:
     """The process id of a node's raylet, None once it is dead."""
-    return next((process.pid for process in processes(node) if process.name() == "raylet"), None)
+    return next((process.pid for process in processes(node) if _is_raylet(process)), None)
 
 
 def free_ports(number: int) -> list[int]:
@@ -185,22 +185,21 @@ def _make_private(folder: Path) -> None:
 
 
 def _with_node(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
+    """The cluster with a node that runs. One that ends while it starts is started anew: on a busy machine Ray's own deadlines pass."""
     for _ in range(TRIES):
         one_more = _launch(cluster, name, flags, config)
-        if _came_up(one_more, one_more.nodes[-1]):
+        if (reason := _await_node(one_more, one_more.nodes[-1])) is None:
             return one_more
         kill_node(one_more.nodes[-1])
-        shutil.rmtree(cluster.folder / name)
-    raise RuntimeError(
-        f"{name} did not come up, {TRIES} times: its raylet gave its agent 15 s to start, which is too little for this machine now"
-    )
+        shutil.rmtree(cluster.folder / name, ignore_errors=True)
+    raise RuntimeError(f"{name} did not come up, {TRIES} times: {reason}")
 
 
 def _tell_port(node: Node) -> None:
     """Write the port of its agent where a raylet looks for it: Ray tells it to the agent alone, which on a busy machine is too late."""
     for process in processes(node):
         with contextlib.suppress(psutil.Error, OSError):
-            if process.name() == "raylet":
+            if _is_raylet(process):
                 command = " ".join(process.cmdline())
                 told = {name: re.search(rf"--{name}=(\S+)", command) for name in ("listen-port", "node-id", "session-dir")}
                 if all(told.values()):
@@ -234,6 +233,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         "RAY_START_HOOK": HOOK,
         "RAY_raylet_start_wait_time_s": "90",
         "RAY_agent_register_timeout_ms": "120000",
+        "RAY_gcs_server_port_wait_time_s": "90",
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: mark,
     }
@@ -251,18 +251,22 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
     return cluster
 
 
-def _came_up(cluster: LocalCluster, node: Node) -> bool:
-    """Wait until a node is there; False where its raylet gave up on its agent, which is no more than a busy machine."""
+def _await_node(cluster: LocalCluster, node: Node) -> str | None:
+    """Wait until a node is there; the end of what it printed where it ended instead. One that does neither is a `RuntimeError`."""
     end = time.monotonic() + START_S
-    while "Ray runtime started" not in (told := _log(cluster, node.name).read_text(errors="replace")):
+    while True:
+        ended = not processes(node)
+        told = _log(cluster, node.name).read_text(errors="replace")
+        if "Ray runtime started" in told:
+            return None
         _tell_port(node)
         logs = {path.name: path.read_text(errors="replace") for path in (cluster.folder / node.name).glob("session_2*/logs/*.err")}
-        if "Timed out waiting for file" in logs.get("raylet.err", ""):
-            return False
-        if not processes(node) or time.monotonic() > end:
-            raise RuntimeError(f"{node.name} did not come up: {told[-1_000:]}" + "".join(f"\n{logs[name][-500:]}" for name in sorted(logs)))
+        reason = told[-1_000:] + "".join(f"\n{name}: {logs[name][-500:]}" for name in sorted(logs) if logs[name])
+        if ended or "Timed out waiting for file" in logs.get("raylet.err", ""):  # of which `ray start` takes a minute to hear
+            return reason
+        if time.monotonic() > end:
+            raise RuntimeError(f"{node.name} did not come up in {START_S:.0f} s: {reason}")
         time.sleep(0.2)
-    return True
 
 
 def _await_dashboard(cluster: LocalCluster) -> None:
@@ -277,6 +281,18 @@ def _await_dashboard(cluster: LocalCluster) -> None:
             if time.monotonic() > end:
                 raise RuntimeError(f"the dashboard at {cluster.dashboard} does not answer: {error}") from None
             time.sleep(0.2)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "raylet"
+    return False
 
 
 def _log(cluster: LocalCluster, name: str) -> Path:

@@ -36,12 +36,11 @@ LISTENERS = (ROOT / "docs" / "listeners.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """A head and a node of two CPUs each; the other nodes that tests add are stopped with them."""
-    folder = Path(tempfile.mkdtemp(prefix="han-"))
+    started = local.start(Path(tempfile.mkdtemp(prefix="han-")), num_nodes=2, config=NodeConfig())
     try:
-        yield local.start(folder, num_nodes=2, config=NodeConfig())
+        yield started
     finally:
-        with suppress(FileNotFoundError):
-            local.stop(local.read(folder))
+        local.stop(local.read(started.folder))
 
 
 def doctor(there: LocalCluster | Cluster, *flags: object, python: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
