@@ -285,13 +285,13 @@ def _await_dashboard(cluster: LocalCluster) -> None:
 
 def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 def _is_raylet(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return process.name() == "raylet"
+        return bool(process.name() == "raylet")
     return False
 
 
