@@ -4,7 +4,8 @@
     out/_quarantine/part-*.jsonl  what was not scored, and why
     out/_manifest.json            the job, its counts and its files: every record of the input is either scored or quarantined
     out/_SUCCESS                  written last
-    out/.staging/                 until then: the job, finished parts (*.tmp), a record of each, attempts at the others, the lock
+    out/.staging/                 until then: the job, finished parts (*.tmp), a record of each, attempts at the others, the lock;
+                                  .staging.*, for a moment, while it is removed
 
 A part is finished when its record is there, so the same job, started again, goes on with the others. A record names files that no other
 attempt writes: a worker that was thought dead can do no harm. When all parts are finished they are gathered in a hidden neighbour of
@@ -23,7 +24,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -77,13 +78,13 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
     """
     out = Folder(place)
     if is_published(place, job):
-        out.remove(STAGING)  # left by a crash after the last word
+        _clear(out)  # left by a crash after the last word
         yield None
         return
     is_new = _check_free(out, job)
     with out.locked(f"{STAGING}/lock"):
         if is_published(place, job):  # the one that held the lock has just finished
-            out.remove(STAGING)
+            _clear(out)
             yield None
             return
         staging = out / STAGING
@@ -106,9 +107,8 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
 
 def abandon(claim: Claim) -> None:
     """Remove what `claimed` and the parts made; nothing of it was published."""
-    claim.out.remove(STAGING)
-    if not claim.out.names():
-        claim.out.remove()
+    _clear(claim.out)
+    claim.out.remove_empty()
 
 
 def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> d
     out.write(SUCCESS, _json(manifest["counts"]), durable=True)
     out.sync("")
     failpoint.reach("success")
-    out.remove(STAGING)
+    _clear(out)
     return manifest
 
 
@@ -360,7 +360,7 @@ def _check_free(out: Folder, job: Job) -> bool:
     if theirs is not None:
         _check_same(out, job, json.loads(theirs)["job"])
         return False
-    if out.exists() and (not out.is_folder() or set(out.names()) - {STAGING}):
+    if out.exists() and (not out.is_folder() or any(not name.startswith(STAGING) for name in out.names())):
         raise Mistake(f"--out {out.place} holds something else: give a new folder")
     if out.on_disk:
         parent = os.path.dirname(out.path)
@@ -369,6 +369,18 @@ def _check_free(out: Folder, job: Job) -> bool:
                 f"--out {out.place} has a parent that it cannot be renamed in: give a folder inside it, such as {out.place}/scores"
             )
     return True
+
+
+def _clear(out: Folder) -> None:
+    """Remove what is staged. One that waits for the lock in it makes a new one at once: never in a folder that is half removed."""
+    if not out.on_disk:
+        out.remove(STAGING)
+        return
+    with suppress(FileNotFoundError):
+        out.move(STAGING, f"{STAGING}.{secrets.token_hex(4)}")
+    for name in out.names():
+        if name.startswith(f"{STAGING}."):  # this one, or one of a process that died here
+            out.remove(name)
 
 
 def _check_same(out: Folder, job: Job, theirs: Job) -> None:

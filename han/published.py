@@ -90,7 +90,7 @@ def find(out: str) -> Folder:
     sizes = {name: info.size for name, info in found.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
         raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run the one that writes it again, and then this")
-    return Folder(system=system, path=path, sizes=sizes, has_staging=STAGING in found)
+    return Folder(system=system, path=path, sizes=sizes, has_staging=any(name.startswith(STAGING) for name in found))
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from han.files import filesystem
 from han.types import Mistake
 
 log = logging.getLogger(__name__)
+_MOST_REMOVED = 100  # more often than anybody finishes: something else is wrong
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -106,13 +107,21 @@ class Folder:
             self.system.move(self._at(name), target)
 
     def remove(self, name: str = "") -> None:
-        """A file or a folder with all that is in it; what is not there is fine."""
-        kind = self.system.get_file_info(self._at(name)).type
-        with suppress(FileNotFoundError):
-            if kind == FileType.Directory:
-                self.system.delete_dir(self._at(name))
-            elif kind == FileType.File:
-                self.system.delete_file(self._at(name))
+        """A file or a folder with all that is in it; what is not there is fine, and so is another process that removes it too."""
+        while (kind := self.system.get_file_info(self._at(name)).type) != FileType.NotFound:
+            with suppress(FileNotFoundError):
+                if kind == FileType.Directory:
+                    self.system.delete_dir(self._at(name))
+                else:
+                    self.system.delete_file(self._at(name))
+
+    def remove_empty(self) -> None:
+        """This folder, unless something is in it."""
+        if self.on_disk:
+            with suppress(OSError):
+                os.rmdir(self.path)
+        elif not self.names():
+            self.remove()
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -133,11 +142,15 @@ class Folder:
             os.close(descriptor)
 
     def _lock(self, name: str) -> int:
+        removed = 0  # times that the lock's folder was, since we looked, by one who has just finished
         while True:
-            self.make(name.rpartition("/")[0])
             try:
+                self.make(name.rpartition("/")[0])
                 descriptor = os.open(self._at(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:  # its folder was removed by one who has just finished
+            except (FileExistsError, FileNotFoundError):  # the first from mkdir, where the folder is gone before it is looked at
+                removed += 1
+                if removed == _MOST_REMOVED:
+                    raise
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,9 +163,10 @@ class Folder:
                     os.close(descriptor)
                     raise
                 log.warning("%s lies on a disk without locks: start no second job on it", self.place)
-            if self.exists(name) and os.path.samestat(os.fstat(descriptor), os.stat(self._at(name))):
-                return descriptor
-            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._at(name))):
+                    return descriptor
+            os.close(descriptor)  # of a lock that is no longer there
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path

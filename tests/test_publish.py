@@ -248,6 +248,37 @@ def test_a_second_job_that_waited_for_the_lock_finds_the_work_done(job: Plan, an
     assert pq.read_table(job.out).num_rows == 9
 
 
+def begin_and_abandon(job: Plan, times: int) -> None:
+    """Each time when its turn comes."""
+    while times:
+        with contextlib.suppress(Mistake), publish.claimed(job.out, job.job, failpoint=None) as claim:
+            assert claim is not None
+            assert (Path(job.out) / ".staging" / "parts").is_dir()
+            publish.abandon(claim)
+            times -= 1
+
+
+def test_jobs_that_wait_for_a_folder_and_those_that_leave_it_do_not_meet_in_it(job: Plan) -> None:
+    workers = [multiprocessing.get_context("fork").Process(target=begin_and_abandon, args=(job, 50)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert not Path(job.out).exists()
+
+
+def test_a_death_while_staged_files_are_removed_leaves_nothing_that_the_next_job_minds(job: Plan, scorer: Scorer) -> None:
+    left = Path(job.out) / ".staging.0123abcd"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    assert commit(job, scorer.score_flat) is not None
+    assert not left.exists()
+    left.mkdir()
+    assert commit(job, scorer.score_flat) is None
+    assert not left.exists()
+
+
 def test_a_part_that_lost_rows_is_not_published(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
     assert killed(partial(commit, job, answer, failpoint="recorded:3"))
     record = next((Path(job.out) / ".staging" / "records").iterdir())
