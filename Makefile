@@ -94,7 +94,7 @@ numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 reference: $(READY) ## Render docs/reference.md from the code
 	$(RUN) -m benchmarks.reference
 
-chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, under 20 minutes [ARGS='--seed N --only D1']
+chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, about 12 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
 	$(RUN) -m tests.chaos.batch $(ARGS)
 
@@ -107,7 +107,7 @@ chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, t
 chaos-watch: $(READY) ## A real Prometheus (it has to be installed) on a run of train, score and serve: does every panel show something?
 	$(RUN) -m tests.chaos.watch
 
-chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 12 minutes [ARGS='--seed N --only C1 C2']
+chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 7 minutes [ARGS='--seed N --only C1 C2']
 	$(RUN) -m tests.chaos.cluster $(ARGS)
 
 soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
