@@ -39,7 +39,7 @@ from han.attempts import Attempts
 from han.config import OutputConfig, differences
 from han.failpoint import Failpoint
 from han.files import BadRecord, excerpt
-from han.published import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS
+from han.published import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, is_staging
 from han.score import Scored
 from han.sources import Batch
 from han.storage import Folder
@@ -360,7 +360,7 @@ def _check_free(out: Folder, job: Job) -> bool:
     if theirs is not None:
         _check_same(out, job, json.loads(theirs)["job"])
         return False
-    if out.exists() and (not out.is_folder() or any(not name.startswith(STAGING) for name in out.names())):
+    if out.exists() and (not out.is_folder() or not all(map(is_staging, out.names()))):
         raise Mistake(f"--out {out.place} holds something else: give a new folder")
     if out.on_disk:
         parent = os.path.dirname(out.path)

@@ -90,7 +90,12 @@ def find(out: str) -> Folder:
     sizes = {name: info.size for name, info in found.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
         raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run the one that writes it again, and then this")
-    return Folder(system=system, path=path, sizes=sizes, has_staging=any(name.startswith(STAGING) for name in found))
+    return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in found))
+
+
+def is_staging(name: str) -> bool:
+    """Whether a name in a folder of scores is what a job stages, or was about to remove when it died."""
+    return name == STAGING or name.startswith(f"{STAGING}.")
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:
