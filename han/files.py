@@ -6,6 +6,7 @@ A path may be a URI such as s3://bucket/dump: pyarrow reads both, so a file in a
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import re
@@ -192,6 +193,21 @@ def expansion(path: str) -> float:
     with system.open_input_file(name) as file:
         content = pa.CompressedInputStream(file, codec).read(4 << 20)
         return float(len(content) / max(1, file.tell()))
+
+
+def identity(path: str) -> list[int | str]:
+    """What changes when an input does: of a file its size in bytes and time of change in ns, in a bucket its ETag too; of a folder the
+    number of files in it, at any depth, and a digest of the names, sizes and times of change of all of them."""
+    system, name = filesystem(path)
+    info = system.get_file_info(name)
+    if info.type == pa.fs.FileType.Directory:
+        inside = system.get_file_info(pa.fs.FileSelector(name, recursive=True))
+        files = sorted((each.path, each.size, each.mtime_ns) for each in inside if each.type == pa.fs.FileType.File)
+        return [len(files), hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()]
+    if isinstance(system, pa.fs.LocalFileSystem):
+        return [info.size, info.mtime_ns]
+    with system.open_input_file(name) as file:
+        return [info.size, info.mtime_ns, bytes(file.metadata().get("ETag", b"")).decode("latin-1")]
 
 
 def size_of(path: str) -> int:

@@ -60,7 +60,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     hashes, to drop their copies from everything trained on; their labels are not read.
     """
     shards = sources.find_shards(input, config.columns, labelled=True)
-    job = {"config": as_json(config), "source": _listing(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
+    job = {"config": as_json(config), "source": sources.identities(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
     if _finished(out, job):
         return read_encoded(out)
     staging = out / ".staging"
@@ -372,12 +372,6 @@ def _finished(out: Path, job: dict[str, Any]) -> bool:
     if not (out / ".staging").exists():
         raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
     return False
-
-
-def _listing(shards: list[Shard]) -> dict[str, Any]:
-    """What was read, so that a changed input is noticed: names and sizes of files."""
-    paths = sorted({shard.path for shard in shards})
-    return {path: os.path.getsize(path) if os.path.exists(path) else None for path in paths}
 
 
 def _digest(path: Path) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import han
 from han import artifact, files, publish, ray_pool, sources
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
-from han.files import filesystem
 from han.publish import Job, Part, Record
 from han.published import STAGING
 from han.ray_metrics import Scoring
@@ -86,7 +85,7 @@ def plan(
         config=config,
         output=output,
         items=tuple(_items(shards, columns, limit)),
-        job={"model": loaded.fingerprint, "input": _listing(shards), "settings": settings},
+        job={"model": loaded.fingerprint, "input": sources.identities(shards), "settings": settings},
         renamed=publish.renamed([name for name in names if name in (output.carry or names)], review_id=columns.review_id),
     )
 
@@ -225,16 +224,6 @@ def _task(plan: Plan, *, sink: Callable[[Item, tuple[str, ...]], Part], ask: Cal
         cpus=1 if ask is local_scorer else _ASKING_CPUS,
         goes_on=plan.output.bad_files == "quarantine",
     )
-
-
-def _listing(shards: Sequence[Shard]) -> dict[str, list[int]]:
-    """Size and time of change of every file, so that a changed input is another job."""
-    listing = {}
-    for path in sorted({shard.path for shard in shards}):
-        system, name = filesystem(path)
-        info = system.get_file_info(name)
-        listing[path] = [info.size, info.mtime_ns]
-    return listing
 
 
 def _items(shards: Sequence[Shard], columns: ColumnsConfig, limit: int | None) -> list[Item]:

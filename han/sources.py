@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from han import imdb, samples
 from han.config import ColumnsConfig
-from han.files import BadRecord, Batch, Kind, Shard, blaming, escaped, file_name, find_files, size_of, split_of
+from han.files import BadRecord, Batch, Kind, Shard, blaming, escaped, file_name, find_files, identity, size_of, split_of
 from han.jsonl import look_at_jsonl, read_jsonl
 from han.tables import is_string, look_at_csv, look_at_parquet, read_csv, read_parquet
 from han.texts import look_at_texts, read_texts
@@ -91,6 +91,11 @@ def reviews(batch: Batch, shard: Shard, columns: ColumnsConfig, *, labelled: boo
     texts = batch.table[columns.text].cast(pa.string())
     arrays = [pa.array(ids, pa.string()), texts, pa.array(labels, pa.string()), pa.array(ratings, pa.int8())]
     return pa.Table.from_arrays(arrays, schema=REVIEWS)
+
+
+def identities(shards: Iterable[Shard]) -> dict[str, list[int | str]]:
+    """What every file or folder of an input is now, by path, so that a changed input is another job (see `files.identity`)."""
+    return {path: identity(path) for path in sorted({shard.path for shard in shards})}
 
 
 def is_imdb_id(review_id: str) -> bool:

@@ -34,7 +34,7 @@ class Tokeniser:
         """`punkt` is what `learn_punkt` returned; None is Punkt as it comes, which knows no abbreviation."""
         self.config = config
         self.punkt = punkt
-        self._sentences = PunktSentenceTokenizer(_parameters(punkt) if punkt else None, token_cls=_Token)
+        self._sentences = PunktSentenceTokenizer(_parameters(punkt), token_cls=_Token)
         self._words = WordPunctTokenizer()
 
     def tokenise(self, text: str) -> Tokens | Refusal:
@@ -105,10 +105,19 @@ class _Token(PunktToken):  # type: ignore[misc]  # NLTK has no types
         return self.tok.startswith("..") and bool(super().is_ellipsis)
 
 
-def _parameters(punkt: dict[str, Any]) -> PunktParameters:
+class _Orthography(dict[str, int]):
+    """How Punkt has seen words written. A look-up inserts nothing, as NLTK's defaultdict does, so texts cannot make a process grow."""
+
+    def __missing__(self, word: str) -> int:
+        return 0
+
+
+def _parameters(punkt: dict[str, Any] | None) -> PunktParameters:
     parameters = PunktParameters()
-    parameters.abbrev_types = set(punkt["abbreviations"])
-    parameters.collocations = {(first, second) for first, second in punkt["collocations"]}
-    parameters.sent_starters = set(punkt["sentence_starters"])
-    parameters.ortho_context.update(punkt["orthography"])
+    parameters.ortho_context = _Orthography()
+    if punkt is not None:
+        parameters.abbrev_types = set(punkt["abbreviations"])
+        parameters.collocations = {(first, second) for first, second in punkt["collocations"]}
+        parameters.sent_starters = set(punkt["sentence_starters"])
+        parameters.ortho_context.update(punkt["orthography"])
     return parameters

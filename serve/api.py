@@ -21,7 +21,7 @@ from han.types import AttentionDetail, Refusal
 from serve import kserve, schema
 from serve.backend import CHARACTERS_A_TOKEN, Answers, Backend
 from serve.errors import FAULT, MEANINGS, Problem, refused
-from serve.guard import Guard
+from serve.guard import Guard, route_path
 from serve.metrics import Metrics
 from serve.options import Options
 from serve.request import check_content_type, read_score_request
@@ -196,7 +196,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _response(request: Request, problem: Problem, more: Sequence[tuple[bytes, bytes]] = ()) -> Response:
-    headers, body = problem.answer(request.state.request_id, request.scope["path"])
+    headers, body = problem.answer(request.state.request_id, route_path(request.scope))
     response = Response(body, status_code=problem.status)
     response.raw_headers = [*headers, *more]
     return response

@@ -30,7 +30,12 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 CLIENT_LEFT = 499  # in logs and counts only: nobody is there to be told
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NEEDS_KEY = ("/v1/", "/metrics", "/v2/models/han/infer")
+# What needs no API key; every other path does, those that do not exist included.
+_PUBLIC = frozenset(
+    {"/", "/docs", "/openapi.json", "/healthz", "/readyz"}
+    | {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/han", "/v2/models/han/ready"}
+)
+_PUBLIC_FOLDER = "/static/"
 _SCORES = ("/v1/score", "/v2/models/han/infer")
 _CONTENT_SECURITY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 _DOCS_IMAGES = "; img-src 'self' data:"  # Swagger UI's style draws its arrows so
@@ -58,19 +63,19 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        headers = _headers(scope)
+        headers, path = _headers(scope), route_path(scope)
         request_id = headers.get("x-request-id", "")
         is_known = bool(_REQUEST_ID.fullmatch(request_id))
         request_id = request_id if is_known else secrets.token_hex(8)
         facts = scope.setdefault("state", {})
         facts["request_id"] = request_id
-        answer = _Answer(send, scope["path"], request_id, adds_id=not (self._behind_proxy and is_known))
+        answer = _Answer(send, path, request_id, adds_id=not (self._behind_proxy and is_known))
         self._metrics.add("han_requests_in_flight", 1)
         try:
-            await self._answered(scope, headers, receive, answer)
+            await self._answered(scope, path, headers, receive, answer)
         finally:
             took_s = time.perf_counter() - began
-            route = self._route(scope["path"])
+            route = self._route(path)
             self._metrics.add("han_requests_in_flight", -1)
             self._metrics.count("han_requests_total", route=route, code=str(answer.status))
             self._metrics.observe("han_request_seconds", took_s, route=route)
@@ -80,15 +85,17 @@ class Guard:
 
     def _route(self, path: str) -> str:
         """The path if it is one of ours: any other would be a client's text in our logs."""
-        return path if path in self._paths else "/static" if path.startswith("/static/") else "other"
+        return path if path in self._paths else "/static" if path.startswith(_PUBLIC_FOLDER) else "other"
 
-    async def _answered(self, scope: MutableMapping[str, Any], headers: dict[str, str], receive: Receive, answer: _Answer) -> None:
+    async def _answered(
+        self, scope: MutableMapping[str, Any], path: str, headers: dict[str, str], receive: Receive, answer: _Answer
+    ) -> None:
         try:
             slow = Problem(408, "slow_upload", f"the body was not complete after {self._options.deadline_s:g} s")
             async with asyncio.timeout(self._options.deadline_s):
-                if self._keys and scope["path"].startswith(_NEEDS_KEY):
+                if self._keys and not (path in _PUBLIC or path.startswith(_PUBLIC_FOLDER)):
                     self._keys.check(headers.get("authorization", ""))
-                if scope["path"] in _SCORES:
+                if path in _SCORES:
                     self._room.check()  # before the body is read: to refuse has to cost little
                 body = await _read_body(headers, receive, self._options.max_body_bytes)
                 slow = Problem(504, "deadline", f"no answer within {self._options.deadline_s:g} s; the work was cancelled")
@@ -188,6 +195,12 @@ async def _until_gone(work: Awaitable[None], receive: Receive, answer: _Answer) 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def route_path(scope: MutableMapping[str, Any]) -> str:
+    """The path below the prefix that the application is deployed under, as the routes see it: Serve's proxy leaves the prefix in it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] or "/" if root and (path == root or path.startswith(f"{root}/")) else path
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:

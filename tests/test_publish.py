@@ -15,7 +15,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from han import artifact, failpoint, publish, score
+from han import artifact, failpoint, publish, score, sources
+from han.config import ColumnsConfig
 from han.ray_score import Plan
 from han.score import Scored, Scorer
 from han.storage import Folder
@@ -338,3 +339,12 @@ def test_a_bucket_is_read_and_written_and_shows_success_last(
     assert found == {"_SUCCESS", "_manifest.json"} | listed | {f"_quarantine/{item.name}.jsonl" for item in job.items}
     assert pq.read_table(f"{root}/scores", filesystem=system).num_rows == 9
     assert commit(job, answer) is None
+
+
+def test_an_object_that_was_replaced_by_one_of_its_size_is_another_input(bucket: str, tmp_path: Path) -> None:
+    found = []
+    for text in ("good", "evil"):
+        (tmp_path / "dump.csv").write_text(f"text\n{text}\n")
+        pyarrow.fs.copy_files(str(tmp_path / "dump.csv"), f"{bucket}/dump.csv")
+        found.append(sources.identities(sources.find_shards(f"{bucket}/dump.csv", ColumnsConfig(), labelled=False)))
+    assert found[0] != found[1]

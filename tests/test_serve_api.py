@@ -37,9 +37,12 @@ INFER = "/v2/models/han/infer"
 JSON = {"content-type": "application/json"}
 
 
-def ask(app: Guard, method: str, path: str, **request: Any) -> httpx.Response:
+def ask(app: Guard, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
+    """prefix: what Serve's proxy puts into `root_path` and leaves in `path`."""
+
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        transport = httpx.ASGITransport(app=app, root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://test{prefix}") as client:
             return await client.request(method, path, **request)
 
     return asyncio.run(send())
@@ -500,9 +503,49 @@ def test_a_key_opens_what_it_should(
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
-def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", SCORE), ("POST", INFER), ("GET", "/v1/model"), ("GET", "/v1/samples/random"), ("GET", "/metrics"), ("GET", "/none")],
+)
+def test_without_a_key_only_what_is_public_is_answered_under_any_prefix(
+    model: artifact.Artifact, keys: Path, prefix: str, method: str, path: str
+) -> None:
     app = local.app(model, Options(api_keys_file=str(keys)))
-    assert {ask(app, "GET", path).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
+    assert ask(app, method, path, prefix=prefix).status_code == 401
+
+
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifact.Artifact, keys: Path, prefix: str) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    for path, methods in openapi.document()["paths"].items():
+        for method, operation in methods.items():
+            answered = ask(app, method.upper(), path, prefix=prefix, json={}).status_code
+            assert (answered == 401) == ("401" in operation["responses"]), path
+
+
+def test_a_prefix_hides_no_request_from_admission(model: artifact.Artifact) -> None:
+    app = Fake(wait_s=0.2).app(max_waiting_tokens=1)
+
+    async def main() -> list[int]:
+        transport = httpx.ASGITransport(app=app, root_path="/han")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/han") as client:
+            first = asyncio.create_task(client.post(SCORE, json={"inputs": REVIEW}))
+            await asyncio.sleep(0.05)
+            return [(await client.post(SCORE, content=b"{", headers=JSON)).status_code, (await first).status_code]
+
+    assert asyncio.run(main()) == [429, 200]  # refused before its body is read
+
+
+def test_a_refusal_under_a_prefix_has_the_shape_of_its_protocol(model: artifact.Artifact) -> None:
+    refused = ask(local.app(model, Options()), "POST", INFER, prefix="/han", json={})
+    assert isinstance(refused.json()["error"], str)
+
+
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path, prefix: str) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    assert {ask(app, "GET", path, prefix=prefix).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
 
 
 def test_a_key_that_leaves_the_file_opens_nothing_more(model: artifact.Artifact, keys: Path) -> None:

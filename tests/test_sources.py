@@ -11,7 +11,7 @@ import pytest
 
 from han import samples, texts
 from han.config import ColumnsConfig
-from han.sources import REVIEWS, Shard, find_shards, is_imdb_id, random_review, read, read_ids, reviews
+from han.sources import REVIEWS, Shard, find_shards, identities, is_imdb_id, random_review, read, read_ids, reviews
 from han.types import Mistake
 
 COLUMNS = ColumnsConfig()
@@ -385,3 +385,18 @@ def test_a_compressed_text_that_breaks_off_is_a_bad_record(tmp_path: Path) -> No
 def test_a_folder_of_texts_has_no_labels(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"has no column label: it has review_id, text"):
         find_shards(str(write_texts(tmp_path, a_txt=b"good")), COLUMNS, labelled=True)
+
+
+def test_an_input_that_changed_has_another_identity(tmp_path: Path) -> None:
+    """Two labels swapped leave the size as it was; in a folder a file may change that is no shard's own."""
+    file, folder = tmp_path / "reviews.csv", tmp_path / "texts"
+    folder.mkdir()
+    file.write_text("text,label\ngood,0\nbad,1\n")
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("A review.")
+    found = {path: identities(find_shards(str(path), COLUMNS, labelled=False)) for path in (file, folder)}
+    assert found == {path: identities(find_shards(str(path), COLUMNS, labelled=False)) for path in (file, folder)}
+    file.write_text("text,label\ngood,1\nbad,0\n")
+    (folder / "b.txt").write_text("B review.")
+    for path, before in found.items():
+        assert identities(find_shards(str(path), COLUMNS, labelled=False)) != before

@@ -28,6 +28,15 @@ def test_every_span_slices_its_word_out_of_the_raw_text(text: str) -> None:
         assert (np.diff(found.spans.reshape(-1)) >= 0).all()
 
 
+def test_texts_whose_words_never_repeat_leave_nothing_behind() -> None:
+    tokeniser = Tokeniser(TextConfig(), learn_punkt(["Mr. Smith went to St. Paul. He liked it there."]))
+    orthography = tokeniser._sentences._params.ortho_context
+    before = dict(orthography)
+    for number in range(200):
+        tokeniser.tokenise("".join(f" 7. Word{number}x{place} 7. other{number}x{place}" for place in range(50)))
+    assert dict(orthography) == before
+
+
 def test_nothing_but_white_space_and_tags_is_dropped() -> None:
     text = "I loved it.<br /><br />Not dull! 10/10 <b>really</b>..."
     assert tokens(text).words == ["i", "loved", "it", ".", "not", "dull", "!", "10", "/", "10", "really", "..."]

@@ -261,3 +261,20 @@ def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(servi
         until(lambda: client.get("/healthz").status_code == 404)
         assert answer.result().status_code == 200
         gone.result(timeout=PATIENCE_S)
+
+
+def test_under_a_prefix_the_key_is_asked_for_all_the_same(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key-of-32-characters-for-tests\n")
+    config = json.loads(json.dumps(service.config))
+    config["applications"][0]["route_prefix"] = "/han"
+    config["applications"][0]["args"]["api_keys_file"] = str(tmp_path / "keys")
+    service.deploy(config)
+    url, key = f"{service.url}/han", {"authorization": "Bearer a-key-of-32-characters-for-tests"}
+    body = {"inputs": "good film"}
+    until(lambda: httpx.post(f"{url}/v1/score", json=body).status_code == 401)
+    from ray import serve
+
+    until(lambda: serve.status().applications["han"].status == "RUNNING")  # no replica of the version before it, without keys, is left
+    assert [httpx.post(f"{url}/v1/score", json=body, headers=headers).status_code for headers in ({}, key)] == [401, 200]
+    assert [httpx.get(f"{url}/metrics", headers=headers).status_code for headers in ({}, key)] == [401, 200]
+    assert 'han_requests_total{route="/v1/score",code="401"}' in httpx.get(f"{url}/metrics", headers=key).text

@@ -69,6 +69,18 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Pa
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
 
+def test_an_input_whose_labels_were_swapped_is_not_already_prepared(on_ray: Cluster, small: PrepareConfig, tmp_path: Path) -> None:
+    texts = [f"the film number {row} was seen" for row in range(40)]
+    for first, second in (("good", "evil"), ("evil", "good")):  # names of one length, so the file keeps its size
+        rows = "".join(f"{text},{(first, second)[row % 2]}\n" for row, text in enumerate(texts))
+        (tmp_path / "reviews.csv").write_text("text,label\n" + rows)
+        arguments = str(tmp_path / "reviews.csv"), tmp_path / "data", small
+        if first == "good":
+            prepare(*arguments, dev_ids=None, report=lambda *step: None)
+    with pytest.raises(Mistake, match="was prepared with other settings"):
+        prepare(*arguments, dev_ids=None, report=lambda *step: None)
+
+
 def test_workers_share_the_windows_and_the_order_depends_on_the_seed_alone(folder: EncodedFolder) -> None:
     def ids(seed: int | None, num_workers: int) -> list[list[str]]:
         shares = []
