@@ -22,8 +22,8 @@ SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
-TESTS_OF_SERVING := $(wildcard tests/test_serve_*.py) tests/test_page.py
-TESTS_WITHOUT_RAY := tests --ignore=tests/on_ray --ignore=tests/chaos $(addprefix --ignore=,$(TESTS_OF_SERVING))
+TESTS_OF_SERVING := tests/serve
+TESTS_WITHOUT_RAY := tests $(addprefix --ignore=,tests/on_ray tests/chaos $(TESTS_OF_SERVING))
 
 CLUSTER ?= cluster.yaml
 NODES ?= 3
@@ -49,10 +49,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-check: $(READY) ## Read the code: ruff, its formatter, mypy
+check: $(READY) ## Check the code: ruff, its formatter, mypy, and which package imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY) ## Lay the code out, mend what can be mended
 	$(RUN) -m ruff check --fix .

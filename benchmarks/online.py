@@ -21,10 +21,10 @@ import yaml
 
 from benchmarks.numbers import Number, record
 from han.config import ColumnsConfig
-from han.sources import find_shards, read, reviews
+from han.data.sources import find_shards, read, reviews
 from tests.chaos.load import Load, percentile_ms
 from tests.chaos.service import ROOT, free_port, until
-from tests.cluster import Cluster, head
+from tests.helpers.cluster import Cluster, head
 
 # name: (where it is, what builds it). The door alone is told too: what a stored answer costs that no replica is asked for.
 APPS = {"han": ("/", "serve.app:build"), "noop": ("/noop", "benchmarks.noop:build"), "door": ("/door", "benchmarks.noop:build_door")}

@@ -17,9 +17,13 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from han import files, metrics, ray_prepare, ray_train, score, types
-from han.learn import Seen
-from jobs import door
+from han import types
+from han.data import files
+from han.model import metrics
+from han.score import scorer
+from han.train import prepare, trainer
+from han.train.learn import Seen
+from jobs import cli
 from serve.errors import MEANINGS
 from serve.options import Options
 
@@ -97,7 +101,7 @@ def _jobs() -> str:
     for name, module in modules().items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to list what it made
-            parser = tyro.extras.get_parser(kind(module), config=door.STYLE)
+            parser = tyro.extras.get_parser(kind(module), config=cli.STYLE)
         told = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
         parts.append(f"### jobs.{name}\n\n{told}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
     return "\n".join(parts)
@@ -120,7 +124,7 @@ def _flags(parser: argparse.ArgumentParser) -> Iterable[Sequence[str]]:
 
 
 def _exit_codes() -> str:
-    codes = [(str(code), "every job", meaning) for code, meaning in sorted(door.EXIT_CODES.items())]
+    codes = [(str(code), "every job", meaning) for code, meaning in sorted(cli.EXIT_CODES.items())]
     for name, module in modules().items():
         own = {value for constant, value in vars(module).items() if constant.startswith("EXIT_") and isinstance(value, int)}
         codes += [(str(code), f"jobs.{name}", "see its description") for code in sorted(own)]
@@ -128,13 +132,13 @@ def _exit_codes() -> str:
 
 
 def _files() -> str:
-    answers = _columns(score.schema(["<label>"]), COLUMNS)
-    encoded = _columns(ray_prepare.SPLIT_SCHEMA, ENCODED)
+    answers = _columns(scorer.schema(["<label>"]), COLUMNS)
+    encoded = _columns(prepare.SPLIT_SCHEMA, ENCODED)
     logits, labels = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1])
     measured = metrics.measure(
         metrics.softmax(logits), labels, label_names=("a", "b"), num_tokens=np.array([1, 2, 3]), ratings=np.array([1.0, 2.0, 2.0])
     )
-    history = ray_train._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"))
+    history = trainer._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"))
     reasons = ", ".join(f"`{reason}`" for reason in (*get_args(types.Reason), *get_args(files.BadReason)))
     return (
         "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"
@@ -176,10 +180,11 @@ def _serving() -> str:
 def _metrics() -> str:
     """Every module that names metrics does so in FAMILIES (see `_families`)."""
     rows = []
-    for path in sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).glob("*.py")):
+    for path in sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")):
         if any(_assigns(node, "FAMILIES") for node in ast.parse(path.read_text(encoding="utf-8")).body):
-            module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-            rows += [(f"`{name}`", what, told, path.parent.name) for name, what, told in _families(module.FAMILIES)]
+            names = path.relative_to(ROOT).with_suffix("").parts
+            module = importlib.import_module(".".join(names))
+            rows += [(f"`{name}`", what, told, names[0]) for name, what, told in _families(module.FAMILIES)]
     return f"## Metrics for Prometheus\n\n{_table(('metric', 'kind', '', 'of'), rows)}"
 
 

@@ -28,15 +28,17 @@ from benchmarks import plan as model
 from benchmarks.numbers import Number, record
 from benchmarks.plan import ScoreRun, TrainRun
 from benchmarks.scale_page import render
-from han import artifact, publish, ray_score, sources
 from han.config import ColumnsConfig, ModelConfig, OutputConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig
-from han.ray_data import read_encoded
-from han.ray_prepare import prepare
-from han.ray_train import fit
-from han.samples import planted
-from han.score import Scorer, to_arrow
+from han.data import sources
+from han.data.samples import planted
+from han.model import artifact
+from han.score import batch_job, publish
+from han.score.scorer import Scorer, to_arrow
+from han.train.encoded import read_encoded
+from han.train.prepare import prepare
+from han.train.trainer import fit
 from tests.chaos.repeated import Repeated
-from tests.cluster import head
+from tests.helpers.cluster import head
 
 ROOT = Path(__file__).parents[1]
 MEASURED, PRICES, PAGE = ROOT / "benchmarks" / "scaling.json", ROOT / "benchmarks" / "prices.json", ROOT / "docs" / "scale.md"
@@ -122,7 +124,7 @@ def measure_scoring(
         with Busy() as spent:
             began = time.monotonic()
             plan = _plan(dump, folder / f"scores-{number}", actors)
-            ray_score.score(plan, lambda what, done, total, *, exact=True: spent.begin())
+            batch_job.score(plan, lambda what, done, total, *, exact=True: spent.begin())
             seconds = time.monotonic() - began
         if number:
             found.append(ScoreRun(actors=actors, reviews=reviews, shards=shards, seconds=seconds, held_out=held_out))
@@ -131,9 +133,9 @@ def measure_scoring(
     return found, busy
 
 
-def _plan(dump: str, out: Path, actors: int) -> ray_score.Plan:
+def _plan(dump: str, out: Path, actors: int) -> batch_job.Plan:
     config, output = ScoreConfig(num_actors=actors), OutputConfig()
-    return ray_score.plan(dump, str(out), model="imdb", columns=COLUMNS, config=config, output=output, limit=None)
+    return batch_job.plan(dump, str(out), model="imdb", columns=COLUMNS, config=config, output=output, limit=None)
 
 
 def measure_driver(folder: Path, shards: int) -> dict[str, float]:
@@ -152,7 +154,7 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
     scorer = Scorer(artifact.load(artifact.find("imdb")))
     with publish.claimed(plan.out, plan.job, failpoint=None) as claim:
         assert claim is not None  # noqa: S101 - the folder is new
-        begin = partial(ray_score.begin_part, plan=plan, began=claim.began, run="", failpoint=None)
+        begin = partial(batch_job.begin_part, plan=plan, began=claim.began, run="", failpoint=None)
         records = []
         for item in plan.items:
             part = begin(item, scorer.labels)

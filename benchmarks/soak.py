@@ -21,10 +21,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from han.samples import planted
+from han.data.samples import planted
 from tests.chaos.repeated import Repeated
 from tests.chaos.report import close, reliability
-from tests.cluster import Cluster, head
+from tests.helpers.cluster import Cluster, head
 
 ROOT = Path(__file__).parents[1]
 SHARD_ROWS = 2_000

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from han.ray_start import HOOK
+from han.cluster.start_hook import HOOK
 from han.types import Mistake
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from han.artifact import find, load
-from han.render import terminal
-from han.score import Scorer
+from han.explain.html import terminal
+from han.model.artifact import find, load
+from han.score.scorer import Scorer
 from han.types import AttentionDetail, Mistake, Refusal
 
 

@@ -16,12 +16,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileType
 
-from han.files import filesystem
 from han.types import Mistake
 
 log = logging.getLogger(__name__)
@@ -170,3 +170,10 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+def filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """Where a path or URI lies, and its name there."""
+    if "://" in path:
+        return cast(tuple[pa.fs.FileSystem, str], pa.fs.FileSystem.from_uri(path))
+    return pa.fs.LocalFileSystem(), os.path.abspath(path)

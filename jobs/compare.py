@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from han import compare
+from han.evaluate import compare
 from han.types import Mistake
-from jobs import door
+from jobs import cli
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Compare:
 
 
 def main(job: Compare) -> None:
-    runs = compare.read([door.local(run, "RUN") for run in job.runs])
+    runs = compare.read([cli.local(run, "RUN") for run in job.runs])
     console = Console(markup=False, highlight=False)
     about = [("state", [run.state for run in runs]), ("data", [run.data or "unknown" for run in runs])]
     console.print(_table("settings that differ", runs, compare.differing(runs)))
@@ -36,7 +36,7 @@ def main(job: Compare) -> None:
     for warning in compare.warnings(runs):
         print(f"note: {warning}")
     if job.out is not None:
-        path = Path(door.path(job.out, "--out"))
+        path = Path(cli.path(job.out, "--out"))
         if path.exists():
             raise Mistake(f"--out {path} exists already: give a new name")
         path.write_text(compare.page(runs, title=f"{len(runs)} runs compared"), encoding="utf-8")
@@ -59,4 +59,4 @@ def _table(title: str, runs: Sequence[compare.Compared], rows: Sequence[tuple[st
 
 
 if __name__ == "__main__":
-    door.run(Compare, main)
+    cli.run(Compare, main)

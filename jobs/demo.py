@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from han import artifact, ray_score, samples
 from han.config import ColumnsConfig, ModelConfig, OutputConfig, PrepareConfig, ScoreConfig, TrainConfig, VectorsConfig, VocabConfig
-from han.ray_prepare import prepare
-from han.ray_train import fit
-from han.samples import planted
-from han.score import Scorer
-from jobs import door, explain
+from han.data import samples
+from han.data.samples import planted
+from han.model import artifact
+from han.score import batch_job
+from han.score.scorer import Scorer
+from han.train.prepare import prepare
+from han.train.trainer import fit
+from jobs import cli, explain
 from jobs.progress import Rows
 
 
@@ -29,15 +31,15 @@ class Demo:
 
 
 def main(job: Demo) -> None:
-    out = door.local(job.out, "--out")
+    out = cli.local(job.out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    door.connect(job.num_workers + 1)
+    cli.connect(job.num_workers + 1)
     print("\n1. Generate reviews in which one sentence decides, cut them into words, number the words")
     reviews = out / "planted.jsonl"
     if not reviews.exists():
         planted.write_jsonl(reviews, job.num_reviews, seed=1, num_neutral=job.num_reviews // 4)
     small = PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=32), punkt_sample=0)
-    prepare(str(reviews), out / "data", small, dev_ids=None, report=door.progress())
+    prepare(str(reviews), out / "data", small, dev_ids=None, report=cli.progress())
     print(f"\n2. Train a small HAN on {job.num_workers} workers")
     learnt = fit(
         out / "data",
@@ -53,8 +55,8 @@ def main(job: Demo) -> None:
     )
     print(f"\n3. Score the bundled reviews to Parquet with the model {job.model}, word attention included")
     config, output = ScoreConfig(num_actors=2), OutputConfig()
-    plan = ray_score.plan("sample", str(out / "scores"), model=job.model, columns=ColumnsConfig(), config=config, output=output, limit=None)
-    scores = ray_score.score(plan, Rows())
+    plan = batch_job.plan("sample", str(out / "scores"), model=job.model, columns=ColumnsConfig(), config=config, output=output, limit=None)
+    scores = batch_job.score(plan, Rows())
     counts = scores.manifest["counts"]
     told = f"{counts['rows_in']:,} reviews in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined"
     print(f"{told}: {out / 'scores' / 'scores'}")
@@ -68,4 +70,4 @@ def main(job: Demo) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Demo, main)
+    cli.run(Demo, main)

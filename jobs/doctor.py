@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from han import doctor, ray_doctor
+from han.cluster import doctor, nodes
+from han.cluster.doctor import Need
+from han.cluster.nodes import Asked
 from han.config import ScoreConfig, TrainConfig
-from han.doctor import Need
-from han.ray_doctor import Asked
 from han.types import Mistake
-from jobs import door
+from jobs import cli
 
 Job = Literal["train", "tune", "score", "serve"]
 
@@ -54,12 +54,12 @@ class Doctor:
 def main(job: Doctor) -> None:
     places = {"data": job.data, "model": job.model, "input": job.input, "out": job.out}
     asked = [
-        Asked(flag=f"--{name}", path=door.path(path, f"--{name}"), written=name == "out")
+        Asked(flag=f"--{name}", path=cli.path(path, f"--{name}"), written=name == "out")
         for name, path in places.items()
         if path and (name, path) not in (("model", "imdb"), ("input", "sample"))
     ]
-    door.connect()
-    findings = doctor.findings(ray_doctor.examine(asked), [needs(job)[name] for name in job.jobs])
+    cli.connect()
+    findings = doctor.findings(nodes.examine(asked), [needs(job)[name] for name in job.jobs])
     for finding in findings:
         print(f"{'RED  ' if finding.mend else 'green'}  {finding.about:<10} {finding.seen}")
         if finding.mend:
@@ -87,4 +87,4 @@ def needs(job: Doctor) -> dict[Job, Need]:
 
 
 if __name__ == "__main__":
-    door.run(Doctor, main)
+    cli.run(Doctor, main)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from han.config import ColumnsConfig, ScoreConfig, as_json
-from han.ray_evaluate import evaluate
-from jobs import door
+from han.evaluate.evaluation import evaluate
+from jobs import cli
 from jobs.fetch import fetch
 from jobs.progress import Rows
 
@@ -34,11 +34,11 @@ class Evaluate:
 
 
 def main(job: Evaluate) -> None:
-    out = door.local(job.out, "--out")
-    data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else door.path(job.data, "--data")
-    model = job.model if job.model == "imdb" else door.path(job.model, "--model")
-    door.show(f"evaluate {model} on {data}", as_json(job))
-    door.connect()
+    out = cli.local(job.out, "--out")
+    data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else cli.path(job.data, "--data")
+    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    cli.show(f"evaluate {model} on {data}", as_json(job))
+    cli.connect()
     config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)
     figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
     console = Console()
@@ -85,4 +85,4 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    door.run(Evaluate, main)
+    cli.run(Evaluate, main)

@@ -8,13 +8,13 @@ from itertools import islice
 
 import torch
 
-from han import sources
-from han.artifact import find, load
 from han.config import ColumnsConfig
-from han.render import page
-from han.score import Scorer
+from han.data import sources
+from han.explain.html import page
+from han.model.artifact import find, load
+from han.score.scorer import Scorer
 from han.types import Mistake, Refusal
-from jobs import door
+from jobs import cli
 
 _OF_OURS = 'class="han-page"'
 
@@ -37,8 +37,8 @@ class Explain:
 
 
 def main(job: Explain) -> None:
-    out = door.local(job.out, "--out")
-    model = job.model if job.model == "imdb" else door.path(job.model, "--model")
+    out = cli.local(job.out, "--out")
+    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
     if (job.input is None) == (job.text is None):
         raise Mistake("give --input (reviews to draw) or --text (one of your own), and not both")
     if out.exists() and not (out.is_file() and _OF_OURS in out.read_text(encoding="utf-8", errors="replace")):
@@ -62,7 +62,7 @@ def _read(job: Explain) -> Iterator[tuple[str, str]]:
     if job.text is not None:
         yield "your review", job.text
         return
-    source = "sample" if job.input in ("sample", None) else door.path(job.input, "--input")
+    source = "sample" if job.input in ("sample", None) else cli.path(job.input, "--input")
     for shard in sources.find_shards(source, job.columns, labelled=False):
         for batch in sources.read(shard, job.columns, batch_rows=max(1, min(job.num_reviews, 1024))):
             reviews = sources.reviews(batch, shard, job.columns, labelled=False)
@@ -70,4 +70,4 @@ def _read(job: Explain) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    door.run(Explain, main)
+    cli.run(Explain, main)

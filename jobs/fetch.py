@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from han import download, imdb
+from han.data import download, imdb
 from han.types import Mistake
-from jobs import door
+from jobs import cli
 
 CACHE = Path.home() / ".cache" / "han"
 GLOVE = re.compile(r"glove\.6B\.(50|100|200|300)d")
@@ -28,7 +28,7 @@ class Fetch:
 
 
 def main(job: Fetch) -> None:
-    print(f"{job.name} is in {fetch(job.name, door.local(job.out, '--out'))}")
+    print(f"{job.name} is in {fetch(job.name, cli.local(job.out, '--out'))}")
     print("next: python -m jobs.prepare --input imdb --out data")
 
 
@@ -67,4 +67,4 @@ def _download(url: str, folder: Path, checksums: dict[str, str], instead: str) -
 
 
 if __name__ == "__main__":
-    door.run(Fetch, main)
+    cli.run(Fetch, main)

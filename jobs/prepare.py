@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
-from han.ray_prepare import prepare
-from jobs import door
+from han.train.prepare import prepare
+from jobs import cli
 from jobs.fetch import GLOVE, fetch
 
 
@@ -25,20 +25,18 @@ class Prepare(PrepareConfig):
 
 
 def main(job: Prepare) -> None:
-    out = door.local(job.out, "--out")
-    source = str(fetch("imdb")) if job.input == "imdb" else job.input if job.input == "sample" else door.path(job.input, "--input")
+    out = cli.local(job.out, "--out")
+    source = str(fetch("imdb")) if job.input == "imdb" else job.input if job.input == "sample" else cli.path(job.input, "--input")
     known = job.vectors.source in ("in-domain", "random")
     glove = GLOVE.fullmatch(job.vectors.source)
-    vectors = (
-        job.vectors.source if known else str(fetch(job.vectors.source)) if glove else door.path(job.vectors.source, "--vectors.source")
-    )
+    vectors = job.vectors.source if known else str(fetch(job.vectors.source)) if glove else cli.path(job.vectors.source, "--vectors.source")
     beside = Path(source) / "dev_ids.txt"
-    dev_ids = Path(door.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
+    dev_ids = Path(cli.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
     settings = {name: value for name, value in as_json(job).items() if name not in ("input", "out", "dev_ids")}
-    door.show(f"prepare {source} -> {out}", settings | {"dev_ids": str(dev_ids or "a tenth by hash")})
-    door.connect()
+    cli.show(f"prepare {source} -> {out}", settings | {"dev_ids": str(dev_ids or "a tenth by hash")})
+    cli.connect()
     config = PrepareConfig(**{name: getattr(job, name) for name in settings} | {"vectors": replace(job.vectors, source=vectors)})
-    folder = prepare(source, out, config, dev_ids=dev_ids, report=door.progress())
+    folder = prepare(source, out, config, dev_ids=dev_ids, report=cli.progress())
     counts = folder.counts
     print(
         f"{counts['train']:,} training and {counts['development']:,} development reviews, {counts['unlabelled']:,} unlabelled for words; "
@@ -49,4 +47,4 @@ def main(job: Prepare) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Prepare, main)
+    cli.run(Prepare, main)

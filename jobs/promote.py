@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from han import artifact, models
+from han.model import artifact, registry
 from han.types import Mistake
-from jobs import door
+from jobs import cli
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,9 @@ class Promote:
     """the folder of a run, a sweep or an artifact"""
     models: str = "models"
     """the folder of models: new, or what this job made"""
-    rollback: door.Verb = False
+    rollback: cli.Verb = False
     """in place of a run: go back to the version that was the best before"""
-    list: door.Verb = False
+    list: cli.Verb = False
     """in place of a run: say what versions there are"""
 
 
@@ -31,17 +31,17 @@ def main(job: Promote, *, failpoint: str | None = None) -> None:
     """failpoint: where this process is to die (see `Failpoint`)."""
     if (job.run is not None) + job.rollback + job.list != 1:
         raise Mistake("give one of: the folder of a run, --rollback, --list")
-    folder = door.local(job.models, "--models")
+    folder = cli.local(job.models, "--models")
     if job.list:
-        for version in models.versions(folder):
+        for version in registry.versions(folder):
             print(f"{'best ' if version.is_best else '     '} {version.folder.name}  {_told(version.metrics)}")
     elif job.rollback:
-        pointer = models.roll_back(folder)
+        pointer = registry.roll_back(folder)
         print(f"{folder / artifact.BEST} is {pointer['version']} again, of {pointer['date']}: {_told(pointer['metrics'])}")
         _next(folder, pointer)
     else:
-        source = artifact.find(job.run if job.run == "imdb" else door.path(str(job.run), "RUN"))
-        pointer, moved = models.promote(source, folder, failpoint=failpoint)
+        source = artifact.find(job.run if job.run == "imdb" else cli.path(str(job.run), "RUN"))
+        pointer, moved = registry.promote(source, folder, failpoint=failpoint)
         since = "" if moved else f" already, since {pointer['date']}; nothing was done"
         print(f"{folder / artifact.BEST} is {pointer['version']}{since}: {_told(pointer['metrics'])}")
         if moved and pointer["previous"]:
@@ -59,4 +59,4 @@ def _next(folder: Any, pointer: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Promote, functools.partial(main, failpoint=door.hidden("--failpoint")))
+    cli.run(Promote, functools.partial(main, failpoint=cli.hidden("--failpoint")))

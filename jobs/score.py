@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from han import publish, ray_score
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
-from han.ray_pool import Asked, Task, local_scorer
-from han.ray_score import Plan
-from jobs import door
+from han.score import batch_job, publish
+from han.score.batch_job import Plan
+from han.score.pool import Asked, Task, local_scorer
+from jobs import cli
 from jobs.progress import Rows
 
 
@@ -51,20 +51,20 @@ def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: 
         from serve import bulk  # Serve takes a second to load
 
         ask = functools.partial(bulk.ask, application=job.application)
-    out = door.path(job.out, "--out")
-    source = job.input if job.input == "sample" else door.path(job.input, "--input")
-    model = job.model if job.model == "imdb" else door.path(job.model, "--model")
-    door.show(f"score {source} -> {out}", as_json(job))
-    plan = ray_score.plan(source, out, model=model, columns=job.columns, config=job.pool, output=job.output, limit=job.limit)
+    out = cli.path(job.out, "--out")
+    source = job.input if job.input == "sample" else cli.path(job.input, "--input")
+    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    cli.show(f"score {source} -> {out}", as_json(job))
+    plan = batch_job.plan(source, out, model=model, columns=job.columns, config=job.pool, output=job.output, limit=job.limit)
     if job.dry_run:
         _estimate(plan)
         return
     began = time.monotonic()
-    scores = ray_score.published(plan)
+    scores = batch_job.published(plan)
     if scores is None:
-        door.connect()
+        cli.connect()
         began = time.monotonic()
-        scores = ray_score.score(plan, Rows(), ask=ask, failpoint=failpoint)
+        scores = batch_job.score(plan, Rows(), ask=ask, failpoint=failpoint)
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
         print(f"the input's column {name} is now {new}: {name} is this model's")
@@ -81,15 +81,15 @@ def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: 
 
 
 def _estimate(plan: Plan) -> None:
-    found = ray_score.estimate(plan)
-    num_actors = min(len(plan.items), plan.config.num_actors or door.num_cpus())
+    found = batch_job.estimate(plan)
+    num_actors = min(len(plan.items), plan.config.num_actors or cli.num_cpus())
     about = "" if found.is_exact else "about "
     rows = f"{about}{found.num_rows:,} records in {len(plan.items):,} shards"
     took_s = found.num_rows / found.rows_per_s / max(1, num_actors)
     print(f"{rows}; {found.num_sampled:,} were scored now, {found.num_quarantined:,} of them quarantined")
-    print(f"{found.rows_per_s:,.0f} a second and process: some {door.duration(took_s)} on {num_actors} processes, and start-up")
+    print(f"{found.rows_per_s:,.0f} a second and process: some {cli.duration(took_s)} on {num_actors} processes, and start-up")
     print(f"some {found.output_mb:,.1f} MB of Parquet; nothing was written")
 
 
 if __name__ == "__main__":
-    door.run(Score, functools.partial(main, failpoint=door.hidden("--failpoint")))
+    cli.run(Score, functools.partial(main, failpoint=cli.hidden("--failpoint")))

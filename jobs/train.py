@@ -8,11 +8,11 @@ from typing import Annotated, cast
 
 import tyro
 
-from han import space
 from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
-from han.ray_train import fit
-from han.sweep import read_best
-from jobs import door
+from han.train.trainer import fit
+from han.tune import search_space
+from han.tune.sweep import read_best
+from jobs import cli
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,9 @@ class Train:
 
 
 def main(job: Train) -> None:
-    data, out = door.local(job.data, "--data"), door.local(job.out, "--out")
-    door.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train), "track": as_json(job.track)})
-    door.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
+    data, out = cli.local(job.data, "--data"), cli.local(job.out, "--out")
+    cli.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train), "track": as_json(job.track)})
+    cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     run = fit(data, out, job.model, job.train, track=job.track)
     best = run.best
     print(
@@ -49,10 +49,10 @@ def defaults() -> Train | None:
     given = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), given)
     if given is None:
         return None
-    best = read_best(door.local(given, "--from"))
-    model, train = space.override(ModelConfig(), TrainConfig(), best["overrides"])
+    best = read_best(cli.local(given, "--from"))
+    model, train = search_space.override(ModelConfig(), TrainConfig(), best["overrides"])
     return Train(data=best["data"], out=cast(str, tyro.MISSING), sweep=given, model=model, train=train)
 
 
 if __name__ == "__main__":
-    door.run(Train, main, defaults=defaults)
+    cli.run(Train, main, defaults=defaults)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import optuna
 
-from han import sweep
+from han.tune import sweep
 
 _EVERY_S = 30.0  # a trial takes minutes
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from han import artifact, metrics
 from han.config import TrainConfig
-from han.learn import Learner, batches
-from han.model import HAN
-from han.ray_data import EncodedFolder, read_encoded
+from han.model import artifact, metrics
+from han.model.network import HAN
+from han.train.encoded import EncodedFolder, read_encoded
+from han.train.learn import Learner, batches
 from han.types import Mistake
-from jobs import door
+from jobs import cli
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,8 @@ class Trim:
 
 
 def main(job: Trim) -> None:
-    out, data = door.local(job.out, "--out"), door.local(job.data, "--data")
-    model = artifact.load(artifact.find(door.path(job.model, "--model")))
+    out, data = cli.local(job.out, "--out"), cli.local(job.data, "--data")
+    model = artifact.load(artifact.find(cli.path(job.model, "--model")))
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
         raise Mistake(
@@ -65,4 +65,4 @@ def _development(folder: EncodedFolder, network: HAN) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    door.run(Trim, main)
+    cli.run(Trim, main)

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from han import ray_train, ray_tune, space
 from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
-from han.sweep import SweepConfig, counts
-from jobs import door
+from han.train import trainer
+from han.tune import search, search_space
+from han.tune.sweep import SweepConfig, counts
+from jobs import cli
 from jobs.trials import Trials
 
 
@@ -27,7 +28,7 @@ class Tune:
     """the sweep's folder: new, or what the same command left"""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
     space: str | None = None
-    """a TOML file that changes what is varied (see han/space.py)"""
+    """a TOML file that changes what is varied (see han/tune/search_space.py)"""
     vary: tuple[str, ...] = ()
     """the same on the command line: 'train.learning_rate={low=1e-4,high=1e-2,log=true}' 'model.word_hidden=[25,50]' model.dropout=false"""
     concurrent: int | None = None
@@ -39,18 +40,23 @@ class Tune:
     track: TrackConfig = field(default_factory=TrackConfig)
 
 
-def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
-    """fit: what a trial runs, as `ray_train.fit`."""
-    data, out = [door.local(folder, "--data") for folder in job.data], door.local(job.out, "--out")
-    varied = space.read_space(door.local(job.space, "--space") if job.space else None, job.vary, [str(folder) for folder in data])
-    settings = {"sweep": as_json(job.sweep), "space": space.as_json(varied), "model": as_json(job.model), "train": as_json(job.train)}
-    door.show(f"tune {' '.join(map(str, data))} -> {out}", settings)
+def main(job: Tune, *, fit: Callable[..., Any] = trainer.fit) -> None:
+    """fit: what a trial runs, as `trainer.fit`."""
+    data, out = [cli.local(folder, "--data") for folder in job.data], cli.local(job.out, "--out")
+    varied = search_space.read_space(cli.local(job.space, "--space") if job.space else None, job.vary, [str(folder) for folder in data])
+    settings = {
+        "sweep": as_json(job.sweep),
+        "space": search_space.as_json(varied),
+        "model": as_json(job.model),
+        "train": as_json(job.train),
+    }
+    cli.show(f"tune {' '.join(map(str, data))} -> {out}", settings)
     cpus = job.train.num_workers * job.train.cpus_per_worker
-    at_once = job.concurrent or max(1, door.num_cpus() // cpus)
+    at_once = job.concurrent or max(1, cli.num_cpus() // cpus)
     os.environ |= {f"TUNE_{name}": "1" for name in ("DISABLE_AUTO_CALLBACK_LOGGERS", "DISABLE_SIGINT_HANDLER")}
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}  # the table has a line for each trial
-    door.connect(at_once * (cpus + 2), workers_print=False)
-    found = ray_tune.sweep(
+    cli.connect(at_once * (cpus + 2), workers_print=False)
+    found = search.sweep(
         data,
         out,
         space=varied,
@@ -66,7 +72,7 @@ def main(job: Tune, *, fit: Callable[..., Any] = ray_train.fit) -> None:
     _told(found, out, full=job.sweep.trials * job.train.epochs)
 
 
-def _told(found: ray_tune.Sweep, out: Path, *, full: int) -> None:
+def _told(found: search.Sweep, out: Path, *, full: int) -> None:
     """full: epochs that would have run had no trial been stopped."""
     ran, best = counts(found.study), found.best
     print(f"{ran['done']} trials done, {ran['stopped']} stopped early, {ran['failed']} failed: {ran['epochs']} of {full} epochs")
@@ -79,4 +85,4 @@ def _told(found: ray_tune.Sweep, out: Path, *, full: int) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Tune, main)
+    cli.run(Tune, main)

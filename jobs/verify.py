@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from han.config import as_json
-from han.verify import Kind, Verdict, verify
-from jobs import door
+from han.score.verify import Kind, Verdict, verify
+from jobs import cli
 from jobs.progress import Rows
 
 EXIT_BROKEN = 1
@@ -39,8 +39,8 @@ class Verify:
 
 
 def main(job: Verify) -> None:
-    out = door.path(job.out, "--out")
-    door.show(f"verify {out}", as_json(job))
+    out = cli.path(job.out, "--out")
+    cli.show(f"verify {out}", as_json(job))
     began = time.monotonic()
     verdict = verify(out, unique_ids=job.unique_ids, report=Rows())
     took_s = time.monotonic() - began
@@ -68,4 +68,4 @@ def _tell(verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Verify, main)
+    cli.run(Verify, main)

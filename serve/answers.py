@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from han.score import Scored
+from han.score.scorer import Scored
 from han.types import AttentionDetail
 from serve.backend import Answer
 

@@ -16,10 +16,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from han.config import ColumnsConfig
-from han.sources import random_review
+from han.data.sources import random_review
 from han.types import AttentionDetail, Refusal
 from serve import kserve, schema
-from serve.backend import CHARACTERS_A_TOKEN, Answers, Backend
+from serve.backend import CHARACTERS_A_TOKEN, Answers, Backend, ready
 from serve.errors import FAULT, MEANINGS, Problem, refused
 from serve.guard import Guard, route_path
 from serve.metrics import Metrics
@@ -28,7 +28,6 @@ from serve.request import check_content_type, read_score_request
 from serve.room import Room
 
 PAGE = Path(__file__).parent / "page"
-_SELF_TEST_S = 2.0
 
 
 def make_app(backend: Backend, options: Options, metrics: Metrics, *, replica: str, behind_proxy: bool) -> Guard:
@@ -133,15 +132,6 @@ class Scoring:
                 raise refused(result, field)
         self._metrics.count("han_texts_total", len(texts), attention=attention)
         return answers
-
-
-async def ready(backend: Backend) -> None:
-    """Return if something scores as it should, soon; a `Problem` otherwise."""
-    try:
-        async with asyncio.timeout(_SELF_TEST_S):
-            await backend.self_test()
-    except TimeoutError:
-        raise Problem(503, "unavailable", f"no model answered within {_SELF_TEST_S:g} s", retry_after_s=1) from None
 
 
 def _add_page(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from han import artifact
+from han.model import artifact
 from serve.ingress import Ingress
 from serve.options import Options
 from serve.replica import Model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from han.types import AttentionDetail, Refusal
+from serve.errors import Problem
 
 Answer: TypeAlias = bytes | Refusal  # ready JSON of a `Score`, or why there is none
 CHARACTERS_A_TOKEN = 4  # of IMDB 4.3: near enough to bound work before a text is cut into words
+_SELF_TEST_S = 2.0
 LONG_TOKENS = 2_048  # a text of more never holds up others: it takes 40 ms and more, a median review 6 ms
 
 
@@ -44,3 +47,12 @@ class Backend(Protocol):
 
     async def metrics(self) -> str:
         """Everything counted by all processes, as Prometheus reads it."""
+
+
+async def ready(backend: Backend) -> None:
+    """Return if something scores as it should, soon; a `Problem` otherwise."""
+    try:
+        async with asyncio.timeout(_SELF_TEST_S):
+            await backend.self_test()
+    except TimeoutError:
+        raise Problem(503, "unavailable", f"no model answered within {_SELF_TEST_S:g} s", retry_after_s=1) from None

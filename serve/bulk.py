@@ -11,8 +11,8 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from han.ray_pool import Asked, Task
-from han.score import Scored
+from han.score.pool import Asked, Task
+from han.score.scorer import Scored
 from han.types import Mistake
 from serve.backend import About
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve import schema
-from serve.backend import Backend
+from serve.backend import Backend, ready
 from serve.errors import Problem
 from serve.options import Options
 from serve.request import check_content_type, read_object, read_texts
@@ -35,8 +35,6 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
     @app.get("/v2/health/ready", responses=schema.responses(503), summary="KServe: as /readyz")
     @app.get(f"/v2/models/{NAME}/ready", responses=schema.responses(503), summary="KServe: as /readyz")
     async def is_ready() -> dict[str, bool]:
-        from serve.api import ready
-
         await ready(backend)
         return {"ready": True}
 

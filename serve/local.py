@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from han import artifact
-from han.score import Scorer
+from han.model import artifact
+from han.score.scorer import Scorer
 from han.types import AttentionDetail
 from serve.answers import answers
 from serve.api import make_app

@@ -13,8 +13,8 @@ import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from han import artifact
-from han.score import Scored, Scorer
+from han.model import artifact
+from han.score.scorer import Scored, Scorer
 from han.types import AttentionDetail, Mistake
 from serve.answers import answers
 from serve.backend import CHARACTERS_A_TOKEN, About, Answer, Answers

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from han import artifact
 from han.config import ModelConfig, TextConfig
-from han.encode import Encoder
-from han.model import HAN
-from han.vocab import Vocab
+from han.model import artifact
+from han.model.network import HAN
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
 
 WORDS = ("<unk>", "the", "film", "was", "good", "bad", "dull", "not", "i", "loved", "it", ".", "!", ",")
 

@@ -2,7 +2,7 @@
 
 import { ALONE, between, blanked, count, element, isJoined, percent, pieces, visible } from "./text.js";
 
-const NUM_SHADES = 20; // as in han/render.py
+const NUM_SHADES = 20; // as in han/explain/html.py
 const NUM_TOP_WORDS = 3;
 const $ = (id) => document.getElementById(id);
 

@@ -1,4 +1,4 @@
-// What is drawn of a text: nothing in it can act. The rules are those of han/render.py, and a test holds the two together.
+// What is drawn of a text: nothing in it can act. The rules are those of han/explain/html.py, and a test holds the two together.
 
 const TAG = /<[A-Za-z/!][^<>]*>/g;
 const BREAK = /^<br\b[^<>]*>$/i;

@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 from ray.util.state import list_actors, list_jobs
 
 from han import failpoint
-from han.samples import planted
+from han.data.samples import planted
 from tests.chaos.driver import DEEDS
 from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
-from tests.cluster import RAY, Cluster, head
+from tests.helpers.cluster import RAY, Cluster, head
 
 NUM_REVIEWS, NUM_SMALL, NUM_EMPTY, SHARD_ROWS = 20_000, 5_000, 10, 500
 DEADLINE_S = 240

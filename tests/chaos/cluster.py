@@ -28,9 +28,9 @@ import yaml
 from safetensors.numpy import load_file
 
 from deploy import local
-from han import artifact
-from han.samples import planted
-from han.score import Scorer
+from han.data.samples import planted
+from han.model import artifact
+from han.score.scorer import Scorer
 from tests.chaos.batch import NUM_EMPTY, digest, holds, oracle, write_dump
 from tests.chaos.report import attempt, close, reliability
 from tests.chaos.service import Question, Service, golden

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from han import publish, ray_score
-from han.publish import Claim, Part, Record
-from han.ray_pool import Asked, Task, local_scorer
-from han.score import Scored
-from jobs import door
+from han.score import batch_job, publish
+from han.score.pool import Asked, Task, local_scorer
+from han.score.publish import Claim, Part, Record
+from han.score.scorer import Scored
+from jobs import cli
 from jobs.score import Score, main
 
 
@@ -72,7 +72,7 @@ class Uncommitted(Part):
 
 def _without_commit() -> None:
     """In the driver too: nothing is remembered, nothing is renamed."""
-    begin = ray_score.begin_part
+    begin = batch_job.begin_part
 
     def begin_uncommitted(*arguments: Any, **options: Any) -> Part:
         part = begin(*arguments, **options)
@@ -87,7 +87,7 @@ def _without_commit() -> None:
         claim.out.write(publish.SUCCESS, b"{}", durable=False)
         return manifest
 
-    ray_score.begin_part = begin_uncommitted
+    batch_job.begin_part = begin_uncommitted
     publish.publish = publish_uncommitted
 
 
@@ -99,4 +99,4 @@ if __name__ == "__main__":
         ask = functools.partial(Poisoned, log=log, deeds=DEEDS)
     else:
         _without_commit()
-    door.run(Score, functools.partial(main, ask=ask, failpoint=door.hidden("--failpoint")))
+    cli.run(Score, functools.partial(main, ask=ask, failpoint=cli.hidden("--failpoint")))

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from tests.hostile import PROBES, REVIEWS
+from tests.helpers.hostile import PROBES, REVIEWS
 
 DOCUMENT = Path(__file__).parents[2] / "serve" / "openapi.json"
 MAX_CHARACTERS = 50_000

@@ -1,6 +1,6 @@
 """What broken and hostile input does to the readers and the tokeniser: `python -m tests.chaos.readers`, without Ray, some two minutes.
 
-The cases are those of the tests (`tests.hostile`, `tests.hostile_files`); here they are counted, timed and weighed.
+The cases are those of the tests (`tests.helpers.hostile`, `tests.helpers.hostile_files`); here they are counted, timed and weighed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from han import artifact
 from han.config import TextConfig
-from han.score import Scorer
-from han.text import Tokeniser
+from han.model import artifact
+from han.score.scorer import Scorer
+from han.text.tokenise import Tokeniser
 from han.types import Refusal
-from tests import hostile_files as files
 from tests.chaos.report import close, reliability
-from tests.hostile import PROBES, REVIEWS
-from tests.spans import is_sound
+from tests.helpers import hostile_files as files
+from tests.helpers.hostile import PROBES, REVIEWS
+from tests.helpers.spans import is_sound
 
 MOST_MB = 1_024  # of memory while a bomb is read
 WEIGH = """
 import sys
 from pathlib import Path
-from tests.hostile_files import outcome
+from tests.helpers.hostile_files import outcome
 seen = outcome(Path(sys.argv[1]))
 print(len(seen.texts), len(seen.bad), seen.mistake is not None)
 """
@@ -105,7 +105,7 @@ _WEIGH_WITHOUT_KEEPING = """
 import sys
 from pathlib import Path
 from han.config import ColumnsConfig
-from han.sources import find_shards, read
+from han.data.sources import find_shards, read
 columns = ColumnsConfig()
 batches = (batch for shard in find_shards(sys.argv[1], columns, labelled=False) for batch in read(shard, columns))
 print(sum(len(batch.rows) for batch in batches), 0, False)

@@ -24,19 +24,20 @@ from pathlib import Path
 import httpx
 import psutil
 
-from han import artifact, samples
 from han.config import TextConfig
-from han.encode import Encoder
-from han.score import Scorer
-from han.vocab import Vocab
+from han.data import samples
+from han.model import artifact
+from han.score.scorer import Scorer
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
 from tests.chaos import fuzz
 from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, ask, leave
 from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
 from tests.chaos.report import attempt, close, reliability
 from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb
-from tests.cluster import head
 from tests.conftest import WORDS, tiny_network
-from tests.serving import until
+from tests.helpers.cluster import head
+from tests.helpers.serving import until
 
 PER_S, NUM_GOLDEN = 20.0, 200
 

@@ -20,10 +20,10 @@ import psutil
 from ray.util.state import list_actors
 
 from deploy.local import free_ports
-from han import samples
-from han.score import Scorer, as_json
+from han.data import samples
+from han.score.scorer import Scorer, as_json
 from han.types import AttentionDetail, Score
-from tests.serving import two_of_each, until
+from tests.helpers.serving import two_of_each, until
 
 ROOT = Path(__file__).parents[2]
 MODEL, INGRESS, PROXY = "ServeReplica:han:Model", "ServeReplica:han:Ingress", "ProxyActor"  # classes of actors

@@ -20,7 +20,7 @@ from ray.util.state.exception import RayStateApiException
 from deploy import local
 from deploy.local import LocalCluster
 from tests.chaos import repeated
-from tests.cluster import interrupt_on_sigterm
+from tests.helpers.cluster import interrupt_on_sigterm
 
 # While a node dies, what asks may fail.
 until = partial(repeated.until, every_s=0.2, despite=(OSError, RuntimeError, KeyError, StopIteration, psutil.Error, RayStateApiException))

@@ -20,13 +20,14 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 from ray.util.state import list_actors
 
-from han import artifact, sweep
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
-from han.ray_prepare import prepare
-from han.samples import planted
+from han.data.samples import planted
+from han.model import artifact
+from han.train.prepare import prepare
+from han.tune import sweep
 from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
-from tests.cluster import RAY, Cluster, head
+from tests.helpers.cluster import RAY, Cluster, head
 
 TRIALS, KILLS, BOUND, CPUS = 7, 3, 2, 3  # a node of 3 CPUs holds one trial: its driver, its worker, a CPU to read with
 DEADLINE_S = 420

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from han import ray_train, sweep
-from han.ray_train import Run
-from jobs import door
+from han.train import trainer
+from han.train.trainer import Run
+from han.tune import sweep
+from jobs import cli
 from jobs.tune import Tune, main
 
 
@@ -43,12 +44,12 @@ def faulty_fit(data: Path, out: Path, *arguments: Any, **options: Any) -> Run:
     if out.name == "0001":
         raise RuntimeError("trial 1 raises")
     if out.name in DEEDS:
-        ray_train.work = functools.partial(_work, deed=DEEDS[out.name])  # in this trial's own process
-    return ray_train.fit(data, out, *arguments, **options)
+        trainer.work = functools.partial(_work, deed=DEEDS[out.name])  # in this trial's own process
+    return trainer.fit(data, out, *arguments, **options)
 
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     if fault == "forgetful":
         sweep.left_running = lambda study, config: []
-    door.run(Tune, functools.partial(main, fit=faulty_fit) if fault == "faulty" else main)
+    cli.run(Tune, functools.partial(main, fit=faulty_fit) if fault == "faulty" else main)

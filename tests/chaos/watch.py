@@ -21,16 +21,16 @@ import httpx
 
 from deploy.local import free_ports
 from deploy.watch import DASHBOARD, NO_PROMETHEUS, plain, prometheus, read_queries
-from han import artifact
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
-from han.samples import planted
-from han.score import Scorer
+from han.data.samples import planted
+from han.model import artifact
+from han.score.scorer import Scorer
 from tests.chaos.batch import write_dump
 from tests.chaos.load import Load, by_status
 from tests.chaos.report import close, reliability
 from tests.chaos.service import Service, golden, kill_one
-from tests.cluster import Cluster, head
-from tests.serving import until
+from tests.helpers.cluster import Cluster, head
+from tests.helpers.serving import until
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
@@ -53,7 +53,7 @@ class Watched:
 
     def train(self) -> bool:
         """A few epochs of generated reviews on two workers."""
-        from han.ray_prepare import prepare
+        from han.train.prepare import prepare
 
         reviews, data = self.folder / "reviews.jsonl", self.folder / "data"
         planted.write_jsonl(reviews, NUM_TRAIN, seed=1, num_neutral=500)

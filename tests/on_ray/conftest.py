@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from han.config import PrepareConfig, VectorsConfig, VocabConfig
-from tests.cluster import RAY, Cluster, head
-from tests.serving import Service
-from tests.serving import serving as start_serving
+from tests.helpers.cluster import RAY, Cluster, head
+from tests.helpers.serving import Service
+from tests.helpers.serving import serving as start_serving
 
 if TYPE_CHECKING:
-    from han.ray_data import EncodedFolder
-    from tests.swept import Swept
+    from han.train.encoded import EncodedFolder
+    from tests.helpers.swept import Swept
 
 SIZES = {"word_hidden": 16, "word_attention": 32, "sentence_hidden": 16, "sentence_attention": 32}
 
@@ -35,7 +35,7 @@ def on_ray() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 generated reviews, 1,600 of them with planted evidence, as JSON lines."""
-    from han.samples.planted import write_jsonl
+    from han.data.samples.planted import write_jsonl
 
     path = tmp_path_factory.mktemp("planted") / "planted.jsonl"
     write_jsonl(path, 1_600, seed=1, num_neutral=400)
@@ -51,7 +51,7 @@ def small() -> PrepareConfig:
 @pytest.fixture(scope="session")
 def folder(on_ray: Cluster, planted: Path, small: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
     """The generated reviews, encoded, with word vectors of their own."""
-    from han.ray_prepare import prepare
+    from han.train.prepare import prepare
 
     return prepare(str(planted), tmp_path_factory.mktemp("encoded") / "data", small, dev_ids=None, report=lambda *step: None)
 
@@ -84,7 +84,7 @@ def submitted(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path_fa
 @pytest.fixture(scope="session")
 def swept(on_ray: Cluster, folder: EncodedFolder, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep whose driver was killed once the first trial was over, and started again."""
-    from tests.swept import kill_and_go_on
+    from tests.helpers.swept import kill_and_go_on
 
     return kill_and_go_on(on_ray, folder.path, tmp_path_factory.mktemp("swept") / "sweep")
 

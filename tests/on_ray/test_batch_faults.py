@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.cluster import Cluster
+    from tests.helpers.cluster import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -23,7 +23,7 @@ import pytest
 
 from deploy import local
 from deploy.local import LocalCluster, NodeConfig
-from tests.serving import until
+from tests.helpers.serving import until
 
 if TYPE_CHECKING:
     from conftest import Cluster

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import reference
-from han.samples import REVIEWS
-from jobs import door
+from han.data.samples import REVIEWS
+from jobs import cli
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             monkeypatch.setattr(sys, "argv", [module, *arguments])
             if module.startswith("jobs."):
                 job = importlib.import_module(module)
-                door.run(reference.kind(job), job.main)
+                cli.run(reference.kind(job), job.main)
             else:
                 subprocess.run([sys.executable, "-m", module, *arguments], env={"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
     return len(found)

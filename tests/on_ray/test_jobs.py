@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from han import artifact
-from han.samples import REVIEWS
-from jobs import door, evaluate, explain, prepare, score, train
+from han.data.samples import REVIEWS
+from han.model import artifact
+from jobs import cli, evaluate, explain, prepare, score, train
 
 if TYPE_CHECKING:
     from conftest import Cluster, Submitted
@@ -44,10 +44,10 @@ def call(on_ray: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def run(job: str, *arguments: object, mistake: bool = False) -> str:
         monkeypatch.setattr(sys, "argv", [f"jobs.{job}", *map(str, arguments)])
         if not mistake:
-            door.run(kinds[job], jobs[job].main)
+            cli.run(kinds[job], jobs[job].main)
             return capsys.readouterr().out
         with pytest.raises(SystemExit) as stop:
-            door.run(kinds[job], jobs[job].main)
+            cli.run(kinds[job], jobs[job].main)
         told = capsys.readouterr().err
         assert stop.value.code == 2
         assert told.startswith("error: ")

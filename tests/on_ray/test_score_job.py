@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han import artifact, metrics
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig
-from han.ray_evaluate import evaluate
-from han.ray_score import Scores, plan, score
-from han.score import Scorer, as_json
+from han.evaluate.evaluation import evaluate
+from han.model import artifact, metrics
+from han.score.batch_job import Scores, plan, score
+from han.score.scorer import Scorer, as_json
 from han.types import Mistake, Score, TooManyBad
 from jobs.progress import Rows
 

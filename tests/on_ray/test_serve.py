@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han import artifact, samples
-from han.score import Scorer, as_json
+from han.data import samples
+from han.model import artifact
+from han.score.scorer import Scorer, as_json
 from han.types import Mistake, Score
-from tests.serving import DEADLINE_S, PATIENCE_S, Service, status, until
+from tests.helpers.serving import DEADLINE_S, PATIENCE_S, Service, status, until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -80,12 +81,12 @@ def test_one_by_one_and_in_lists_the_answers_are_the_scorers(service: Service, g
 def test_a_dump_scored_through_the_service_has_the_scorers_answers(
     service: Service, golden: list[tuple[str, dict[str, Any]]], tmp_path: Path
 ) -> None:
-    from han import ray_score
     from han.config import ColumnsConfig, OutputConfig, ScoreConfig
+    from han.score import batch_job
     from serve import bulk
 
     pq.write_table(pa.table({"text": [text for text, _ in golden]}), tmp_path / "dump.parquet", row_group_size=50)
-    job = ray_score.plan(
+    job = batch_job.plan(
         str(tmp_path / "dump.parquet"),
         str(tmp_path / "out"),
         model="imdb",
@@ -94,7 +95,7 @@ def test_a_dump_scored_through_the_service_has_the_scorers_answers(
         output=OutputConfig(),
         limit=None,
     )
-    ray_score.score(job, lambda *_, **__: None, ask=functools.partial(bulk.ask, application="han"))
+    batch_job.score(job, lambda *_, **__: None, ask=functools.partial(bulk.ask, application="han"))
     found = {row["text"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert len(found) == 200
     for text, wanted in golden:

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from han import artifact
 from han.config import ModelConfig, PrepareConfig, TrackConfig, TrainConfig, VocabConfig
-from han.ray_data import EncodedFolder, read_encoded, windows
-from han.ray_prepare import digest_of, prepare
-from han.ray_train import Run, fit, read_run
-from han.samples import planted as generated
-from han.score import Scorer
+from han.data.samples import planted as generated
+from han.model import artifact
+from han.score.scorer import Scorer
+from han.train.encoded import EncodedFolder, read_encoded, windows
+from han.train.prepare import digest_of, prepare
+from han.train.trainer import Run, fit, read_run
 from han.types import Mistake
 
 if TYPE_CHECKING:

@@ -11,15 +11,16 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from han import artifact, ray_tune, space, sweep
 from han.config import ModelConfig, TrainConfig
-from han.ray_train import read_run
+from han.model import artifact
+from han.train.trainer import read_run
+from han.tune import search, search_space, sweep
 from han.types import Mistake
 from jobs import train
-from tests.swept import EPOCHS, TRIALS, Swept, over
+from tests.helpers.swept import EPOCHS, TRIALS, Swept, over
 
 if TYPE_CHECKING:
-    from han.ray_data import EncodedFolder
+    from han.train.encoded import EncodedFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 
@@ -77,17 +78,17 @@ def test_nothing_is_left_of_checkpoints_and_of_what_tune_wrote(swept: Swept) -> 
 
 def test_other_settings_on_the_same_folder_are_refused(swept: Swept, folder: EncodedFolder) -> None:
     with pytest.raises(Mistake, match="sweep with other settings"):
-        ray_tune.sweep([folder.path], swept.out, **{**_arguments(), "config": sweep.SweepConfig(trials=TRIALS + 1)})
+        search.sweep([folder.path], swept.out, **{**_arguments(), "config": sweep.SweepConfig(trials=TRIALS + 1)})
 
 
 def test_a_trial_that_does_not_fit_the_cluster_is_said_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
     with pytest.raises(
         Mistake, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
     ):
-        ray_tune.sweep([folder.path], tmp_path / "sweep", **{**_arguments(), "train": TrainConfig(num_workers=2, cpus_per_worker=2)})
+        search.sweep([folder.path], tmp_path / "sweep", **{**_arguments(), "train": TrainConfig(num_workers=2, cpus_per_worker=2)})
 
 
 def _arguments() -> dict[str, Any]:
     config = sweep.SweepConfig(trials=1)
     sizes = {"model": ModelConfig(), "train": TrainConfig()}
-    return {"space": space.SPACE, "config": config, "concurrent": None, "retrain": 0, "watch": lambda study: None, **sizes}
+    return {"space": search_space.SPACE, "config": config, "concurrent": None, "retrain": 0, "watch": lambda study: None, **sizes}

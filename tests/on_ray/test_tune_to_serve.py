@@ -13,15 +13,15 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from han import artifact
-from han.score import Scorer
+from han.model import artifact
+from han.score.scorer import Scorer
 from han.types import Score
 from jobs import promote, score
-from tests.serving import Service, status, until
-from tests.swept import TRIALS
+from tests.helpers.serving import Service, status, until
+from tests.helpers.swept import TRIALS
 
 if TYPE_CHECKING:
-    from tests.swept import Swept
+    from tests.helpers.swept import Swept
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
 

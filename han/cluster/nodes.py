@@ -1,0 +1,177 @@
+"""Ray: ask every node what it has and sees; the head what its dashboard says to a stranger. What that means is judged in `doctor`."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import han
+from han.cluster.doctor import Cluster, Node, Place
+from han.storage import filesystem
+
+ANSWER_S = 120.0  # deadline of a node's answer; it may have to start a process first
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 # asked for its size only
+PACKAGES = ("ray", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A path or URI that a job is to use."""
+
+    flag: str
+    path: str  # absolute
+    written: bool  # an output, else an input
+
+
+def examine(asked: Sequence[Asked]) -> Cluster:
+    """The facts of the cluster that this process is connected to. Leaves nothing behind."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeName"]))
+    names = _names(alive)
+    dashboard = ray._private.worker.get_dashboard_url()
+    marks = {each.path: mark for each in asked if each.written and (mark := _leave_mark(each.path))}
+    try:
+        questions = [_on(node, facts).remote(asked, marks) for node in alive]
+        status = _on(alive[0], jobs_api_status).remote(dashboard) if dashboard else None
+        nodes = [_answer(node, name, question) for node, name, question in zip(alive, names, questions, strict=True)]
+        nodes = [node if node.problem else _with_skew(node, there) for node, there in zip(nodes, alive, strict=True)]
+        return Cluster(nodes=tuple(nodes), dashboard=dashboard, status=ray.get(status, timeout=ANSWER_S) if status else None)
+    finally:
+        for mark in marks.values():
+            Path(mark).unlink(missing_ok=True)
+
+
+def facts(asked: Sequence[Asked], marks: dict[str, str]) -> dict[str, Any]:
+    """What the node that runs this says of itself: fields of `doctor.Node`."""
+    temp = ray.get_runtime_context().get_temp_dir()
+    disk = shutil.disk_usage(temp)
+    memory = Path(SHARED_MEMORY)
+    return {
+        "versions": versions(),
+        "places": tuple(look(each, marks.get(each.path)) for each in asked),
+        "temp": temp,
+        "temp_free_mb": disk.free / 1e6,
+        "temp_used": disk.used / (disk.used + disk.free),
+        "memory_mb": shutil.disk_usage(memory).total / 1e6 if memory.exists() else 0.0,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what has to be equal on all nodes; a package that is not there is "missing"."""
+    found = {"python": platform.python_version(), "han": han.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def look(asked: Asked, mark: str | None) -> Place:
+    """How this node sees a path; mark: a file that the driver left where an output will be."""
+    place = Place(flag=asked.flag, path=asked.path, problem=None, content="", free_mb=None)
+    try:
+        if not asked.written:
+            content = _content(asked.path)
+            return replace(place, content=content or "", problem=None if content else "there is no such file or folder")
+        if "://" in asked.path:
+            filesystem(asked.path)
+            return place
+        folder = _existing(asked.path)
+        if mark is None or not os.path.exists(mark):
+            return replace(place, problem="it is not the folder that the driver's node sees under this name, or is not mounted")
+        if not os.access(folder, os.W_OK):
+            return replace(place, problem=f"{folder} is not writable for the user that runs Ray")
+        return replace(place, free_mb=shutil.disk_usage(folder).free / 1e6)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these
+        return replace(place, problem=" ".join(str(error).split())[:300])
+
+
+def jobs_api_status(dashboard: str) -> int | None:
+    """What the dashboard's jobs API answers to someone without a token."""
+    try:
+        with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def _content(path: str) -> str | None:
+    """What is there, as one line that is equal for equal files: names and sizes are, times may not be."""
+    if "://" not in path and glob.has_magic(path):
+        sizes = [os.path.getsize(found) for found in glob.glob(path)]
+        return f"{len(sizes):,} files of {sum(sizes):,} bytes" if sizes else None
+    system, name = filesystem(path)
+    info = system.get_file_info(name)
+    if info.type == pyarrow.fs.FileType.File:
+        return f"{info.size:,} bytes"
+    if info.type == pyarrow.fs.FileType.Directory:
+        return f"{len(system.get_file_info(pyarrow.fs.FileSelector(name))):,} entries"
+    return None
+
+
+def _leave_mark(path: str) -> str | None:
+    """A new empty file where an output will be; None where that cannot be."""
+    if "://" in path:
+        return None
+    try:
+        number, mark = tempfile.mkstemp(prefix=".han-doctor-", dir=_existing(path))
+        os.close(number)
+        return mark
+    except OSError:
+        return None
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest folder above it that exists: jobs make the rest."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _on(node: dict[str, Any], function: Any) -> Any:
+    pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=pinned)
+
+
+def _answer(node: dict[str, Any], name: str, question: Any) -> Node:
+    try:
+        return Node(name=name, resources=node["Resources"], **ray.get(question, timeout=ANSWER_S))
+    except RayError as error:
+        return Node(name=name, resources=node["Resources"], problem=" ".join(str(error).split())[:300])
+
+
+def _with_skew(node: Node, where: dict[str, Any]) -> Node:
+    """Its clock less this one, and how far off that may be. A worker runs there already, so the question takes milliseconds."""
+    before = time.time()
+    there = ray.get(_on(where, _now).remote(), timeout=ANSWER_S)
+    after = time.time()
+    return replace(node, skew_s=there - (before + after) / 2, skew_within_s=(after - before) / 2)
+
+
+def _now() -> float:
+    return time.time()
+
+
+def _names(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """As `ray status` calls them; with some of the id where a name is not enough."""
+    names = [node["NodeName"] for node in nodes]
+    return [name if names.count(name) == 1 else f"{name}/{node['NodeID'][:6]}" for name, node in zip(names, nodes, strict=True)]

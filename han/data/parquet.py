@@ -1,0 +1,109 @@
+"""Parquet: a shard is a row group or a part of one. Rows that cannot be reviews are taken out, the others stay as they are."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from han.config import ColumnsConfig
+from han.data.columns import checked, is_string, refuse_doubles
+from han.data.files import BATCH_BYTES, BOMB_RATIO, Batch, Shard, size_of
+from han.storage import filesystem
+from han.types import Mistake
+
+SLICED_ROWS = 5_000  # a row group with more rows is cut,
+SLICES = 16  # into so many at most, since reading a slice decodes its row group from the start
+CLAIMED_BYTES = 256 << 20  # a Parquet file may claim to hold so much, or BOMB_RATIO times its size
+
+# A Parquet footer holds its Arrow schema in base64, in which a word has three spellings, by its position modulo 3.
+_EXTENSION = b"ARROW:extension:name"
+_EXTENSIONS = [base64.b64encode(bytes(lead) + _EXTENSION)[math.ceil(lead * 8 / 6) : (lead + len(_EXTENSION)) * 8 // 6] for lead in range(3)]
+
+
+def look_at_parquet(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
+    """One shard a row group, or up to 16 for one of over 5,000 rows; none where there are no rows."""
+    _refuse_extensions(whole.path)
+    with _open_parquet(whole.path) as file:
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        # Arrow cannot take rows out of views.
+        kinds = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in file.schema_arrow]
+        schema = pa.schema(list(zip(file.schema_arrow.names, kinds, strict=True)))
+    claimed, size = sum(group.total_byte_size for group in groups), size_of(whole.path)
+    if claimed > max(CLAIMED_BYTES, BOMB_RATIO * size):
+        raise Mistake(f"{whole.path} is {size:,} bytes and claims to hold {claimed:,}: write it again, in several files")
+    refuse_doubles(whole.path, schema.names)
+    shards, first_row = [], 0
+    for index, group in enumerate(groups):
+        step = max(SLICED_ROWS, math.ceil(group.num_rows / SLICES))
+        for start in range(0, group.num_rows, step):
+            stop = min(start + step, group.num_rows)
+            shards.append(replace(whole, group=index, start=start, stop=stop, first_row=first_row + start, schema=schema))
+        first_row += group.num_rows
+    return shards
+
+
+def _refuse_extensions(path: str) -> None:
+    """Opening a Parquet file runs code of every registered extension type that it names (Ray's may unpickle), so look before that."""
+    system, name = filesystem(path)
+    with system.open_input_file(name) as file:
+        size = file.size()
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        if tail[4:] != b"PAR1":
+            raise Mistake(f"{path} is not Parquet, or is cut off: it does not end in PAR1. Make the file again, or leave it out")
+        length = min(int.from_bytes(tail[:4], "little"), size - 8)
+        file.seek(size - 8 - length)
+        footer = file.read(length)
+    if any(spelling in footer for spelling in _EXTENSIONS):
+        raise Mistake(f"{path} has a column of an Arrow extension type: write it again with plain columns")
+
+
+def _open_parquet(path: str, *, metadata: pq.FileMetaData | None = None, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    system, name = filesystem(path)
+    return pq.ParquetFile(
+        name,
+        metadata=metadata,
+        filesystem=system,
+        read_dictionary=as_dictionaries,
+        pre_buffer=False,  # read through a buffer, a row group is decoded page by page; pre_buffer would hold it whole
+        buffer_size=1 << 20,
+        page_checksum_verification=True,
+        arrow_extensions_enabled=False,
+    )
+
+
+def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
+    end = 0
+    with _open_parquet(shard.path) as file:
+        metadata, strings = file.metadata, [field.name for field in file.schema_arrow if is_string(field.type)]
+    # As dictionaries, a string that many rows share is held once until its rows are cut into pieces.
+    with _open_parquet(shard.path, metadata=metadata, as_dictionaries=strings) as file:
+        for record_batch in file.iter_batches(batch_rows, row_groups=[shard.group]):
+            begin, end = end, end + len(record_batch)
+            first, last = max(begin, shard.start), min(end, shard.stop)
+            for start, stop in _pieces(record_batch.slice(first - begin, max(0, last - first))):
+                rows = shard.first_row - shard.start + np.arange(first + start, first + stop)
+                yield checked(pa.table(record_batch.slice(first - begin + start, stop - start)), rows, [], shard, columns)
+            if end >= shard.stop:
+                return
+    raise Mistake(f"{shard.path} is cut off: row group {shard.group} has {end:,} rows, not {shard.stop:,}. Make the file again")
+
+
+def _pieces(rows: pa.RecordBatch) -> Iterator[tuple[int, int]]:
+    """Where to cut, so that the strings of a piece take some BATCH_BYTES: 600 bytes of Parquet can mean 10 MB in every row."""
+    sizes = np.zeros(len(rows), np.int64)
+    for column in rows.columns:
+        if pa.types.is_dictionary(column.type) and is_string(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+    piece = np.cumsum(sizes) // BATCH_BYTES
+    cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(rows)]
+    yield from ((start, stop) for start, stop in itertools.pairwise(cuts) if start < stop)

@@ -1,0 +1,240 @@
+"""One folder is a model: whoever has it can score, and nothing in it is pickled.
+
+    config.json        format, text settings, sizes, labels, the encoder's fingerprint, where the model comes from
+    vocab.txt          one word a line; a word's line is its id
+    punkt.json         what Punkt learnt of the corpus, if it did
+    model.safetensors  the weights; any tensor may be float16 (the word vectors of a small artifact are), all load as float32
+    metrics.json       figures on the development split and, if it was ever opened, on the test split
+    README.md          the model card, made from the above; the one file that may be edited
+    SHA256SUMS         of every file but the card and itself, as `sha256sum -c` reads them
+
+The logits are calibrated: the read-out was divided by the temperature before `save`, so nobody has to remember to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+
+from han.config import ModelConfig, TextConfig, as_json, from_json, read_json
+from han.model.card import model_card
+from han.model.network import HAN
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
+from han.types import Mistake
+
+FORMAT = 1
+# Beside this file; a submitted job's copy of the code comes without it (.rayignore) and takes that of the package installed on its node.
+_PLACES = (Path(__file__).parents[2], *map(Path, sys.path))
+SHIPPED = next(
+    (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
+)
+BEST = "best"  # models/best is the version that models/best.json names (see `models`)
+_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, where there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A model, ready to score on the CPU."""
+
+    encoder: Encoder
+    network: HAN  # float32, eval mode
+    labels: tuple[str, ...]  # [C], in the order of the logits
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    fingerprint: str  # 16 hexadecimal digits: equal means the same answer to every text
+
+
+def save(
+    folder: Path,
+    *,
+    encoder: Encoder,
+    network: HAN,
+    labels: Sequence[str],
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Write the artifact as a new `folder`, wholly or not at all.
+
+    Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
+    `temperature`; `provenance` is any JSON. A folder that exists is a `Mistake`.
+    """
+    if folder.exists():
+        raise Mistake(f"{folder} exists already: give a new folder for the artifact")
+    config = {
+        "format": FORMAT,
+        "text": as_json(encoder.tokeniser.config),
+        "model": as_json(network.config),
+        "embedding_size": network.embedding.embedding_dim,
+        "labels": list(labels),
+        "encoder": encoder.fingerprint,
+        "provenance": provenance,
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
+    unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
+    unfinished.mkdir(parents=True)
+    try:
+        _write_json(unfinished / "config.json", config)
+        encoder.vocab.write(unfinished / "vocab.txt")
+        if encoder.tokeniser.punkt is not None:
+            _write_json(unfinished / "punkt.json", encoder.tokeniser.punkt)
+        (unfinished / "model.safetensors").write_bytes(safetensors_bytes(weights))
+        _write_json(unfinished / "metrics.json", metrics)
+        sums = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
+        (unfinished / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        card = model_card(config, metrics, num_words=len(encoder.vocab), fingerprint=_fingerprint(sums, config))
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        for path in (*unfinished.iterdir(), unfinished):
+            _flush(path)
+        unfinished.rename(folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> Artifact:
+    """The model in `folder`, every sum verified. What is damaged, missing or does not fit is a `Mistake`."""
+    sums = _verified_sums(folder)
+    config = read_json(folder / "config.json")
+    if config["format"] > FORMAT:
+        raise Mistake(f"{folder} has format {config['format']}, this version reads up to {FORMAT}: upgrade han")
+    encoder = Encoder(
+        from_json(TextConfig, config["text"]),
+        read_json(folder / "punkt.json") if "punkt.json" in sums else None,
+        Vocab.read(folder / "vocab.txt"),
+    )
+    if encoder.fingerprint != config["encoder"]:
+        raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
+    with torch.device("meta"):  # no random weights are drawn only to be replaced
+        network = HAN(
+            from_json(ModelConfig, config["model"]),
+            num_words=len(encoder.vocab),
+            embedding_size=config["embedding_size"],
+            num_classes=len(config["labels"]),
+        )
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    _check_shapes(folder, network, weights)
+    network.load_state_dict(weights, assign=True)
+    return Artifact(
+        encoder=encoder,
+        network=network.eval(),
+        labels=tuple(config["labels"]),
+        metrics=read_json(folder / "metrics.json"),
+        provenance=config["provenance"],
+        fingerprint=_fingerprint(sums, config),
+    )
+
+
+def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
+    """The encoder and network of a smaller model: its `num_words` most frequent words, `<unk>` among them, vectors rounded to float16.
+
+    A vocabulary is sorted by frequency, so what is left keeps its ids and every other word is `<unk>`.
+    """
+    tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
+    weights = model.network.state_dict()
+    weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
+    with torch.device("meta"):
+        embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
+        network = HAN(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)
+    network.load_state_dict(weights, assign=True)
+    return Encoder(tokeniser.config, tokeniser.punkt, vocab), network.eval()
+
+
+def find(model: str) -> Path:
+    """The artifact that `model` names: its folder, the folder of a run or a sweep that made one, the promoted one of a folder of models
+    (models/best), or `imdb`, the shipped model."""
+    if model == "imdb":
+        if not (SHIPPED / model).is_dir():
+            raise Mistake("the shipped model imdb is not part of this installation: give --model a run or an artifact")
+        return SHIPPED / model
+    folder = Path(model)
+    for candidate in (folder / "artifact", folder):
+        if (candidate / "SHA256SUMS").is_file():
+            return candidate
+    if folder.name == BEST and folder.parent.is_dir():
+        return _promoted(folder.parent)
+    if not folder.is_dir():
+        raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
+    raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+
+
+def resolve(model: str) -> str:
+    """`model` by a name that means one model however long a job runs, on every node: models/best may move meanwhile."""
+    return model if model == "imdb" else str(find(model))
+
+
+def _promoted(models: Path) -> Path:
+    pointer = models / f"{BEST}.json"
+    if not pointer.is_file():
+        raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): python -m jobs.promote RUN --models {models}")
+    version = read_json(pointer).get("version")
+    if not isinstance(version, str) or Path(version).name != version or not (models / version / "SHA256SUMS").is_file():
+        raise Mistake(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
+    return models / version
+
+
+def _verified_sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Mistake(f"{folder} is not an artifact: it has no SHA256SUMS") from None
+    except UnicodeDecodeError:
+        raise Mistake(f"{folder}/SHA256SUMS is damaged: copy the artifact again") from None
+    sums = {Path(name).name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in (*_SUMMED, *sorted(set(sums) - set(_SUMMED))):
+        if name not in sums:
+            raise Mistake(f"{folder}/SHA256SUMS has no line for {name}: copy the artifact again")
+        if not (folder / name).is_file():
+            raise Mistake(f"{folder}/{name} is missing: copy the artifact again")
+        if _sha256(folder / name) != sums[name]:
+            raise Mistake(f"{folder}/{name} does not match its line in SHA256SUMS: it was damaged or changed; copy the artifact again")
+    return sums
+
+
+def _check_shapes(folder: Path, network: HAN, weights: dict[str, torch.Tensor]) -> None:
+    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    if found.get("embedding.weight", [0])[0] != wanted["embedding.weight"][0]:
+        rows, words = found.get("embedding.weight", [0])[0], wanted["embedding.weight"][0]
+        raise Mistake(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are of two models")
+    for name in sorted(set(wanted) | set(found)):
+        if wanted.get(name) != found.get(name):
+            raise Mistake(f"{folder}/model.safetensors has {name} of {found.get(name)}, config.json wants {wanted.get(name)}")
+
+
+def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:
+    """Over all that decides an answer; not the metrics, nor where the model comes from."""
+    deciding = {name: value for name, value in config.items() if name != "provenance"}
+    parts = [json.dumps(deciding, sort_keys=True), *(sums.get(name, "") for name in ("vocab.txt", "punkt.json", "model.safetensors"))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Files and folders reach the disk before the rename that publishes them does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

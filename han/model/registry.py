@@ -1,0 +1,185 @@
+"""A folder of models, one of which is the best: a version never changes, and the pointer moves by one rename.
+
+    models/
+      3f9c…-51d2…/   a version: an artifact, named by its fingerprint and by what its SHA256SUMS says
+      best.json      version, fingerprint, date, metrics, previous (what best.json said before, to go back to)
+
+`--model models/best` is the version that best.json names when a job begins (see `artifact.find`). Whatever is killed when, the pointer is
+the old one or the new one, and what it names is whole: a version gets its name only once it is verified and on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from han.config import read_json
+from han.failpoint import Failpoint
+from han.model import artifact
+from han.model.artifact import BEST, Artifact
+from han.storage import Folder
+from han.types import Mistake
+
+POINTER = f"{BEST}.json"
+KEPT = 20  # promotions that can be gone back
+_LOCK = ".lock"
+_UNFINISHED = ".unfinished"
+_FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A model of the folder."""
+
+    folder: Path
+    fingerprint: str  # of the artifact
+    metrics: dict[str, Any]  # `figures` of it
+    is_best: bool
+
+
+def promote(source: Path, models: Path, *, failpoint: str | None = None) -> tuple[dict[str, Any], bool]:
+    """Copy the artifact `source` into `models`, unless it is there, and point best.json at it: the pointer, and whether it has moved.
+
+    What does not verify, and a folder that another process is changing, is a `Mistake`. failpoint: where this process is to die (see
+    `Failpoint`).
+    """
+    loaded = artifact.load(source)
+    if models.is_dir() and (there := _foreign(models)):
+        raise Mistake(f"--models {models} holds something else ({there}): give a folder for models alone")
+    folder = Folder(str(models))
+    with folder.locked(_LOCK):
+        point = Failpoint(failpoint, folder)
+        version = _version(source, loaded)
+        _copy(source, folder, version, point)
+        before = _read_pointer(models)
+        if before is not None and before["version"] == version:
+            return before, False
+        pointer = {
+            "version": version,
+            "fingerprint": loaded.fingerprint,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "metrics": figures(loaded),
+            "previous": _cut(before, KEPT),
+        }
+        _point(folder, pointer)
+        point.reach("pointed")
+    return pointer, True
+
+
+def roll_back(models: Path) -> dict[str, Any]:
+    """Point best.json at what it named before; returns the pointer. The version that is left stays in the folder.
+
+    Where nothing was promoted before, or its version is damaged, it is a `Mistake` and nothing changes.
+    """
+    if _read_pointer(models) is None:
+        raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to go back from")
+    folder = Folder(str(models))
+    with folder.locked(_LOCK):
+        now = read_json(models / POINTER)
+        before: dict[str, Any] | None = now["previous"]
+        if before is None:
+            raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to go back to")
+        artifact.load(models / before["version"])
+        _point(folder, before)
+    return before
+
+
+def versions(models: Path) -> list[Version]:
+    """Every model of the folder, the best first, then by name; a damaged one is a `Mistake`."""
+    pointer = _read_pointer(models)
+    best = pointer["version"] if pointer else None
+    found = []
+    for folder in sorted(_version_folders(models)):
+        loaded = artifact.load(folder)
+        found.append(Version(folder=folder, fingerprint=loaded.fingerprint, metrics=figures(loaded), is_best=folder.name == best))
+    return sorted(found, key=lambda version: not version.is_best)
+
+
+def figures(model: Artifact) -> dict[str, Any]:
+    """The headline figures of an artifact, by split."""
+    return {
+        split: {name: model.metrics[split][name] for name in _FIGURES if name in model.metrics[split]}
+        for split in ("development", "test")
+        if split in model.metrics
+    }
+
+
+def _version(source: Path, loaded: Artifact) -> str:
+    """Equal exactly where all that is summed is: the answers, and also the figures and where the model comes from."""
+    return f"{loaded.fingerprint}-{hashlib.sha256((source / 'SHA256SUMS').read_bytes()).hexdigest()[:8]}"
+
+
+def _copy(source: Path, models: Folder, version: str, point: Failpoint) -> None:
+    """Make the version, if it is not there. A copy is verified where it will be read, before it has its name."""
+    for name in models.names():
+        if _is_left_over(name):  # whoever wrote it is dead: we hold the lock
+            models.remove(name)
+    if models.exists(version):
+        artifact.load(Path(models.place, version))
+        return
+    unfinished = f".{version}{_UNFINISHED}"
+    models.make(unfinished)
+    for path in _files(source):
+        shutil.copyfile(path, Path(models.place, unfinished, path.name))
+        Path(models.place, unfinished, path.name).chmod(0o444)
+        models.sync(f"{unfinished}/{path.name}")
+    point.reach("copied")
+    copy = Path(models.place, unfinished)
+    if _version(copy, artifact.load(copy)) != version:
+        raise Mistake(f"{source} changed while it was copied: promote it once it is finished")
+    models.sync(unfinished)
+    models.move(unfinished, version)
+    models.sync("")
+    point.reach("renamed")
+
+
+def _files(source: Path) -> Iterator[Path]:
+    """What an artifact consists of; nothing else that may lie in its folder."""
+    for line in (source / "SHA256SUMS").read_text().splitlines():
+        yield source / Path(line.partition("  ")[2]).name
+    yield from (path for name in ("SHA256SUMS", "README.md") if (path := source / name).is_file())
+
+
+def _point(models: Folder, pointer: dict[str, Any]) -> None:
+    models.write(POINTER, (json.dumps(pointer, indent=1, ensure_ascii=False) + "\n").encode(), durable=True)
+    models.sync("")
+
+
+def _cut(pointer: dict[str, Any] | None, depth: int) -> dict[str, Any] | None:
+    """A pointer with so many pointers before it at most."""
+    if pointer is None or depth == 0:
+        return None
+    return {**pointer, "previous": _cut(pointer["previous"], depth - 1)}
+
+
+def _read_pointer(models: Path) -> dict[str, Any] | None:
+    if not (models / POINTER).exists():
+        return None
+    pointer = read_json(models / POINTER)
+    if missing := {"version", "fingerprint", "date", "metrics", "previous"} - set(pointer):
+        raise Mistake(f"{models / POINTER} has no {', '.join(sorted(missing))}: it was not written by jobs.promote, give another folder")
+    return pointer
+
+
+def _version_folders(models: Path) -> Iterator[Path]:
+    if not models.is_dir():
+        raise Mistake(f"there is no folder {models}: promote a run into it")
+    return (path for path in models.iterdir() if not path.name.startswith(".") and (path / "SHA256SUMS").is_file())
+
+
+def _foreign(models: Path) -> str | None:
+    """A name in the folder that is not of a folder of models, if there is any."""
+    ours = {POINTER, *(path.name for path in _version_folders(models))}
+    names = (path.name for path in sorted(models.iterdir()) if path.name not in ours)
+    return next((name for name in names if not name.startswith(".") and not _is_left_over(name)), None)
+
+
+def _is_left_over(name: str) -> bool:
+    """Of a promotion that was killed: a copy without its name, a pointer that was not moved into place."""
+    return (name.startswith(".") and name.endswith(_UNFINISHED)) or (name.startswith(f"{POINTER}.") and name.endswith(".tmp"))

@@ -1,0 +1,227 @@
+"""Text to answers: the only way there is, whether one review is typed or a million lie in files.
+
+Texts are encoded one by one, scored in batches of like length, and come back in the order they came in. A review's answer does not depend
+on its company: batches hold no padding, and what is left is the rounding of float32 (below 1e-6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from han.config import ScoreConfig
+from han.model import artifact
+from han.model.artifact import Artifact
+from han.model.metrics import softmax
+from han.model.ragged import collate, token_batches
+from han.types import AttentionDetail, Encoded, Float32s, Int32s, Refusal, Score, Sentence, Word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Answers to N texts, R of them scored, as flat arrays in the order of the texts."""
+
+    kept: NDArray[np.int64]  # [R], places of the scored texts among the N
+    refused: tuple[tuple[int, Refusal], ...]  # [N - R], places of the others, and why
+    logits: Float32s  # [R, C]
+    probabilities: Float32s  # [R, C]
+    num_tokens: Int32s  # [R]
+    num_unknown: Int32s  # [R], tokens that are not in the vocabulary
+    num_characters_cut: Int32s  # [R]
+    review_lengths: Int32s  # [R], sentences
+    sentence_lengths: Int32s  # [S], tokens
+    sentence_spans: Int32s  # [S, 2], code points, end exclusive
+    sentence_attention: Float32s  # [S]
+    spans: Int32s  # [T, 2], code points, end exclusive
+    word_attention: Float32s  # [T]
+
+
+class Scorer:
+    """A loaded model behind its one question: what are these reviews?"""
+
+    def __init__(self, model: Artifact, *, device: str = "cpu", batch_tokens: int = ScoreConfig().batch_tokens) -> None:
+        """batch_tokens: tokens in one forward pass at most, unless a single review has more."""
+        self.labels = model.labels
+        self.fingerprint = model.fingerprint
+        self._encoder = model.encoder
+        self._network = model.network.to(device)
+        self._device = device
+        self._batch_tokens = batch_tokens
+
+    def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words") -> list[Score | Refusal]:
+        """One `Score` or `Refusal` for each text, in their order."""
+        scored = self.score_flat(texts)
+        answers: list[Score | Refusal] = [refusal for _, refusal in scored.refused]
+        places = [place for place, _ in scored.refused]
+        answers += _scores(scored, labels=self.labels, fingerprint=self.fingerprint, attention=attention)
+        places += scored.kept.tolist()
+        return [answers[row] for row in np.argsort(places).tolist()]
+
+    def score_flat(self, texts: Sequence[str]) -> Scored:
+        """The same as arrays, for those who write files or figures."""
+        encodings = [self._encoder.encode(text) for text in texts]
+        reviews = [encoded for encoded in encodings if isinstance(encoded, Encoded)]
+        num_tokens = np.array([len(review.token_ids) for review in reviews], dtype=np.int32)
+        review_lengths = np.array([len(review.sentence_lengths) for review in reviews], dtype=np.int32)
+        sentence_lengths = _joined([review.sentence_lengths for review in reviews])
+        spans = _joined([review.spans.ravel() for review in reviews]).reshape(-1, 2)
+        last_words = np.cumsum(sentence_lengths) - 1
+        logits, word_attention, sentence_attention = self._forward(reviews, num_tokens, review_lengths)
+        return Scored(
+            kept=np.array([place for place, encoded in enumerate(encodings) if isinstance(encoded, Encoded)], dtype=np.int64),
+            refused=tuple((place, encoded) for place, encoded in enumerate(encodings) if isinstance(encoded, Refusal)),
+            logits=logits,
+            probabilities=softmax(logits).astype(np.float32),
+            num_tokens=num_tokens,
+            num_unknown=np.array([np.count_nonzero(review.token_ids == 0) for review in reviews], dtype=np.int32),
+            num_characters_cut=np.array([review.num_characters_cut for review in reviews], dtype=np.int32),
+            review_lengths=review_lengths,
+            sentence_lengths=sentence_lengths,
+            sentence_spans=np.stack([spans[last_words - sentence_lengths + 1, 0], spans[last_words, 1]], axis=1),
+            sentence_attention=sentence_attention,
+            spans=spans,
+            word_attention=word_attention,
+        )
+
+    def _forward(self, reviews: Sequence[Encoded], num_tokens: Int32s, review_lengths: Int32s) -> tuple[Float32s, Float32s, Float32s]:
+        """Logits [R, C], word attention [T] and sentence attention [S] in the order of the reviews, whatever the batches."""
+        logits = np.empty((len(reviews), len(self.labels)), dtype=np.float32)
+        word_attention = np.empty(num_tokens.sum(), dtype=np.float32)
+        sentence_attention = np.empty(review_lengths.sum(), dtype=np.float32)
+        for rows in token_batches(num_tokens, max_tokens=self._batch_tokens):
+            batch = collate([reviews[row] for row in rows])
+            with torch.inference_mode():
+                answer = self._network(dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device)))
+            logits[rows] = answer.logits.cpu().numpy()
+            word_attention[_elements(rows, num_tokens)] = answer.word_attention.cpu().numpy()
+            sentence_attention[_elements(rows, review_lengths)] = answer.sentence_attention.cpu().numpy()
+        return logits, word_attention, sentence_attention
+
+
+def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
+    """A `Scorer` of the shipped model (imdb), or of the folder of an artifact, a run or a sweep. No such model is a `Mistake`."""
+    return Scorer(artifact.load(artifact.find(model)), device=device)
+
+
+def schema(labels: Sequence[str]) -> pa.Schema:
+    """The columns that scoring adds, in order; the same names, units and nulls as `Score`."""
+    return pa.schema(
+        [
+            ("label", pa.string()),
+            ("probability", pa.float32()),
+            ("probabilities", pa.struct([(label, pa.float32()) for label in labels])),
+            ("sentences", pa.list_(_SENTENCE)),
+            ("num_tokens", pa.int32()),
+            ("num_unknown", pa.int32()),
+            ("num_characters_cut", pa.int32()),
+            ("model", pa.dictionary(pa.int32(), pa.string())),
+        ]
+    )
+
+
+def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attention: AttentionDetail) -> pa.Table:
+    """R rows of `schema`, straight from the arrays. With `none` `sentences` is null, with `sentences` their `words` are."""
+    num_reviews, num_sentences = len(scored.review_lengths), len(scored.sentence_lengths)
+    answers = scored.logits.argmax(axis=1)
+    words: pa.Array = pa.nulls(num_sentences, _SENTENCE.field("words").type)
+    if attention == "words":
+        words = _lists(scored.sentence_lengths, _structs(_WORD, *scored.spans.T, scored.word_attention))
+    sentences: pa.Array = pa.nulls(num_reviews, pa.list_(_SENTENCE))
+    if attention != "none":
+        sentences = _lists(scored.review_lengths, _structs(_SENTENCE, *scored.sentence_spans.T, scored.sentence_attention, words))
+    wanted = schema(labels)
+    columns = [
+        pa.DictionaryArray.from_arrays(pa.array(answers, pa.int32()), pa.array(labels, pa.string())).cast(pa.string()),
+        pa.array(scored.probabilities[np.arange(num_reviews), answers]),
+        _structs(wanted.field("probabilities").type, *scored.probabilities.T),
+        sentences,
+        pa.array(scored.num_tokens),
+        pa.array(scored.num_unknown),
+        pa.array(scored.num_characters_cut),
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_reviews, dtype=np.int32)), pa.array([fingerprint])),
+    ]
+    return pa.Table.from_arrays(columns, schema=wanted)
+
+
+def as_json(score: Score) -> dict[str, Any]:
+    """A `Score` as JSON-ready dicts and lists, named as the columns of `schema`."""
+    sentences = None
+    if score.sentences is not None:
+        sentences = [
+            {
+                "start": sentence.start,
+                "end": sentence.end,
+                "attention": sentence.attention,
+                "words": sentence.words
+                and [{"start": word.start, "end": word.end, "attention": word.attention} for word in sentence.words],
+            }
+            for sentence in score.sentences
+        ]
+    return {**{field.name: getattr(score, field.name) for field in dataclasses.fields(Score)}, "sentences": sentences}
+
+
+_WORD = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32())])
+_SENTENCE = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32()), ("words", pa.list_(_WORD))])
+
+
+def _scores(scored: Scored, *, labels: Sequence[str], fingerprint: str, attention: AttentionDetail) -> list[Score]:
+    sentences = _sentences(scored, with_words=attention == "words") if attention != "none" else []
+    ends = np.cumsum(scored.review_lengths).tolist()
+    scores = []
+    for row, answer in enumerate(scored.logits.argmax(axis=1).tolist()):
+        probabilities = scored.probabilities[row].tolist()
+        scores.append(
+            Score(
+                label=labels[answer],
+                probability=probabilities[answer],
+                probabilities=dict(zip(labels, probabilities, strict=True)),
+                sentences=tuple(sentences[ends[row] - int(scored.review_lengths[row]) : ends[row]]) if sentences else None,
+                num_tokens=int(scored.num_tokens[row]),
+                num_unknown=int(scored.num_unknown[row]),
+                num_characters_cut=int(scored.num_characters_cut[row]),
+                model=fingerprint,
+            )
+        )
+    return scores
+
+
+def _sentences(scored: Scored, *, with_words: bool) -> list[Sentence]:
+    words = [
+        Word(start=start, end=end, attention=attention)
+        for (start, end), attention in zip(scored.spans.tolist(), scored.word_attention.tolist(), strict=True)
+        if with_words
+    ]
+    ends = np.cumsum(scored.sentence_lengths).tolist()
+    firsts = (np.cumsum(scored.sentence_lengths) - scored.sentence_lengths).tolist()
+    return [
+        Sentence(start=start, end=end, attention=attention, words=tuple(words[first:last]) if with_words else None)
+        for (start, end), attention, first, last in zip(
+            scored.sentence_spans.tolist(), scored.sentence_attention.tolist(), firsts, ends, strict=True
+        )
+    ]
+
+
+def _elements(rows: NDArray[np.int64], lengths: Int32s) -> NDArray[np.int64]:
+    """Where the elements of `rows` lie in a flat array of all rows: the rows' ranges, end to end."""
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    own = lengths[rows]
+    return np.repeat(starts[rows] - (np.cumsum(own) - own), own) + np.arange(own.sum())
+
+
+def _joined(parts: Sequence[Int32s]) -> Int32s:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def _structs(kind: pa.StructType, *columns: Any) -> pa.StructArray:
+    return pa.StructArray.from_arrays([pa.array(column) for column in columns], fields=list(kind))
+
+
+def _lists(lengths: Int32s, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)

@@ -1,0 +1,320 @@
+"""A published folder of scores, checked against everything it promises, by whoever reads it.
+
+Nothing is taken from the job that wrote it but the manifest. Files are read batch by batch and rows are checked as arrays, so the memory
+is that of a batch, whatever the folder holds; unique ids take 8 bytes an id more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from han.data.files import blaming, escaped
+from han.score import contract, duplicates, manifest, scorer
+from han.score.manifest import MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, Damaged, Folder, Listing
+from han.types import Mistake
+
+Report: TypeAlias = Callable[[str, int, int], None]  # what is done, rows done, rows in all
+Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "spans", "slices", "ids"]
+
+PROBLEMS = 20  # kept as lines; all are counted
+
+_QUARANTINE_KEYS = {"file", "row", "byte_offset", "review_id", "reason", "message", "excerpt"}
+_NUM_OURS = len(scorer.schema(["any"]))
+_READ_ROWS = 1024
+_CHECK_ROWS = 256  # of what was read: their arrays stay in the processor's cache, half as fast again as all at once
+_ROW_BITS = 40  # of a row's number beside that of its file in one int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was looked at, and what of it does not hold."""
+
+    checked: dict[Kind, int]  # parts, files, lines, rows or ids that were looked at, by what was checked of them
+    broken: dict[Kind, int]  # problems
+    problems: tuple[str, ...]  # the first `PROBLEMS`, a line each: where, and what is wrong
+    notes: tuple[str, ...]  # what is no problem, but good to know
+    listing: Listing | None  # what the folder says of itself, None where that cannot be read
+
+    @property
+    def num_problems(self) -> int:
+        return sum(self.broken.values())
+
+
+def verify(out: str, *, unique_ids: bool, report: Report) -> Verdict:
+    """Check a finished folder, local or a URI. One that is missing, or not finished, is a `Mistake`.
+
+    unique_ids: a review id may be there only once, over scores and quarantine together.
+    """
+    folder, findings, listing = manifest.find(out), _Findings(), None
+    try:
+        listing = manifest.read_listing(folder)
+        _check_manifest(folder, listing, findings)
+        _check_files(folder, listing, findings)
+        readable = _check_quarantine(folder, listing, findings) + _check_scores(folder, listing, findings, report)
+        if unique_ids:
+            _check_ids(folder, listing, readable, findings)
+    except Damaged as error:
+        findings.add("manifest", str(error))
+    return Verdict(
+        checked=dict(findings.checked),
+        broken=dict(findings.broken),
+        problems=tuple(findings.problems),
+        notes=(f"{STAGING} is left of a run that was killed: the same jobs.score, run again, removes it",) if folder.has_staging else (),
+        listing=listing,
+    )
+
+
+@dataclass(slots=True)
+class _Findings:
+    checked: Counter[Kind] = field(default_factory=Counter)
+    broken: Counter[Kind] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, kind: Kind, problem: str, times: int = 1) -> None:
+        self.broken[kind] += times
+        if len(self.problems) < PROBLEMS:
+            self.problems.append(problem)
+
+    def add_rows(self, kind: Kind, name: str, first_row: int, broken: contract.Broken) -> None:
+        for what, rows in broken:
+            self.broken[kind] += len(rows)
+            self.problems += [f"{name} row {first_row + row}: {what}" for row in rows[: PROBLEMS - len(self.problems)].tolist()]
+
+    def compare(self, kind: Kind, where: str, **both: tuple[Any, Any]) -> None:
+        """What was found, and what was promised, by name."""
+        for name, (found, promised) in both.items():
+            if found != promised:
+                self.add(kind, f"{where}: {name} {'are' if name.endswith('s') else 'is'} {_plain(found)}, not {_plain(promised)}")
+
+
+def _check_manifest(folder: Folder, listing: Listing, findings: _Findings) -> None:
+    """Every record of the input is scored or quarantined, in each part and in all; nothing is listed twice."""
+    parts = listing.parts
+    findings.checked["manifest"] = len(parts)
+    try:
+        findings.compare("manifest", SUCCESS, counts=(manifest.read_json(folder, SUCCESS), listing.counts))
+    except Damaged as error:
+        findings.add("manifest", str(error))
+    _check_sums(MANIFEST, listing.counts, listing.reasons, findings)
+    for count, total in listing.counts.items():
+        findings.compare("manifest", f"{MANIFEST}: over all parts", **{count: (sum(part.counts[count] for part in parts), total)})
+    reasons = sum((Counter(part.reasons) for part in parts), Counter[str]())
+    findings.compare("manifest", f"{MANIFEST}: over all parts", reasons=(dict(reasons), listing.reasons))
+    for part in parts:
+        where, counts = f"{MANIFEST}: {part.name}", part.counts
+        _check_sums(where, counts, part.reasons, findings)
+        findings.compare("manifest", where, model=(part.model, listing.model))
+        findings.compare("manifest", f"{where}: of its files", rows=(sum(file.rows for file in part.files), counts["scored"]))
+        findings.compare(
+            "manifest", f"{where}: of its quarantine", rows=(sum(file.rows for file in part.quarantine), counts["quarantined"])
+        )
+    for name, times in Counter([*(part.name for part in parts), *(file.name for file in listing.files)]).items():
+        if times > 1:
+            findings.add("manifest", f"{MANIFEST}: {name} is listed {times} times", times - 1)
+
+
+def _check_sums(where: str, counts: dict[str, int], reasons: dict[str, int], findings: _Findings) -> None:
+    findings.compare("manifest", where, rows_in=(counts["rows_in"], counts["scored"] + counts["quarantined"]))
+    findings.compare("manifest", f"{where}: of all reasons", records=(sum(reasons.values()), counts["quarantined"]))
+
+
+def _check_files(folder: Folder, listing: Listing, findings: _Findings) -> None:
+    """Every listed file is there, byte for byte; no other is where readers look."""
+    listed = {file.name: file for file in listing.files}
+    findings.checked["files"] = len(listed)
+    for name, file in listed.items():
+        if name not in folder.sizes:
+            findings.add("files", f"{name}: is missing")
+        elif folder.sizes[name] != file.bytes:
+            findings.compare("files", name, bytes=(folder.sizes[name], file.bytes))
+        else:
+            digest = hashlib.sha256()
+            for block in folder.blocks(name):
+                digest.update(block)
+            findings.compare("files", name, SHA256=(digest.hexdigest(), file.sha256))
+    for name, size in sorted(folder.sizes.items()):
+        top = name.partition("/")[0]
+        if top in (SCORES, QUARANTINE) and name not in listed:
+            findings.add("files", f"{name}: is not in {MANIFEST} ({size:,} bytes)")
+        elif top not in (SCORES, QUARANTINE, STAGING) and name.endswith(".parquet"):
+            findings.add("files", f"{name}: is outside {SCORES}/, but readers of the folder would take it for scores")
+
+
+def _check_quarantine(folder: Folder, listing: Listing, findings: _Findings) -> list[str]:
+    """One JSON object a line, all keys, each record once, as many of a reason as the part says. Returns the files that can be read."""
+    files: dict[str, int] = {}
+    places = array("q")
+    readable = []
+    for part in listing.parts:
+        reasons: Counter[str] = Counter()
+        there = [file for file in part.quarantine if file.name in folder.sizes]
+        for file in there:
+            before = findings.broken["quarantine"]
+            for number, line in enumerate(folder.lines(file.name), start=1):
+                findings.checked["quarantine"] += 1
+                record, wrong = _quarantined(line)
+                if wrong:
+                    findings.add("quarantine", f"{file.name} line {number}: {wrong}")
+                    continue
+                reasons[record["reason"]] += 1
+                places.append(files.setdefault(record["file"], len(files)) << _ROW_BITS | record["row"])
+            if findings.broken["quarantine"] == before:
+                readable.append(file.name)
+        if len(there) == len(part.quarantine):
+            findings.compare("quarantine", f"{QUARANTINE}: {part.name}", reasons=(dict(reasons), part.reasons))
+    found, times = np.unique(np.frombuffer(places, np.int64), return_counts=True)
+    names = list(files)
+    for place, count in zip(found[times > 1].tolist(), times[times > 1].tolist(), strict=True):
+        index, row = place >> _ROW_BITS, place & ((1 << _ROW_BITS) - 1)
+        findings.add("quarantine", f"{QUARANTINE}: row {row} of {names[index]} is there {count} times", count - 1)
+    return readable
+
+
+def _quarantined(line: bytes) -> tuple[dict[str, Any], str | None]:
+    """A record that was set aside, or what is wrong with its line."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return {}, f"is not JSON: {error}"
+    if not isinstance(record, dict):
+        return {}, "is not a JSON object"
+    if record.keys() != _QUARANTINE_KEYS:
+        return {}, f"its keys are {', '.join(sorted(record))}, not {', '.join(sorted(_QUARANTINE_KEYS))}"
+    if not (isinstance(record["file"], str) and isinstance(record["reason"], str) and type(record["row"]) is int and record["row"] >= 0):
+        return {}, "its file, row and reason are not a name, a number from 0 and a name"
+    return record, None
+
+
+def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report: Report) -> list[str]:
+    """Every row of every file keeps its promises. Returns the files that can be read."""
+    readable: list[str] = []
+    schema: pa.Schema | None = None
+    done, total = 0, listing.counts["scored"]
+    for part in listing.parts:
+        num_tokens = 0
+        there = [file for file in part.files if file.name in folder.sizes]
+        for file in there:
+            try:
+                with blaming(file.name), folder.open(file.name) as stream:
+                    parquet = pq.ParquetFile(stream)
+                    schema = schema or parquet.schema_arrow
+                    wrong = _wrong_columns(parquet.schema_arrow, schema)
+                    if wrong:
+                        findings.add("files", f"{file.name}: {wrong}")
+                        continue
+                    findings.compare("files", file.name, rows=(parquet.metadata.num_rows, file.rows))
+                    first_row = 0
+                    for batch, texts in _batches(parquet, listing.text):
+                        _check_batch(file.name, first_row, batch, texts, listing, findings)
+                        num_tokens += pc.sum(batch["num_tokens"]).as_py() or 0
+                        first_row += len(batch)
+                        if done + first_row < total:
+                            report("verified", done + first_row, total)
+                    done += first_row
+                readable.append(file.name)
+            except Mistake as error:
+                findings.add("files", str(error))
+        if len(there) == len(part.files):
+            findings.compare("answers", f"{SCORES}: {part.name}", num_tokens=(num_tokens, part.counts["num_tokens"]))
+    report("verified", total, total)
+    return readable
+
+
+def _wrong_columns(schema: pa.Schema, first: pa.Schema) -> str | None:
+    at = schema.get_field_index("probabilities")
+    labels = [field.name for field in schema.field(at).type] if at >= 0 and pa.types.is_struct(schema.field(at).type) else []
+    ours = scorer.schema(labels)
+    if not labels or pa.schema(list(schema)[-len(ours) :]) != ours:
+        return f"its last columns are not {', '.join(ours.names)} in their types"
+    return None if schema == first else "its columns are not those of the other files"
+
+
+def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.RecordBatch, pa.StringArray | None]]:
+    """All rows, some at a time; their texts too where those are carried."""
+    names = parquet.schema_arrow.names
+    text = _carried(names, text_column)
+    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-_NUM_OURS:], *([text] if text else [])]):
+        read.validate(full=True)
+        for first in range(0, len(read), _CHECK_ROWS):
+            batch = read.slice(first, _CHECK_ROWS)
+            yield batch, batch[text].cast(pa.string()) if text else None
+
+
+def _carried(names: Sequence[str], column: str) -> str | None:
+    """What a column of the input is called in the scores, None where it is left out; see `publish.renamed`."""
+    name = column
+    if column in scorer.schema(["any"]).names:
+        name = f"input_{column}"
+        while f"input_{name}" in names:
+            name = f"input_{name}"
+    return name if name in names else None
+
+
+def _check_batch(
+    name: str, first_row: int, batch: pa.RecordBatch, texts: pa.StringArray | None, listing: Listing, findings: _Findings
+) -> None:
+    labels = [field.name for field in batch["probabilities"].type]
+    there = contract.attended(batch["sentences"])
+    checks: list[tuple[Kind, contract.Broken]] = [
+        ("answers", contract.broken_answers(batch, labels=labels, model=listing.model)),
+        ("attention", contract.broken_detail(batch, there, attention=listing.attention)),
+    ]
+    if listing.attention != "none":
+        checks += [("attention", contract.broken_attention(there)), ("spans", contract.broken_spans(there))]
+        if texts is not None:
+            checks.append(("slices", contract.broken_slices(there, texts=texts, attention=listing.attention)))
+    for kind in dict(checks):
+        findings.checked[kind] += len(batch)
+    for kind, broken in checks:
+        findings.add_rows(kind, name, first_row, broken)
+
+
+def _check_ids(folder: Folder, listing: Listing, readable: Sequence[str], findings: _Findings) -> None:
+    """No review id is there twice. One that is null in the scores is an empty one."""
+    found = [duplicates.hashes(ids) for _, _, ids in _ids(folder, listing, readable)]
+    findings.checked["ids"] = sum(map(len, found))
+    suspects, more = duplicates.repeated(found)
+    first: dict[str, str] = {}
+    for where, numbers, ids in _ids(folder, listing, readable) if len(suspects) else ():
+        for index in np.flatnonzero(np.isin(duplicates.hashes(ids), suspects)).tolist():
+            review_id, place = ids[index].as_py(), f"{where} {numbers[index]}"
+            if review_id in first:
+                findings.add("ids", f"{place}: review_id {_plain(review_id)} is also that of {first[review_id]}")
+            else:
+                first[review_id] = place
+    if more:
+        findings.add("ids", f"{more:,} more rows have ids that others have", more)
+
+
+def _ids(folder: Folder, listing: Listing, readable: Sequence[str]) -> Iterator[tuple[str, Sequence[int], pa.StringArray]]:
+    """All ids, some at a time: their file, their rows or lines in it, and they themselves."""
+    for name in readable:
+        first = 0
+        if name.startswith(SCORES):
+            with folder.open(name) as stream:
+                parquet = pq.ParquetFile(stream)
+                column = _carried(parquet.schema_arrow.names, listing.review_id) or "review_id"
+                for batch in parquet.iter_batches(_READ_ROWS, columns=[column]):
+                    yield f"{name} row", range(first, first + len(batch)), pc.fill_null(batch[column].cast(pa.string()), "")
+                    first += len(batch)
+        else:
+            lines = enumerate(folder.lines(name), start=1)
+            while some := list(islice(lines, _READ_ROWS)):
+                given = [(number, review_id) for number, line in some if (review_id := json.loads(line)["review_id"]) is not None]
+                yield f"{name} line", [number for number, _ in given], pa.array([review_id for _, review_id in given], pa.string())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else escaped(value) if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,124 @@
+"""Ray Data: an encoded folder, read whole but for its reviews, and its reviews as windows for training.
+
+An encoded folder (see `ray_prepare`):
+  encoding.json              settings, fingerprint, labels, counts, and the rows of every file: written last, so it is there or not
+  vocab.txt punkt.json       what `Encoder` needs
+  vectors.safetensors        float32 [V, E], what the embedding starts from
+  train/ development/        Parquet: review_id, label int32, token_ids list<int32>, sentence_lengths list<int32>; row groups of 64
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import TaskPoolStrategy
+from safetensors.numpy import load_file
+
+from han.cluster.datasets import configure_ray_data
+from han.config import PrepareConfig, from_json, read_json
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
+from han.types import Float32s, Mistake
+
+ROWS_PER_GROUP = 64  # the unit of shuffling: a window mixes groups of many files, so files may be sorted
+GROUPS_PER_WINDOW = 64  # 4,096 reviews, about 5 MB: enough to sort by length and shuffle
+
+Report = Callable[[str, int, int], None]  # what is done, shards done, shards in all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedFolder:
+    """An encoded folder, read: everything but the reviews."""
+
+    path: Path
+    config: PrepareConfig
+    encoder: Encoder
+    labels: tuple[str, ...]
+    vectors: Float32s  # [V, E]
+    counts: dict[str, int]
+    files: dict[str, dict[str, int]]  # split -> file name -> rows
+    fingerprint: str  # of the encoder; equal means equal ids
+    data_fingerprint: str | None  # of the encoded reviews, whatever their order and files; None in folders of an older version
+
+    def num_reviews(self, split: str) -> int:
+        return sum(self.files[split].values())
+
+
+def read_encoded(path: Path) -> EncodedFolder:
+    """What `prepare` wrote, checked against its fingerprint; anything else is a `Mistake`."""
+    if not (path / "encoding.json").exists():
+        raise Mistake(f"{path} is not an encoded folder (no encoding.json): give what `python -m jobs.prepare --out` wrote")
+    encoding = read_json(path / "encoding.json")
+    config = from_json(PrepareConfig, encoding["config"])
+    punkt = read_json(path / "punkt.json") if (path / "punkt.json").exists() else None
+    encoder = Encoder(config.text, punkt, Vocab.read(path / "vocab.txt"))
+    if encoder.fingerprint != encoding["fingerprint"]:
+        raise Mistake(
+            f"{path} was encoded as {encoding['fingerprint']}, but its vocabulary, Punkt parameters and text settings encode as "
+            f"{encoder.fingerprint}: a file was changed; run jobs.prepare again"
+        )
+    embedding = load_file(path / "vectors.safetensors")["vectors"]
+    if len(embedding) != len(encoder.vocab):
+        raise Mistake(f"{path}/vectors.safetensors has {len(embedding)} rows for a vocabulary of {len(encoder.vocab)}")
+    return EncodedFolder(
+        path=path,
+        config=config,
+        encoder=encoder,
+        labels=tuple(encoding["labels"]),
+        vectors=embedding,
+        counts=encoding["counts"],
+        files=encoding["files"],
+        fingerprint=encoding["fingerprint"],
+        data_fingerprint=encoding.get("data_fingerprint"),
+    )
+
+
+def windows(
+    folder: EncodedFolder, passes: Sequence[tuple[str, int | None]], *, rank: int, num_workers: int
+) -> Iterator[Iterator[pa.Table]]:
+    """This worker's share of each pass over a split, some 4,096 rows at a time; in a pass every row belongs to one worker.
+
+    passes: the split, and the seed of its order (None keeps the files' order). Which rows come, and in which order, depends on the
+    arguments alone, never on timing. One stream of Ray Data reads all passes ahead, so a pass begins at once. Read each to its end.
+    """
+    shares = [_windows_of(folder, split, seed, rank, num_workers) for split, seed in passes]
+    items = [{"groups": json.dumps(window)} for share in shares for window in share]
+    tables: Iterator[pa.Table] = iter(())
+    if items:
+        configure_ray_data(preserve_order=True)
+        # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=1), batch_format="pyarrow"
+        )
+        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    for share in shares:
+        yield islice(tables, len(share))
+
+
+def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, num_workers: int) -> list[list[tuple[str, int]]]:
+    """Windows of row groups (file, number) of one worker's share of one pass."""
+    groups = [
+        (f"{folder.path}/{split}/{name}", group)
+        for name, rows in folder.files[split].items()
+        for group in range((rows + ROWS_PER_GROUP - 1) // ROWS_PER_GROUP)
+    ]
+    if seed is not None:
+        groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
+    mine = groups[rank::num_workers]
+    return [mine[first : first + GROUPS_PER_WINDOW] for first in range(0, len(mine), GROUPS_PER_WINDOW)]
+
+
+def _read_window(batch: pa.Table) -> pa.Table:
+    groups: list[tuple[str, int]] = json.loads(batch["groups"][0].as_py())
+    by_file: dict[str, list[int]] = {}
+    for path, group in groups:
+        by_file.setdefault(path, []).append(group)
+    return pa.concat_tables([pq.ParquetFile(path).read_row_groups(sorted(found)) for path, found in by_file.items()]).combine_chunks()

@@ -1,0 +1,218 @@
+"""One epoch of training, one pass of evaluation: the loop, with or without other workers, and no Ray.
+
+Workers add their gradients, they do not average them: a step's gradient is that of the mean loss over all reviews of the step, whoever
+held them. Every step begins with one sum over the workers that carries the number of reviews each brought; a worker that has none left
+joins with zeros, and the epoch ends for all when the sum is zero. So every review is seen once and nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from han.config import TrainConfig
+from han.model.network import HAN
+from han.model.ragged import collate_table, token_batches
+from han.types import Float32s, RaggedBatch
+
+WARM_UP = 0.1  # share of all steps in which the learning rate rises
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledBatch:
+    reviews: RaggedBatch
+    labels: Tensor  # int64 [R]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What all workers have seen of an epoch so far."""
+
+    num_reviews: int
+    num_tokens: int
+    loss: float  # mean cross-entropy a review, nats
+    learning_rate: float
+
+
+class Learner:
+    """A network, its optimisers and their place in the schedule. `state` and `load_state` are all a checkpoint needs."""
+
+    def __init__(self, network: HAN, config: TrainConfig, *, num_reviews: int, device: torch.device) -> None:
+        """num_reviews: of one epoch over all workers, which places a step in the schedule."""
+        self.network = network.to(device)
+        self.config = config
+        self.device = device
+        self.total_reviews = num_reviews * config.epochs
+        self.reviews_seen = 0
+        self.dense = [parameter for parameter in network.parameters() if parameter is not network.embedding.weight]
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "dense": torch.optim.AdamW(self.dense, lr=config.learning_rate, weight_decay=config.weight_decay),
+            "embedding": torch.optim.SparseAdam([network.embedding.weight], lr=config.learning_rate),
+        }
+
+    def train_epoch(self, batches: Iterable[LabelledBatch], *, seed: int, report: Callable[[Seen], None] = lambda seen: None) -> Seen:
+        """One pass over this worker's batches, in step with the other workers. `report` hears of every step.
+
+        seed: of dropout; give every epoch and worker its own, so that a resumed epoch is the epoch it would have been.
+        """
+        torch.manual_seed(seed)
+        self.network.train()
+        seen = Seen(num_reviews=0, num_tokens=0, loss=0.0, learning_rate=0.0)
+        mine: Iterator[LabelledBatch] = iter(batches)
+        while True:
+            sums = self._add_gradients(next(mine, None))
+            num_reviews, num_tokens, loss = int(sums[0]), int(sums[1]), float(sums[2])
+            if num_reviews == 0:
+                return seen
+            rate = self._step(num_reviews)
+            total = seen.num_reviews + num_reviews
+            seen = Seen(
+                num_reviews=total,
+                num_tokens=seen.num_tokens + num_tokens,
+                loss=(seen.loss * seen.num_reviews + loss) / total,
+                learning_rate=rate,
+            )
+            report(seen)
+
+    def evaluate(self, batches: Iterable[LabelledBatch]) -> tuple[Float32s, NDArray[np.int64]]:
+        """Logits [N, C] and labels [N] of all workers' batches, the same on every worker."""
+        self.network.eval()
+        num_classes = self.network.read_out.out_features
+        rows = [torch.empty(0, num_classes + 1, device=self.device)]
+        with torch.inference_mode():
+            for batch in batches:
+                logits = self._forward(batch.reviews)
+                rows.append(torch.cat([logits.float(), batch.labels.to(self.device)[:, None].float()], dim=1))
+        gathered = _gather_rows(torch.cat(rows)).cpu().numpy()
+        return gathered[:, :-1], gathered[:, -1].astype(np.int64)
+
+    def state(self) -> dict[str, Tensor]:
+        """Network and optimisers as named tensors on the CPU, with the place in the schedule."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for kind, optimiser in self.optimisers.items():
+            for index, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"{kind}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        tensors["reviews_seen"] = torch.tensor(self.reviews_seen)
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        network = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+        self.network.load_state_dict(network)
+        self.reviews_seen = int(tensors["reviews_seen"])
+        for kind, optimiser in self.optimisers.items():
+            state: dict[int, dict[str, Tensor | int]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"{kind}."):
+                    _, index, key = name.split(".")
+                    # SparseAdam counts its steps in a plain int, AdamW in a tensor.
+                    state.setdefault(int(index), {})[key] = int(value) if kind == "embedding" and key == "step" else value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+    def _add_gradients(self, batch: LabelledBatch | None) -> Tensor:
+        """[reviews, tokens, summed loss] over all workers; the network's gradients become those of the summed loss."""
+        self.network.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, device=self.device, dtype=torch.float32)
+        if batch is not None:
+            logits = self._forward(batch.reviews)
+            loss = functional.cross_entropy(logits.float(), batch.labels.to(self.device), reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums = torch.stack([loss.new_tensor(batch.reviews.num_reviews), loss.new_tensor(len(batch.reviews.token_ids)), loss.detach()])
+        return add_over_workers(self.network, self.dense, sums)
+
+    def _step(self, num_reviews: int) -> float:
+        """Divide the summed gradients by the reviews, clip them, move the weights; returns the learning rate used."""
+        rate = self.config.learning_rate * self._schedule()
+        rows = self.network.embedding.weight.grad
+        assert rows is not None  # noqa: S101 - add_over_workers has just set it
+        gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None] + [rows.values()]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])) / num_reviews
+        scale = min(1.0, self.config.clip_norm / (float(norm) + 1e-6)) / num_reviews
+        for gradient in gradients:
+            gradient.mul_(scale)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+        self.reviews_seen += num_reviews
+        return rate
+
+    def _schedule(self) -> float:
+        """Share of the peak learning rate: linear warm-up, then half a cosine down to 0."""
+        done = self.reviews_seen / self.total_reviews
+        if done < WARM_UP:
+            return (done + 1 / self.total_reviews) / WARM_UP
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
+
+    def _forward(self, reviews: RaggedBatch) -> Tensor:
+        on_device = RaggedBatch(
+            token_ids=reviews.token_ids.to(self.device, non_blocking=True),
+            sentence_lengths=reviews.sentence_lengths,
+            review_lengths=reviews.review_lengths,
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            return self.network(on_device).logits  # type: ignore[no-any-return]
+
+
+def batches(tables: Iterable[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
+    """Length-bucketed batches of a stream of windows; within a window in random order, if there is one."""
+    for table in tables:
+        if order is not None:
+            table = table.take(order.permutation(len(table)))
+        tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
+        found = token_batches(tokens, max_tokens=batch_tokens)
+        for index in order.permutation(len(found)) if order is not None else range(len(found)):
+            rows = table.take(found[index])
+            yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
+
+
+def add_over_workers(network: HAN, dense: list[torch.nn.Parameter], sums: Tensor) -> Tensor:
+    """Replace gradients and `sums` by their sums over all workers. The embedding's gradient becomes its touched rows alone.
+
+    Every worker calls this the same number of times. Three collectives a step: one sum of all dense gradients, one exchange of the word
+    ids touched, one sum of those rows; a step costs what its words cost, whatever the size of the vocabulary.
+    """
+    weight = network.embedding.weight
+    rows = weight.grad.coalesce() if weight.grad is not None else None
+    ids = rows.indices()[0] if rows is not None else torch.empty(0, dtype=torch.int64, device=weight.device)
+    values = rows.values() if rows is not None else weight.new_empty(0, weight.shape[1])
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        num_sums = len(sums)
+        flat = torch.cat([sums, *(_gradient(parameter).flatten() for parameter in dense)])
+        distributed.all_reduce(flat)
+        sums = flat[:num_sums]
+        for parameter, gradient in zip(dense, torch.split(flat[num_sums:], [parameter.numel() for parameter in dense]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        ids_everywhere = torch.unique(_gather_rows(ids[:, None])[:, 0])
+        everywhere = values.new_zeros(len(ids_everywhere), values.shape[1])
+        everywhere[torch.searchsorted(ids_everywhere, ids)] = values
+        distributed.all_reduce(everywhere)
+        ids, values = ids_everywhere, everywhere
+    weight.grad = torch.sparse_coo_tensor(ids[None], values, weight.shape, is_coalesced=True, check_invariants=False)
+    return sums
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def _gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all workers, end to end in order of rank; workers may bring different numbers of rows [N, K]."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    longest = int(max(counts))
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(gathered, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])

@@ -1,0 +1,380 @@
+"""Raw reviews become an encoded folder, shard by shard (see `ray_data` for the folder).
+
+Every text is cut into words once. A first pass stages each shard with word numbers of its own and returns its word counts; the counts add
+up to the vocabulary; a second pass replaces shard numbers by vocabulary rows, which is one array look-up. The driver holds counts,
+never reviews.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from han.cluster.datasets import configure_ray_data
+from han.config import ColumnsConfig, PrepareConfig, TextConfig, as_json, differences, read_json
+from han.data import sources
+from han.data.sources import Shard
+from han.text import vectors
+from han.text.encode import Encoder
+from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
+from han.text.vocabulary import Vocab, build
+from han.train.encoded import ROWS_PER_GROUP, EncodedFolder, Report, read_encoded
+from han.types import Float32s, Mistake, Refusal
+
+logger = logging.getLogger(__name__)
+
+DEVELOPMENT_SHARE = 10  # one review in ten, by the hash of its text
+RUNS = re.compile(r"[\W_]+")
+FORMAT = 1
+
+SPLIT_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("label", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("sentence_lengths", pa.list_(pa.int32())),
+    ]
+)
+
+
+def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | None, report: Report) -> EncodedFolder:
+    """Read `input`, build the vocabulary and the vectors, write the encoded folder `out`.
+
+    The same call again does nothing; with another input or setting it is a `Mistake`, and `out` stays as it was. Test texts are read as
+    hashes, to drop their copies from everything trained on; their labels are not read.
+    """
+    shards = sources.find_shards(input, config.columns, labelled=True)
+    job = {"config": as_json(config), "source": sources.identities(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
+    if _finished(out, job):
+        return read_encoded(out)
+    staging = out / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    plan = _plan(shards, config, dev_ids, report)
+    trained_on = [shard for shard in shards if shard.split != "test"]
+    punkt = ray.get(_learn_punkt.remote(trained_on, plan, config.punkt_sample)) if config.punkt_sample else None
+    counts: Counter[str] = Counter()
+    records = []
+    stage = _map_shards(_Stage, trained_on, (str(staging), plan, punkt), lambda done, total: report("cut into words", done, total))
+    for record in stage:
+        counts.update(json.loads(Path(f"{record['staged']}.counts.json").read_text()))
+        records.append(record)
+    totals = {key: sum(int(record[key]) for record in records) for key in ("reviews", "copies_dropped", "refused", "unlabelled")}
+    vocab = build(counts, config.vocab)
+    encoder = Encoder(config.text, punkt, vocab)
+    labels = _label_names(records, config.columns)
+    _write_encoder(out, encoder)
+    files: dict[str, dict[str, int]] = {"train": {}, "development": {}}
+    finish = _map_shards(
+        _Finish, [record["staged"] for record in records], (str(out), encoder, labels), lambda done, total: report("encoded", done, total)
+    )
+    digest = 0
+    for record in finish:
+        digest += int(record["digest"])
+        for split in files:
+            files[split] |= {str(record["name"]): int(record[split])} if record[split] else {}
+    files = {split: dict(sorted(rows.items())) for split, rows in files.items()}
+    for split, rows in files.items():
+        if not rows:
+            raise Mistake(
+                f"{input} leaves no {split} review: {totals['reviews']:,} reviews read, of which {totals['unlabelled']:,} unlabelled"
+            )
+    save_file({"vectors": _vectors(staging, vocab, config, report)}, out / "vectors.safetensors")
+    encoding = job | {
+        "format": FORMAT,
+        "fingerprint": encoder.fingerprint,
+        "data_fingerprint": f"{digest % (1 << 64):016x}",
+        "labels": labels,
+        "counts": totals | {split: sum(rows.values()) for split, rows in files.items()} | {"words_counted": sum(counts.values())},
+        "files": files,
+    }
+    temporary = out / ".encoding.json"
+    temporary.write_text(json.dumps(encoding, indent=1))
+    temporary.rename(out / "encoding.json")
+    shutil.rmtree(staging)
+    return read_encoded(out)
+
+
+def copy_key(text: str) -> int:
+    """64 bits of a hash that copies share: equal after lower-casing, blanking tags and joining runs of non-alphanumerics."""
+    normal = RUNS.sub(" ", blank_tags(text).lower()).strip()
+    return int.from_bytes(hashlib.blake2b(normal.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Which reviews are for development, and which are dropped: decided before any text is cut into words."""
+
+    columns: ColumnsConfig
+    text: TextConfig
+    dev_ids: frozenset[str] | None  # None: by hash
+    forbidden: NDArray[np.uint64]  # sorted copy keys of test and development reviews
+    below: int | None  # with a limit: labelled reviews are kept whose copy key is at most this
+
+    def is_development(self, review_id: str, key: int) -> bool:
+        return review_id in self.dev_ids if self.dev_ids is not None else key % DEVELOPMENT_SHARE == 0
+
+    def is_forbidden(self, key: int) -> bool:
+        position = int(np.searchsorted(self.forbidden, np.uint64(key)))
+        return position < len(self.forbidden) and int(self.forbidden[position]) == key
+
+
+def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, report: Report) -> _Plan:
+    drop = config.drop_duplicates
+    if drop is None:
+        drop = _is_imdb(shards[0], config.columns)
+    listed = sources.read_ids(dev_ids) if dev_ids else None
+    plan = _Plan(columns=config.columns, text=config.text, dev_ids=listed, forbidden=np.empty(0, np.uint64), below=None)
+    if not drop and config.limit is None:
+        return plan
+    keys: dict[str, list[NDArray[np.uint64]]] = {"forbidden": [], "labelled": []}
+    looked_at = shards if drop else [shard for shard in shards if shard.split != "test"]
+    for record in _map_shards(
+        _Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)
+    ):
+        for kind, found in keys.items():
+            found.append(np.array(record[kind], np.uint64))
+    below = None
+    if config.limit is not None:
+        labelled = np.sort(np.concatenate(keys["labelled"]))
+        below = int(labelled[min(config.limit, len(labelled)) - 1])
+    forbidden = np.unique(np.concatenate(keys["forbidden"])) if drop else plan.forbidden
+    return _Plan(columns=config.columns, text=config.text, dev_ids=listed, forbidden=forbidden, below=below)
+
+
+def _is_imdb(shard: Shard, columns: ColumnsConfig) -> bool:
+    """Whether the first reviews are named as the Large Movie Review Dataset names its own."""
+    batch = next(iter(sources.read(shard, columns, batch_rows=64)), None)
+    ids = sources.reviews(batch, shard, columns, labelled=False)["review_id"].to_pylist() if batch is not None else []
+    return bool(ids) and all(sources.is_imdb_id(review_id) for review_id in ids)
+
+
+class _Look:
+    """First pass over a shard, only where copies are dropped or a limit is set: texts become hashes."""
+
+    def __init__(self, plan: _Plan, with_labelled: bool) -> None:
+        self.plan, self.with_labelled = plan, with_labelled
+
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        forbidden: list[int] = []
+        labelled: list[int] = []
+        for batch in sources.read(shard, self.plan.columns):
+            table = sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test")
+            has_label = pc.is_valid(table["label"]).to_pylist()
+            for review_id, text, known in zip(table["review_id"].to_pylist(), table["text"].to_pylist(), has_label, strict=True):
+                key = copy_key(text)
+                if shard.split == "test":
+                    forbidden.append(key)
+                elif known:
+                    labelled.append(key) if self.with_labelled else None
+                    if self.plan.is_development(review_id, key):
+                        forbidden.append(key)
+        return {"forbidden": forbidden, "labelled": labelled}
+
+
+@ray.remote
+def _learn_punkt(shards: list[Shard], plan: _Plan, num_reviews: int) -> dict[str, Any]:
+    """Punkt's parameters from the first reviews of every shard, development reviews left out."""
+    share = -(-num_reviews // len(shards))
+    texts: list[str] = []
+    for shard in shards:
+        batch = next(iter(sources.read(shard, plan.columns, batch_rows=2 * share)), None)
+        if batch is not None:
+            table = sources.reviews(batch, shard, plan.columns, labelled=True)
+            rows = zip(table["review_id"].to_pylist(), table["text"].to_pylist(), strict=True)
+            kept = [text for review_id, text in rows if not _held_out(plan, review_id, text)]
+            texts += [text for text in kept if len(text) <= plan.text.max_characters][:share]
+    return learn_punkt(texts)
+
+
+def _held_out(plan: _Plan, review_id: str, text: str) -> bool:
+    key = copy_key(text)
+    return plan.is_development(review_id, key) or plan.is_forbidden(key)
+
+
+class _Stage:
+    """Second pass: a shard's reviews as numbers of the shard's own words, its word counts, and its words as text for the vectors."""
+
+    def __init__(self, staging: str, plan: _Plan, punkt: dict[str, Any] | None) -> None:
+        self.staging, self.plan = Path(staging), plan
+        self.tokeniser = Tokeniser(plan.text, punkt)
+
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        name = hashlib.blake2b(repr(shard).encode(), digest_size=8).hexdigest()
+        index: dict[str, int] = {}
+        rows: dict[str, list[Any]] = {key: [] for key in ("key", "review_id", "label", "development", "word_ids", "sentence_lengths")}
+        counted: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        tally = Counter[str](reviews=0, copies_dropped=0, refused=0, unlabelled=0)
+        with (self.staging / f"{name}.txt").open("w", encoding="utf-8", errors="replace") as corpus:
+            for batch in sources.read(shard, self.plan.columns):
+                table = sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test")
+                tally["reviews"] += len(table)
+                for review_id, text, label in zip(*(table[column].to_pylist() for column in ("review_id", "text", "label")), strict=True):
+                    key = copy_key(text)
+                    if label is not None and self.plan.below is not None and key > self.plan.below:
+                        continue
+                    development = label is not None and self.plan.is_development(review_id, key)
+                    if not development and self.plan.is_forbidden(key):
+                        tally["copies_dropped"] += 1
+                        continue
+                    tokens = self.tokeniser.tokenise(text)
+                    if isinstance(tokens, Refusal):
+                        tally["refused"] += 1
+                        continue
+                    word_ids = np.array([index.setdefault(word, len(index)) for word in tokens.words], np.int32)
+                    if not development:
+                        counted.append(word_ids)
+                        corpus.write(" ".join(tokens.words) + "\n")
+                    if label is None:
+                        tally["unlabelled"] += 1
+                        continue
+                    for column, value in zip(rows, (key, review_id, label, development, word_ids, tokens.sentence_lengths), strict=True):
+                        rows[column].append(value)
+        staged = pa.table({**rows, "key": np.array(rows["key"], np.uint64)}, _STAGED_SCHEMA)
+        pq.write_table(staged.sort_by("key"), self.staging / f"{name}.parquet")
+        counts = np.bincount(np.concatenate(counted), minlength=len(index)).tolist()
+        (self.staging / f"{name}.counts.json").write_text(json.dumps(dict(zip(index, counts, strict=True))))
+        return {"staged": str(self.staging / name), "labels": sorted(set(rows["label"])), **tally}
+
+
+_STAGED_SCHEMA = pa.schema(
+    [
+        ("key", pa.uint64()),
+        ("review_id", pa.string()),
+        ("label", pa.string()),
+        ("development", pa.bool_()),
+        ("word_ids", pa.list_(pa.int32())),
+        ("sentence_lengths", pa.list_(pa.int32())),
+    ]
+)
+
+
+class _Finish:
+    """Last pass over a staged shard: its own word numbers become vocabulary rows, label names become numbers."""
+
+    def __init__(self, out: str, encoder: Encoder, labels: list[str]) -> None:
+        self.out, self.encoder, self.labels = Path(out), encoder, labels
+
+    def __call__(self, staged: str) -> dict[str, Any]:
+        table = pq.read_table(f"{staged}.parquet")
+        rows_of_words = self.encoder.vocab.ids(list(json.loads(Path(f"{staged}.counts.json").read_text())))
+        word_ids = table["word_ids"].combine_chunks()
+        token_ids = pa.ListArray.from_arrays(word_ids.offsets, pa.array(rows_of_words[word_ids.values.to_numpy()]))
+        label = pc.index_in(table["label"], value_set=pa.array(self.labels))
+        columns = [table["review_id"], label, token_ids, table["sentence_lengths"]]
+        encoded = pa.table(columns, names=SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
+        name = f"{Path(staged).name}.parquet"
+        record: dict[str, Any] = {"name": name, "digest": 0}
+        for split, kept in (("train", pc.invert(table["development"])), ("development", table["development"])):
+            part = encoded.filter(kept)
+            record[split] = len(part)
+            record["digest"] += digest_of(part, split)
+            if len(part):
+                (self.out / split).mkdir(exist_ok=True)
+                pq.write_table(part, self.out / split / name, row_group_size=ROWS_PER_GROUP, compression="zstd")
+        return record
+
+
+def digest_of(part: pa.Table, split: str) -> int:
+    """A sum over reviews, so that it does not depend on their order or files: of 64 bits of a hash of all that training reads of each."""
+    total = 0
+    columns = (part[name].to_pylist() for name in ("review_id", "label"))
+    lists = ((row.values.to_numpy() for row in part[name]) for name in ("token_ids", "sentence_lengths"))
+    for review_id, label, token_ids, sentence_lengths in zip(*columns, *lists, strict=True):
+        named = json.dumps([split, review_id, label, len(token_ids)]).encode()
+        digest = hashlib.blake2b(named + token_ids.tobytes() + sentence_lengths.tobytes(), digest_size=8)
+        total += int.from_bytes(digest.digest(), "big")
+    return total
+
+
+def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+    """`work(*arguments)(item)` for every item as tasks of Ray Data; JSON-ready results as they come."""
+    if not items:
+        return
+    configure_ray_data(preserve_order=False)
+    references = {"arguments": ray.put(arguments), "items": ray.put(items)}
+    dataset = ray.data.from_items([{"index": index} for index in range(len(items))], override_num_blocks=len(items)).map(
+        functools.partial(_run, work=work, references=references), num_cpus=1
+    )
+    report(0, len(items))
+    for done, row in enumerate(dataset.iter_rows(), start=1):
+        report(done, len(items))
+        yield json.loads(row["record"])
+
+
+def _run(row: dict[str, Any], *, work: type, references: dict[str, Any]) -> dict[str, Any]:
+    items = ray.get(references["items"])
+    return {"record": json.dumps(work(*ray.get(references["arguments"]))(items[row["index"]]))}
+
+
+def _vectors(staging: Path, vocab: Vocab, config: PrepareConfig, report: Report) -> Float32s:
+    settings = config.vectors
+    if settings.source == "random":
+        return vectors.random(len(vocab), settings.size, seed=config.seed)
+    if settings.source != "in-domain":
+        found, num_found = vectors.load_file(Path(settings.source), vocab.words, seed=config.seed)
+        logger.info("%s of %s words have a vector in %s", f"{num_found:,}", f"{len(vocab):,}", settings.source)
+        return found
+    corpus = staging / "corpus.txt"
+    with corpus.open("wb") as joined:
+        for part in sorted(staging.glob("*.txt")):
+            if part != corpus:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, joined)
+    return vectors.train_in_domain(
+        corpus,
+        vocab.words,
+        config=settings,
+        seed=config.seed,
+        num_threads=os.cpu_count() or 1,
+        progress=lambda done, total: report("trained word vectors", done, total),
+    )
+
+
+def _write_encoder(out: Path, encoder: Encoder) -> None:
+    encoder.vocab.write(out / "vocab.txt")
+    if encoder.tokeniser.punkt is not None:
+        (out / "punkt.json").write_text(json.dumps(encoder.tokeniser.punkt))
+
+
+def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[str]:
+    found = sorted({label for record in records for label in record["labels"]})
+    if len(found) < 2:
+        raise Mistake(f"the labelled reviews have {len(found)} label{'s' * (len(found) != 1)} ({', '.join(found)}): give at least 2")
+    return list(columns.label_names) or found
+
+
+def _finished(out: Path, job: dict[str, Any]) -> bool:
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if (out / "encoding.json").exists():
+        theirs = read_json(out / "encoding.json")
+        changed = differences(job, {key: theirs.get(key) for key in job})
+        if changed:
+            raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+        return True
+    if not (out / ".staging").exists():
+        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+    return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,298 @@
+"""Ray Train: `fit` trains a HAN on an encoded folder, on any number of workers, and leaves an artifact.
+
+A run folder:
+  config.json      what was asked for; another request on the same folder is refused
+  checkpoints/     Ray Train's: one an epoch, the last two kept; each holds all that is needed to go on
+  history.jsonl    one line an epoch
+  run.json         its id, and the ids that trackers gave it (see `track`)
+  tensorboard/     the history, and the loss within epochs
+  artifact/        the network of the best epoch: written last
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution import context as reporting  # there is no public way to its logger
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from han.cluster.metrics import Training, waited
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
+from han.model import artifact, metrics
+from han.model.metrics import best_epoch
+from han.model.network import HAN
+from han.train.encoded import EncodedFolder, read_encoded, windows
+from han.train.learn import Learner, Seen, batches
+from han.train.track import Trackers, claim, link
+from han.types import Mistake
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    artifact: Path
+    best: dict[str, Any]  # the best epoch's line of history
+    history: list[dict[str, Any]]
+
+
+def fit(
+    data: Path,
+    out: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    track: TrackConfig | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> Run:
+    """Train on the encoded folder `data`, validate each epoch on its development split, keep the best epoch's network.
+
+    The same call goes on where a killed one stopped, and after the end returns the finished run. Paths are absolute, on storage that all
+    nodes see. track: None is TensorBoard alone; it may be another one when a run goes on. callbacks: of Ray Train; they hear of every
+    epoch. Raises `Mistake` where the cluster is too small or `out` holds another run.
+    """
+    folder = read_encoded(data)
+    track = track or TrackConfig()
+    request: dict[str, Any] = {"data": str(data), "encoding": folder.fingerprint, "data_fingerprint": folder.data_fingerprint}
+    request |= {"model": as_json(model), "train": as_json(train)}
+    if _finished(out, request):
+        return read_run(out)
+    _check_cluster(train)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(request, indent=1))
+    claim(out, track)
+    resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
+    TorchTrainer(
+        work,
+        train_loop_config=request | {"out": str(out), "track": as_json(track)},
+        scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(out),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
+        ),
+    ).fit()
+    _write_artifact(out, folder, model)
+    return read_run(out)
+
+
+def read_run(out: Path) -> Run:
+    """A finished run's result, from its folder."""
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
+
+
+def work(request: dict[str, Any]) -> None:
+    """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
+    # They repeat all that is reported; LoggingConfig does not reach them, and the second is named by the path of its file.
+    for repeating in (logging.getLogger("ray.train"), reporting.logger):
+        repeating.setLevel(logging.WARNING)
+    train = from_json(TrainConfig, request["train"])
+    folder = read_encoded(Path(request["data"]))
+    out = Path(request["out"])
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(train.cpus_per_worker)
+    torch.manual_seed(train.seed)  # the same first weights on every worker
+    network = build(folder, from_json(ModelConfig, request["model"]))
+    learner = Learner(network, train, num_reviews=folder.num_reviews("train"), device=get_device())
+    history, best = _resume(learner, out)
+    journal = _Journal(out, folder.num_reviews("train"), train.epochs, _trackers(request, folder, history)) if rank == 0 else None
+    batch_tokens = max(1, train.batch_tokens // num_workers)
+    epochs = range(len(history) + 1, train.epochs + 1)
+    passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
+    tables = (waited(share, str(out), rank=rank) for share in windows(folder, passes, rank=rank, num_workers=num_workers))
+    for epoch in epochs:
+        if len(history) - (best_epoch(history) if history else 0) > train.patience:
+            break
+        started = time.monotonic()
+        seen = learner.train_epoch(
+            batches(next(tables), batch_tokens, np.random.default_rng([_seed(train.seed, epoch), rank])),
+            seed=_seed(train.seed, epoch, rank),
+            report=journal.step(epoch) if journal else lambda seen: None,
+        )
+        train_s = time.monotonic() - started
+        logits, labels = learner.evaluate(batches(next(tables), batch_tokens, None))
+        line = _line(epoch, seen, train_s, logits, labels, folder.labels)
+        history.append(line)
+        if best_epoch(history) == len(history) - 1:
+            best = {f"best.{name}": value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        if journal:
+            journal.epoch(history)
+        _checkpoint(learner.state() | best, history, rank)
+    if journal:
+        journal.trackers.close()
+
+
+def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
+    """A fresh network for an encoded folder, its embedding the folder's vectors."""
+    num_words, embedding_size = folder.vectors.shape
+    network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels))
+    network.embedding.weight.data.copy_(torch.from_numpy(folder.vectors))
+    return network
+
+
+def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """One line of history. Development figures are those of the logits after the temperature fitted on them."""
+    temperature = metrics.fit_temperature(logits, labels)
+    figures = metrics.measure(metrics.softmax(logits / temperature), labels, label_names=names)
+    learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
+    return {"epoch": epoch, **figures, "temperature": temperature, **learnt}
+
+
+def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
+    """Report to Ray Train: a barrier, so every worker comes here. Rank 0 brings the files."""
+    line = history[-1]
+    if rank != 0:
+        ray.train.report(line)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / "state.safetensors")
+        (Path(folder) / "history.json").write_text(json.dumps(history))
+        ray.train.report(line, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"epoch-{line['epoch']:03d}")
+
+
+def _resume(learner: Learner, out: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return [], {}
+    with checkpoint.as_directory() as folder:
+        tensors = load_file(Path(folder) / "state.safetensors")
+        history = json.loads((Path(folder) / "history.json").read_text())
+    best = {name: value for name, value in tensors.items() if name.startswith("best.")}
+    learner.load_state({name: value for name, value in tensors.items() if name not in best})
+    return history, best
+
+
+def _trackers(request: dict[str, Any], folder: EncodedFolder, history: list[dict[str, Any]]) -> Trackers:
+    settings = {name: request[name] for name in ("model", "train", "encoding", "data_fingerprint")} | {"counts": folder.counts}
+    return Trackers(Path(request["out"]), from_json(TrackConfig, request["track"]), settings, history)
+
+
+class _Journal:
+    """Rank 0's notes: a progress line every few seconds, history.jsonl, the trackers, Prometheus."""
+
+    def __init__(self, out: Path, num_reviews: int, epochs: int, trackers: Trackers) -> None:
+        self.out, self.num_reviews, self.epochs, self.trackers = out, num_reviews, epochs, trackers
+        self.watched = Training(str(out), num_reviews=num_reviews, epochs=epochs)
+
+    def step(self, epoch: int) -> Callable[[Seen], None]:
+        self.watched.seen(epoch, 0)
+        first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
+        shown = 0.0
+
+        def report(seen: Seen) -> None:
+            nonlocal first, shown
+            now = time.monotonic()
+            first = first or (now, seen.num_reviews)
+            self.trackers.step(seen.loss, (epoch - 1) * self.num_reviews + seen.num_reviews)
+            shown = shown or now
+            if now - shown < PROGRESS_EVERY_S:
+                return
+            shown = now
+            self.watched.seen(epoch, seen.num_reviews, seen.loss)
+            rate = (seen.num_reviews - first[1]) / (now - first[0])
+            left_s = (self.num_reviews * (self.epochs - epoch + 1) - seen.num_reviews) / rate
+            print(
+                f"epoch {epoch}/{self.epochs}  {seen.num_reviews:,}/{self.num_reviews:,} reviews  {rate:,.0f} reviews/s  "
+                f"loss {seen.loss:.4f}  at most {int(left_s // 60)}:{int(left_s % 60):02d} left",
+                flush=True,
+            )
+
+        return report
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        line = history[-1]
+        self.watched.epoch(line)
+        temporary = self.out / ".history.jsonl"
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        temporary.rename(self.out / "history.jsonl")
+        self.trackers.epoch(history)
+        print(
+            f"epoch {line['epoch']}/{self.epochs}  development accuracy {line['accuracy']:.2%}  log loss {line['log_loss']:.4f}  "
+            f"train loss {line['train_loss']:.4f}  {line['reviews_per_s']:,.0f} reviews/s"
+            + ("  (best so far)" if best_epoch(history) == len(history) - 1 else ""),
+            flush=True,
+        )
+
+
+def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> None:
+    """The best epoch's network with its temperature divided into the read-out, so that its logits are calibrated."""
+    run = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
+    history = read_run(out).history
+    best = history[best_epoch(history)]
+    tensors = load_file(out / "checkpoints" / f"epoch-{run['epoch']:03d}" / "state.safetensors")
+    network = build(folder, model)
+    network.load_state_dict({name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")})
+    for parameter in network.read_out.parameters():
+        parameter.data /= best["temperature"]
+    artifact.save(
+        out / "artifact",
+        encoder=folder.encoder,
+        network=network,
+        labels=folder.labels,
+        metrics={"development": best, "temperature": best["temperature"]},
+        provenance=_provenance(out, folder),
+    )
+
+
+def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:
+    """Which run and which data, by names and fingerprints: an artifact travels, so it has no path of the machine that made it."""
+    prepared = as_json(folder.config)
+    prepared["vectors"]["source"] = Path(folder.config.vectors.source).name
+    return {
+        "run": link(out),
+        "data": {"name": folder.path.name, "encoding": folder.fingerprint, "fingerprint": folder.data_fingerprint},
+        "counts": folder.counts,
+        "prepared": prepared,
+        "trained": read_json(out / "config.json")["train"],
+    }
+
+
+def _finished(out: Path, request: dict[str, Any]) -> bool:
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / "config.json").exists():
+        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+    changed = differences(request, read_json(out / "config.json"))
+    if changed:
+        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+    return (out / "artifact").exists()
+
+
+def _check_cluster(train: TrainConfig) -> None:
+    """Say what is too small before Ray waits for it without a word."""
+    there = ray.cluster_resources()
+    for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
+        if there.get(kind, 0) < needed:
+            raise Mistake(
+                f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, "
+                f"the cluster has {int(there.get(kind, 0))}: "
+                f"lower --train.num-workers or --train.cpus-per-worker, or add nodes"
+            )
+
+
+def _seed(*parts: int) -> int:
+    """One seed of several numbers, well apart from its neighbours."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

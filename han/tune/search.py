@@ -1,0 +1,307 @@
+"""Ray Tune: `sweep` tries many settings of one training, some at once, and leaves the best network.
+
+Tune starts, watches and stops trials; Optuna's study (see `han.sweep`) says what is tried, what is stopped and what came of it. Tune's own
+record of an experiment is scratch: the same call after a death opens the study and runs what is missing. A trial is `ray_train.fit` in
+trials/NNNN, so one that was under way goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import shutil
+import statistics
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import ray
+from optuna.trial import Trial
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, from_json
+from han.storage import Folder
+from han.train import track as trackers
+from han.train.encoded import EncodedFolder, read_encoded
+from han.train.trainer import Run, fit, read_run
+from han.tune import search_space as spaces
+from han.tune import sweep as sweeps
+from han.tune.report import report
+from han.tune.search_space import DATA, Space, Value
+from han.tune.sweep import SweepConfig
+from han.types import Mistake
+
+Fit = Callable[..., Run]  # as `ray_train.fit`
+Watch = Callable[[optuna.Study], None]  # called often, and after every trial
+DRIVER_DEATHS = 3  # of one trial: what kills its driver so often is the trial itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A finished sweep."""
+
+    study: optuna.Study
+    best: dict[str, Any]  # best.json
+
+
+def sweep(
+    data: Sequence[Path],
+    out: Path,
+    *,
+    space: Space,
+    model: ModelConfig,
+    train: TrainConfig,
+    config: SweepConfig,
+    concurrent: int | None,
+    retrain: int,
+    watch: Watch,
+    fit: Fit = fit,
+    track: TrackConfig | None = None,
+) -> Sweep:
+    """Try `config.trials` settings of the space around `model` and `train`, and keep the best.
+
+    data: encoded folders, the first of trial 0; concurrent: trials at once at most, None for as many as fit the cluster; retrain: seeds
+    over which the best settings are trained again, 0 for none; track: where trials are told beside TensorBoard, each under its own name.
+    The same call goes on where a killed one stopped. Paths are absolute, on storage that all nodes see. Raises `Mistake` where a trial
+    does not fit the cluster, `out` holds another sweep, or no trial came to its end.
+    """
+    spaces.check(space, model, train)
+    folders = _alike([read_encoded(path) for path in data])
+    first = [spaces.default(space, model, train)]
+    if config.warm_start is not None:
+        first += sweeps.earlier_best(Path(config.warm_start), max(1, config.trials // 4), list(space))
+    request = {"data": {str(folder.path): folder.fingerprint for folder in folders}, "space": spaces.as_json(space)}
+    request |= {"model": as_json(model), "train": as_json(train), "sweep": as_json(config)}
+    sweeps.claim(out, request)
+    with Folder(str(out)).locked(".lock"):
+        study = sweeps.open_study(out, config, epochs=train.epochs, first=first)
+        settings = partial(_settings, out=out, data=data[0], space=space, model=model, train=train, track=track or TrackConfig())
+        asked = _Asked(study, config, settings, train.num_workers)
+        if asked.missing():
+            _run(asked, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
+        watch(study)
+        return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain, fit=fit)
+
+
+def fits(train: TrainConfig) -> int:
+    """How many trials the cluster holds at once: each its driver, its workers and a CPU to read data with. None is a `Mistake`."""
+    there = ray.cluster_resources()
+    cpus, gpus = 2 + train.num_workers * train.cpus_per_worker, train.num_workers if train.gpu else 0
+    bound = int(there.get("CPU", 0) // cpus)
+    if gpus:
+        bound = min(bound, int(there.get("GPU", 0) // gpus))
+    if bound < 1:
+        has = f"{int(there.get('CPU', 0))} CPUs" + (f" and {int(there.get('GPU', 0))} GPUs" if gpus else "")
+        raise Mistake(
+            f"one trial needs {cpus} CPUs (1 for its driver, {train.num_workers} x {train.cpus_per_worker} for its workers, 1 to read "
+            f"data){f' and {gpus} GPUs' if gpus else ''}, the cluster has {has}: lower --train.num-workers or --train.cpus-per-worker, "
+            "or add nodes"
+        )
+    return bound
+
+
+def _alike(folders: Sequence[EncodedFolder]) -> Sequence[EncodedFolder]:
+    """Scores can be compared only over the same development reviews."""
+    ids = [sorted(name for file in folder.files["development"] for name in _ids(folder, file)) for folder in folders]
+    for folder, found in zip(folders, ids, strict=True):
+        if folder.labels != folders[0].labels or found != ids[0]:
+            raise Mistake(
+                f"{folder.path} has other labels or development reviews than {folders[0].path}: "
+                "prepare both from the same reviews with the same --dev-ids"
+            )
+    return folders
+
+
+def _ids(folder: EncodedFolder, file: str) -> list[str]:
+    return [str(name) for name in pq.read_table(folder.path / "development" / file, columns=["review_id"])["review_id"].to_pylist()]
+
+
+def _settings(
+    trial: Trial, *, out: Path, data: Path, space: Space, model: ModelConfig, train: TrainConfig, track: TrackConfig
+) -> dict[str, Any]:
+    """A trial's parameters as what `_trial` needs."""
+    drawn = spaces.suggest(trial, space, model, train)
+    ours, how = spaces.override(model, train, drawn)
+    folder = sweeps.folder_of(trial.number)
+    told = as_json(dataclasses.replace(track, name=f"{out.name}/{trial.number:04d}", group=track.group or out.name))
+    settings = {"data": drawn.get(DATA, str(data)), "out": str(out), "folder": folder}
+    return settings | {"model": as_json(ours), "train": as_json(how), "track": told}
+
+
+def _run(asked: _Asked, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -> None:
+    """Let Tune run the missing trials."""
+    scratch = out / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(partial(_trial, fit=fit), {"CPU": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=asked,
+            scheduler=_Stops(asked),
+            num_samples=-1,  # until `asked` has no more: a trial whose node died is given again
+            max_concurrent_trials=concurrent,
+            trial_name_creator=lambda trial: str(trial.config.get("folder", trial.trial_id)).replace("/", "-"),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=secrets.token_hex(4), storage_path=str(scratch), verbose=0, callbacks=[_Watched(partial(watch, asked.study))]
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+    if still := asked.missing():
+        raise RuntimeError(f"Ray Tune ended with {still} trials missing")
+
+
+def _trial(config: dict[str, Any], *, fit: Fit) -> None:
+    """What the driver of a trial runs: the one training there is. Tune hears of each epoch from the workers' controller."""
+    out = Path(config["out"]) / config["folder"]
+    out.parent.mkdir(exist_ok=True)
+    (out.parent / f".{out.name}.failed").unlink(missing_ok=True)
+    try:
+        model, train = from_json(ModelConfig, config["model"]), from_json(TrainConfig, config["train"])
+        track = from_json(TrackConfig, config["track"])
+        fit(Path(config["data"]), out, model, train, track=track, callbacks=[TuneReportCallback()])
+    except Exception as error:
+        # Tune keeps a pickled exception and a traceback of many processes; a row of a table wants a line.
+        (out.parent / f".{out.name}.failed").write_text(_reason(error))
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what went wrong in the first worker that it went wrong in."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    lines = [line.strip() for line in "".join(traceback.format_exception_only(error)).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
+
+
+class _Asked(Searcher):
+    """Tune's side of the study: Tune asks what to try, and says how it ended. Nothing is kept here that the study does not have."""
+
+    def __init__(self, study: optuna.Study, config: SweepConfig, settings: Callable[[Trial], dict[str, Any]], num_workers: int) -> None:
+        super().__init__()
+        self.study, self.config, self.settings, self.num_workers = study, config, settings, num_workers
+        self.again = sweeps.left_running(study, config)
+        self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
+        self.stopped: dict[str, str] = {}
+        self.deaths: Counter[int] = Counter()  # of the drivers of a trial
+
+    def missing(self) -> int:
+        return self.config.trials - sum(sweeps.counts(self.study)[name] for name in ("done", "stopped", "failed"))
+
+    def suggest(self, trial_id: str) -> Any:
+        """A trial's settings, None while one that runs might have to be given again, then `FINISHED`."""
+        trial = self.again.pop(0) if self.again else sweeps.ask(self.study, self.config)
+        if trial is None:
+            return None if self.running else Searcher.FINISHED
+        settings = self.settings(trial)
+        self.running[trial_id] = (trial, settings)
+        return settings
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial that has reported an epoch is to be stopped."""
+        if "epoch" in result and trial_id in self.running and (why := sweeps.report(self.running[trial_id][0], result)):
+            self.stopped[trial_id] = why
+        return trial_id in self.stopped
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id not in self.running:
+            return
+        trial, settings = self.running.pop(trial_id)
+        folder = Path(settings["out"]) / settings["folder"]
+        failed = folder.parent / f".{folder.name}.failed"
+        stopped = self.stopped.pop(trial_id, None)
+        if error and not failed.exists():  # nothing went wrong in it: its driver's process or node died
+            self.deaths[trial.number] += 1
+            if self.deaths[trial.number] < DRIVER_DEATHS:
+                self.again.append(trial)
+                return
+            stopped = f"the process of its driver died {DRIVER_DEATHS} times"
+        elif error:
+            stopped = failed.read_text()
+        elif stopped is None and not (folder / "artifact").exists():
+            stopped = "it ended without a model"
+        history = read_run(folder).history if (folder / "history.jsonl").exists() else []
+        if stopped is not None:  # what ran on until it could be stopped does not count
+            history = history[: result["epoch"]] if result and "epoch" in result else history
+            trackers.stopped(folder, from_json(TrackConfig, settings["track"]), history)
+        sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.num_workers)
+        failed.unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def save(self, checkpoint_path: str) -> None:
+        """The study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The study is on disk already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it is given into its scratch folder, which is never read
+
+
+class _Stops(FIFOScheduler):
+    """Trials in the order of the study, each stopped when the study says so."""
+
+    def __init__(self, asked: _Asked) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.asked = asked
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        return TrialScheduler.STOP if self.asked.stops(trial.trial_id, result) else TrialScheduler.CONTINUE
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Watched(tune.Callback):
+    """Tell how far the study is, at most once a second."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        self.watch, self.told = watch, 0.0
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if time.monotonic() - self.told >= 1:
+            self.watch()
+            self.told = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, train: TrainConfig, retrain: int, fit: Fit) -> Sweep:
+    """Write down what came of the trials, train the best settings again over other seeds, draw the report."""
+    sweeps.tidy(out)
+    sweeps.write_trials(study, out / "trials.parquet")
+    best = sweeps.best(study)
+    source = Path(best.params.get(DATA, str(data)))
+    ours, how = spaces.override(model, train, best.params)
+    defaults = spaces.flat(ModelConfig(), TrainConfig())
+    overrides: dict[str, Value] = {name: value for name, value in spaces.flat(ours, how).items() if value != defaults[name]}
+    more: dict[str, Any] = {}
+    if retrain:
+        more["retrained"] = again = _retrained(source, out / "retrained", ours, how, retrain, fit=fit)
+        shown = {"scores": again["accuracy"], "mean": again["mean"], "spread": again["standard_deviation"]}
+        study.set_user_attr("retrained", {"metric": "development accuracy", **shown})
+    sweeps.write_best(out, study, overrides, data=str(source), more=more)
+    (out / "report.html").write_text(report(study), encoding="utf-8")
+    return Sweep(study=study, best=sweeps.read_best(out))
+
+
+def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int, *, fit: Fit) -> dict[str, Any]:
+    """Development accuracy of the same settings over seeds that the sweep has not seen."""
+    seeds = range(train.seed + 1, train.seed + 1 + number)
+    found = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+    return {"seeds": list(seeds), "accuracy": found, "mean": statistics.mean(found), "standard_deviation": spread}

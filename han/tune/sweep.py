@@ -1,0 +1,275 @@
+"""A sweep as an Optuna study on disk: the only truth about its trials, whoever runs them and however often that dies.
+
+A sweep's folder:
+  sweep.json         what was asked for; another request on the same folder is refused
+  study.db           the study, in SQLite: `optuna-dashboard sqlite:///…/study.db` reads it while it is written
+  trials/NNNN/       the run of a trial (see `ray_train`)
+  trials.parquet     one row a trial
+  report.html        the sweep drawn
+  best.json          the best trial's settings, which `jobs.train --from` takes
+  artifact/          the best trial's network
+
+A trial has its parameters, its development accuracy by epoch, its state (COMPLETE, PRUNED where it was stopped early, FAIL), and in its
+attributes what else there is to know: epochs, accuracy, log_loss, reviews_per_s, train_s, folder, reason (of a failure).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from han.config import differences, read_json
+from han.tune.search_space import Value
+from han.types import Mistake
+
+Sampler = Literal["tpe", "random", "gp", "nsgaii"]
+DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """How a space is searched."""
+
+    trials: int
+    """how many settings are tried; the first is what the flags say"""
+    seed: int = 1
+    """of the search; --train.seed is that of every training"""
+    sampler: Sampler = "tpe"
+    """who proposes settings: Optuna's samplers by name"""
+    reduction_factor: int = 4
+    """successive halving (ASHA): of so many trials one goes on beyond grace, grace x factor, ... epochs; 1 stops none early"""
+    grace: int = 1
+    """epochs before a trial may be stopped"""
+    cost: bool = False
+    """two objectives: development log loss against milliseconds of training a review; then no trial is stopped early"""
+    warm_start: str | None = None
+    """the folder of an earlier sweep, whose best settings (a quarter of --trials) are tried after the first"""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "reduction_factor", "grace"):
+            if getattr(self, name) < 1:
+                raise Mistake(f"{name} is {getattr(self, name)}: give at least 1")
+
+
+def claim(out: Path, request: dict[str, Any]) -> None:
+    """Make the folder, or find it made by the same request; anything else is a `Mistake`."""
+    if not (out / "sweep.json").exists():
+        if out.exists() and (there := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
+            raise Mistake(f"--out {out} holds something else ({there[0]}): give a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "sweep.json", request)
+    changed = differences(request, read_json(out / "sweep.json"))
+    if changed:
+        raise Mistake(f"{out} holds a sweep with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+
+
+def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[dict[str, Value]]) -> optuna.Study:
+    """The study of a claimed folder; a new one will try the settings `first` before any that a sampler draws.
+
+    epochs: of a trial at most.
+    """
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if config.reduction_factor > 1 and not config.cost:
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=config.grace, reduction_factor=config.reduction_factor)
+    study = optuna.create_study(
+        storage=_storage(out),
+        study_name=out.name,
+        directions=["minimize", "minimize"] if config.cost else ["maximize"],
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    if "epochs" not in study.user_attrs:  # set last, so that a death before it is made good here
+        for settings in list(first)[len(study.get_trials(deepcopy=False)) : config.trials]:
+            study.enqueue_trial(settings)
+        names = ["development log loss", "ms of training a review"] if config.cost else ["development accuracy"]
+        study.set_user_attr("metrics", names)
+        study.set_user_attr("metric", names[0])
+        study.set_user_attr("epochs", epochs)
+    return study
+
+
+def read_study(out: Path) -> optuna.Study:
+    """The study of a sweep's folder; any other folder is a `Mistake`."""
+    if not (out / "study.db").exists():
+        raise Mistake(f"{out} is no sweep (it has no study.db): give the folder that jobs.tune wrote")
+    return optuna.load_study(study_name=None, storage=_storage(out))
+
+
+def left_running(study: optuna.Study, config: SweepConfig) -> list[Trial]:
+    """Trials that a driver's death left running: the same numbers, the same parameters, to be gone on with."""
+    trials = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        study.sampler = _sampler(config, trial.number)  # of what was not drawn yet; what the storage has is not drawn again
+        trials.append(Trial(study, trial._trial_id))
+    return trials
+
+
+def ask(study: optuna.Study, config: SweepConfig) -> Trial | None:
+    """The next trial, or None once there are as many as were asked for."""
+    trials = study.get_trials(deepcopy=False)
+    number = sum(trial.state != TrialState.WAITING for trial in trials)
+    if number >= config.trials:
+        return None
+    study.sampler = _sampler(config, number)
+    return study.ask()
+
+
+def report(trial: Trial, line: dict[str, Any]) -> str | None:
+    """Record an epoch's line of history; says why the trial should be stopped: `early`, or what it failed of. None: let it go on."""
+    failed = _record(trial, line)
+    if failed is not None or len(trial.study.directions) > 1:
+        return failed
+    # The first is asked too, since asking enters it into the comparison, but it runs to its end: all others are measured by it.
+    stops = trial.should_prune() and trial.number > 0
+    return "early" if stops and line["epoch"] < trial.study.user_attrs["epochs"] else None
+
+
+def _record(trial: Trial, line: dict[str, Any]) -> str | None:
+    for name in ("accuracy", "log_loss"):
+        if not math.isfinite(line[name]):
+            return f"it diverged: development {name} is {line[name]} after epoch {line['epoch']}"
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    if len(trial.study.directions) == 1 and line["epoch"] not in known:  # after a death an epoch may come again
+        trial.report(line["accuracy"], line["epoch"])
+    return None
+
+
+def tell(study: optuna.Study, trial: Trial, history: Sequence[dict[str, Any]], *, folder: str, stopped: str | None, workers: int) -> None:
+    """End a trial: with its value, as stopped `early`, or as failed of `stopped`.
+
+    history: a line for each epoch it ran; workers: processes it trained on.
+    """
+    if stopped is None:
+        failures = [_record(trial, line) for line in history] or ["it ended without an epoch"]
+        stopped = next((failure for failure in failures if failure), None)
+    attributes: dict[str, Any] = {"folder": folder, "epochs": len(history)}
+    if history:
+        best = min(history, key=lambda line: (-line["accuracy"], line["log_loss"]))
+        speed = max(line["reviews_per_s"] for line in history)  # of the epoch that its neighbours disturbed least
+        attributes |= {"accuracy": best["accuracy"], "log_loss": best["log_loss"], "reviews_per_s": speed}
+        attributes |= {"train_s": sum(line["train_s"] for line in history)}
+    if stopped is not None and stopped != "early":
+        attributes["reason"] = stopped
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    if stopped == "early":
+        study.tell(trial.number, state=TrialState.PRUNED)
+    elif stopped is not None:
+        study.tell(trial.number, state=TrialState.FAIL)
+    elif len(study.directions) > 1:
+        study.tell(trial.number, [attributes["log_loss"], 1_000 * workers / attributes["reviews_per_s"]])
+    else:
+        study.tell(trial.number, attributes["accuracy"])
+
+
+def best(study: optuna.Study) -> FrozenTrial:
+    """The trial with the highest development accuracy, of equals the lowest log loss; with two objectives the lowest log loss."""
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if not complete:
+        reasons = [trial.user_attrs.get("reason", "stopped") for trial in study.get_trials(deepcopy=False)]
+        raise Mistake(f"none of {len(reasons)} trials came to its end, the first because: {reasons[0] if reasons else 'there was none'}")
+    if len(study.directions) > 1:
+        return min(complete, key=lambda trial: (trial.values, trial.number))
+    return min(complete, key=lambda trial: (-trial.values[0], trial.user_attrs["log_loss"], trial.number))
+
+
+def counts(study: optuna.Study) -> dict[str, int]:
+    """How many trials are done (to their end), stopped early, failed and running, and the epochs that they ran."""
+    trials = study.get_trials(deepcopy=False)
+    number = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    return {
+        "done": number[TrialState.COMPLETE],
+        "stopped": number[TrialState.PRUNED],
+        "failed": number[TrialState.FAIL],
+        "running": number[TrialState.RUNNING],
+        "epochs": sum(trial.user_attrs.get("epochs", 0) for trial in trials),
+    }
+
+
+def earlier_best(sweep: Path, number: int, names: Sequence[str]) -> list[dict[str, Value]]:
+    """Settings of an earlier sweep's best trials, those of them that are still varied."""
+    study = read_study(sweep)
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    ranked = sorted(complete, key=lambda trial: trial.values if len(study.directions) > 1 else [-trial.values[0]])
+    return [{name: value for name, value in trial.params.items() if name in names} for trial in ranked[:number]]
+
+
+def write_trials(study: optuna.Study, path: Path) -> None:
+    """trials.parquet: number, state, one column a parameter and an attribute, the values, when it began and ended."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False, states=DONE):
+        times = {"started": trial.datetime_start, "ended": trial.datetime_complete}
+        values = {f"value_{place}": value for place, value in enumerate(trial.values or [])}
+        rows.append({"number": trial.number, "state": trial.state.name, **trial.params, **values, **trial.user_attrs, **times})
+    names = sorted({name for row in rows for name in row}, key=lambda name: (name not in ("number", "state"), name))
+    _replace(path, lambda temporary: pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary))
+
+
+def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, data: str, more: dict[str, Any]) -> None:
+    """The best trial's artifact and settings; `overrides` are all that differ from the defaults of the tree, `data` what it read."""
+    trial = best(study)
+    temporary = out / ".artifact"
+    shutil.rmtree(temporary, ignore_errors=True)
+    if not (out / "artifact").exists():
+        shutil.copytree(out / str(trial.user_attrs["folder"]) / "artifact", temporary)
+        temporary.rename(out / "artifact")
+    figures = {name: trial.user_attrs[name] for name in ("accuracy", "log_loss", "epochs", "train_s")}
+    _write(out / "best.json", {"trial": trial.number, "overrides": overrides, "data": data, "development": figures, **more})
+
+
+def read_best(out: Path) -> dict[str, Any]:
+    """best.json of a finished sweep."""
+    if not (out / "best.json").exists():
+        raise Mistake(f"{out} is no finished sweep (it has no best.json): give the folder of one, or let jobs.tune finish it")
+    return read_json(out / "best.json")
+
+
+def tidy(out: Path) -> None:
+    """Checkpoints of trials that have ended: nobody goes on with them."""
+    for trial in read_study(out).get_trials(deepcopy=False, states=DONE):
+        shutil.rmtree(out / folder_of(trial.number) / "checkpoints", ignore_errors=True)
+
+
+def folder_of(number: int) -> str:
+    return f"trials/{number:04d}"
+
+
+def _storage(out: Path) -> RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return RDBStorage(f"sqlite:///{out / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+def _sampler(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
+    """Every trial has a sampler of its own seed: one that begins again after a death would draw the settings of the first trials again."""
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    startup = max(3, config.trials // 3)  # drawn at random before the model of what is good counts
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if config.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+    if config.sampler == "nsgaii":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, config.trials // 4))
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    _replace(path, lambda temporary: temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    os.replace(temporary, path)

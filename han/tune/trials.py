@@ -1,0 +1,101 @@
+"""A study as a page asks for it: its trials ranked, their values told, the class of their marks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from han.explain import charts
+from han.explain.charts import Value
+
+STATES = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A study, and what all parts of the page ask of it."""
+
+    study: optuna.Study
+    trials: list[FrozenTrial]
+    metrics: list[str]  # one for each objective
+    names: list[str]  # of parameters, in the order in which they were first drawn
+    ranked: list[FrozenTrial]  # those that came to their end, the best first
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def percent(self) -> bool:
+        return "accuracy" in self.metrics[0]
+
+    def value(self, trial: FrozenTrial) -> float | None:
+        """Of the first objective; of a trial stopped early what it had reached."""
+        if trial.state == TrialState.COMPLETE:
+            found = trial.values[0]
+        elif trial.state == TrialState.PRUNED and trial.intermediate_values:
+            found = trial.intermediate_values[max(trial.intermediate_values)]
+        else:
+            return None
+        return found if math.isfinite(found) else None
+
+    def told(self, value: float | None, objective: int = 0) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.2%}" if "accuracy" in self.metrics[objective] else f"{value:,.4g}"
+
+    def kind(self, trial: FrozenTrial) -> str:
+        """Classes of a trial's marks."""
+        best = " best" if self.best and trial.number == self.best.number else ""
+        state = {TrialState.PRUNED: " stopped", TrialState.FAIL: " failed"}.get(trial.state, "")
+        return f"t{trial.number}{state}{best}{' first' if trial.number == 0 else ''}"
+
+    def link(self, trial: FrozenTrial, drawn: str) -> str:
+        settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
+        told = f"trial {trial.number}, {STATES[trial.state]}: {self.told(self.value(trial))}"
+        return charts.link(f"trial-{trial.number}", f"{told}; {settings}" if settings else told, drawn)
+
+
+def read(study: optuna.Study) -> Sweep:
+    trials = study.get_trials(deepcopy=False)
+    given = study.user_attrs.get("metrics") or [study.user_attrs.get("metric", "value")]
+    metrics = [*map(str, given), *(f"value {place}" for place in range(len(given), len(study.directions)))]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and all(map(math.isfinite, trial.values))]
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+
+    def rank(trial: FrozenTrial) -> tuple[Any, ...]:
+        return sign * trial.values[0], *trial.values[1:], trial.user_attrs.get("log_loss", 0.0), trial.number
+
+    return Sweep(
+        study=study,
+        trials=trials,
+        metrics=metrics,
+        names=list(dict.fromkeys(name for trial in trials for name in trial.params)),
+        ranked=sorted(complete, key=rank),
+    )
+
+
+def differences(trial: FrozenTrial, first: FrozenTrial | None) -> list[tuple[str, Value, Value]]:
+    """Name, value and the default's value of each setting that differs; a setting that is not there is None."""
+    own, default = trial.params, first.params if first is not None else {}
+    names = dict.fromkeys([*own, *default])
+    return [(name, own.get(name), default.get(name)) for name in names if own.get(name) != default.get(name)]
+
+
+def shown(value: Value) -> str:
+    if value is None:
+        return "not used"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

@@ -1,0 +1,402 @@
+"""What an input means: which files, which splits, which columns, what labels and ids are called."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from han.config import ColumnsConfig
+from han.data import samples, text_files
+from han.data.sources import REVIEWS, Shard, find_shards, identities, is_imdb_id, random_review, read, read_ids, reviews
+from han.types import Mistake
+
+COLUMNS = ColumnsConfig()
+
+
+def write_jsonl(path: Path, *records: dict[str, Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def write_parquet(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def read_reviews(source: str, columns: ColumnsConfig = COLUMNS, *, labelled: bool = True) -> list[dict[str, Any]]:
+    shards = find_shards(source, columns, labelled=labelled)
+    return [
+        row for shard in shards for batch in read(shard, columns) for row in reviews(batch, shard, columns, labelled=labelled).to_pylist()
+    ]
+
+
+def read_labels(source: str, *label_names: str) -> list[str | None]:
+    return [review["label"] for review in read_reviews(source, ColumnsConfig(label_names=label_names))]
+
+
+def names(shards: list[Shard]) -> list[str]:
+    return [shard.path.rpartition("/")[2] for shard in shards]
+
+
+# Which files
+
+
+def test_the_bundled_reviews_are_called_sample() -> None:
+    assert {review["label"] for review in read_reviews("sample")} == {"negative", "positive"}
+
+
+def test_a_folder_is_its_files_of_reviews_sorted(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.json", "_SUCCESS.json", ".hidden.jsonl", "notes.txt", "deeper/c.jsonl"):
+        write_jsonl(tmp_path / name, {"text": "good"})
+    assert names(find_shards(str(tmp_path), COLUMNS, labelled=False)) == ["a.json", "b.jsonl"]
+
+
+def test_a_glob_reaches_folders_in_folders(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "x/b.jsonl", "x/y/c.jsonl"):
+        write_jsonl(tmp_path / name, {"text": "good"})
+    assert names(find_shards(f"{tmp_path}/**/*.jsonl", COLUMNS, labelled=False)) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+def test_a_name_with_brackets_is_a_name_before_it_is_a_glob(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "reviews[1].jsonl", {"text": "good"})
+    assert names(find_shards(path, COLUMNS, labelled=False)) == ["reviews[1].jsonl"]
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
+    monkeypatch.chdir(tmp_path)
+    assert [shard.path for shard in find_shards("a.jsonl", COLUMNS, labelled=False)] == [str(tmp_path / "a.jsonl")]
+
+
+def test_a_uri_reads_as_the_path_does(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
+    write_parquet(tmp_path / "b.parquet", text=["bad"])
+    assert read_reviews(f"file://{tmp_path}/", labelled=False) == read_reviews(str(tmp_path), labelled=False)
+
+
+@pytest.mark.parametrize("name", ["missing.parquet", "missing", "*.parquet", "none/*.csv"])
+def test_what_is_not_there_is_a_mistake_that_names_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Mistake, match=f"{name.replace('*', '[*]')} (is missing|holds no files)"):
+        find_shards(f"{tmp_path}/{name}", COLUMNS, labelled=False)
+
+
+def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"holds no files of reviews: give .parquet, .csv, .jsonl"):
+        find_shards(str(tmp_path), COLUMNS, labelled=False)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.zst", "aclImdb_v1.tar.gz"])
+def test_a_file_of_zero_bytes_is_a_mistake(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(Mistake, match=f"{name} is empty, 0 bytes"):
+        find_shards(str(tmp_path / name), COLUMNS, labelled=False)
+
+
+def test_a_file_of_another_kind_is_a_mistake_that_names_the_kinds(tmp_path: Path) -> None:
+    (tmp_path / "reviews.xlsx").write_text("PK")
+    with pytest.raises(Mistake, match=r"no kind that can be read: give .parquet, .csv, .jsonl"):
+        find_shards(str(tmp_path / "reviews.xlsx"), COLUMNS, labelled=False)
+
+
+def test_a_uri_that_no_filesystem_knows_is_a_mistake() -> None:
+    with pytest.raises(Mistake, match=r"http://localhost/a.parquet cannot be read"):
+        find_shards("http://localhost/a.parquet", COLUMNS, labelled=False)
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("test.jsonl", "test"),
+        ("unsup.jsonl", "unsup"),
+        ("Reviews-Test.jsonl", "test"),
+        ("film_unsup.jsonl", "unsup"),
+        ("test-00000-of-00004.jsonl", "test"),
+        ("unsupervised-00000-of-00001.jsonl", "unsup"),
+        ("latest.jsonl", "train"),
+        ("contest_winners.jsonl", "train"),
+        ("test_of_time.jsonl", "train"),
+    ],
+)
+def test_the_split_is_what_the_file_name_says(tmp_path: Path, name: str, split: str) -> None:
+    path = write_jsonl(tmp_path / name, {"text": "good"})
+    assert [shard.split for shard in find_shards(path, COLUMNS, labelled=False)] == [split]
+
+
+# Columns
+
+
+def test_a_missing_text_column_is_a_mistake_that_lists_the_columns_there_are(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", body=["good"], stars=[5])
+    with pytest.raises(Mistake, match=r"a.parquet has no column text: it has body, stars\. Name the right one with --columns.text"):
+        find_shards(path, COLUMNS, labelled=False)
+
+
+def test_a_text_column_of_numbers_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"column text holds int64, not strings"):
+        find_shards(write_parquet(tmp_path / "a.parquet", text=[1]), COLUMNS, labelled=False)
+
+
+def test_labels_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["good"])
+    assert len(find_shards(path, COLUMNS, labelled=False)) == 1
+    with pytest.raises(Mistake, match=r"has no column label: it has text. Name the right one with --columns.label"):
+        find_shards(path, COLUMNS, labelled=True)
+
+
+def test_an_unsup_file_needs_no_label_column(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", text=["good"], label=["positive"])
+    write_parquet(tmp_path / "unsup.parquet", text=["so so"])
+    assert [review["label"] for review in read_reviews(str(tmp_path))] == ["positive", None]
+
+
+def test_a_label_column_of_fractions_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"column label holds double, not names or integers"):
+        find_shards(write_parquet(tmp_path / "a.parquet", text=["good"], label=[0.5]), COLUMNS, labelled=True)
+
+
+def test_an_id_column_of_lists_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"column review_id holds list<.*>, not strings or integers"):
+        find_shards(write_parquet(tmp_path / "a.parquet", text=["good"], review_id=[["x"]]), COLUMNS, labelled=False)
+
+
+def test_columns_bear_any_name(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", body=["good"], kind=["up"], key=[7], stars=[5])
+    columns = ColumnsConfig(text="body", label="kind", review_id="key", rating="stars")
+    assert read_reviews(path, columns) == [{"review_id": "7", "text": "good", "label": "up", "rating": 5}]
+
+
+def test_all_shards_of_an_input_have_one_schema(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["one"], year=[1999])
+    write_parquet(tmp_path / "b.parquet", text=["two"], title=["B"])
+    shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
+    rows = [row for shard in shards for batch in read(shard, COLUMNS) for row in batch.table.to_pylist()]
+    assert {shard.schema for shard in shards} == {pa.schema([("text", pa.string()), ("year", pa.int64()), ("title", pa.string())])}
+    assert rows == [{"text": "one", "year": 1999, "title": None}, {"text": "two", "year": None, "title": "B"}]
+
+
+def test_one_name_with_two_types_is_a_mistake_that_names_both_files(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["one"], year=[1999])
+    write_parquet(tmp_path / "b.parquet", text=["two"], year=["MM"])
+    with pytest.raises(Mistake, match=r"column year holds int64 in .*a\.parquet but string in .*b\.parquet"):
+        find_shards(str(tmp_path), COLUMNS, labelled=False)
+
+
+def test_types_guessed_from_json_give_way_to_each_other(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"text": "one", "stars": 1, "year": 1999})
+    write_jsonl(tmp_path / "b.jsonl", {"text": "two", "stars": 2.5, "year": "MM"})
+    rows = [
+        row
+        for shard in find_shards(str(tmp_path), COLUMNS, labelled=False)
+        for batch in read(shard, COLUMNS)
+        for row in batch.table.to_pylist()
+    ]
+    assert rows == [{"text": "one", "stars": 1.0, "year": "1999"}, {"text": "two", "stars": 2.5, "year": "MM"}]
+
+
+# Reviews
+
+
+def test_a_review_without_an_id_is_named_by_its_file_and_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["one", None, "three"])
+    write_parquet(tmp_path / "b.parquet", text=["four", "five", "six"], review_id=["x", None, ""])
+    ids = [review["review_id"] for review in read_reviews(str(tmp_path), labelled=False)]
+    assert ids == ["a.parquet:0", "a.parquet:2", "x", "b.parquet:1", "b.parquet:2"]
+
+
+def test_reviews_have_one_schema_whatever_the_columns_of_the_input(tmp_path: Path) -> None:
+    text = pa.array(["good"]).dictionary_encode()
+    path = write_parquet(
+        tmp_path / "a.parquet", text=text, review_id=pa.array(["x"], pa.large_string()), label=pa.array(["up"]).dictionary_encode()
+    )
+    (shard,) = find_shards(path, COLUMNS, labelled=True)
+    (batch,) = read(shard, COLUMNS)
+    table = reviews(batch, shard, COLUMNS, labelled=True)
+    assert (table.schema, table.to_pylist()) == (REVIEWS, [{"review_id": "x", "text": "good", "label": "up", "rating": None}])
+
+
+def test_labels_are_not_read_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["good"], label=[7])
+    assert read_reviews(path, labelled=False)[0]["label"] is None
+
+
+def test_labels_that_are_names_stay_as_they_are(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a", "b", "c"], label=["so so", None, ""])
+    assert read_labels(path) == ["so so", None, None]
+
+
+def test_a_label_that_is_none_of_the_names_is_a_mistake(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a"], label=["meh"])
+    with pytest.raises(Mistake, match=r"column label holds meh, none of --columns.label-names bad good"):
+        read_labels(path, "bad", "good")
+
+
+def test_integer_labels_index_the_names(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a", "b", "c", "d"], label=pa.array([0, 2, -1, None], pa.int8()))
+    assert read_labels(path, "bad", "fair", "good") == ["bad", "good", None, None]
+
+
+def test_integers_in_text_index_the_names_too(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a", "b", "c", "d"], label=["1", "bad", "-1", ""])
+    assert read_labels(path, "bad", "good") == ["good", "bad", None, None]
+
+
+def test_integers_in_text_are_names_where_the_names_are_integers(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a", "b"], label=["1", "5"])
+    assert read_labels(path, "1", "2", "3", "4", "5") == ["1", "5"]
+
+
+@pytest.mark.parametrize("label", [pa.array([0, 1]), pa.array(["0", "1"]), pa.array([False, True])])
+def test_integer_labels_without_names_are_a_mistake_that_says_how_to_name_them(tmp_path: Path, label: pa.Array) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a", "b"], label=label)
+    with pytest.raises(Mistake, match=r"column label holds 0: name integer labels, in order, with --columns.label-names"):
+        find_shards(path, COLUMNS, labelled=True)
+
+
+@pytest.mark.parametrize("label", [2, -2])
+def test_an_integer_outside_the_names_is_a_mistake(tmp_path: Path, label: int) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["a"], label=[label])
+    with pytest.raises(Mistake, match=f"column label holds {label}, but --columns.label-names are 0 to 1: bad good"):
+        read_labels(path, "bad", "good")
+
+
+def test_the_first_labels_are_tried_on_what_is_trained_on(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", text=["a"], label=["meh"])
+    write_parquet(tmp_path / "train.parquet", text=["a"], label=["good"])
+    assert len(find_shards(str(tmp_path), ColumnsConfig(label_names=("bad", "good")), labelled=True)) == 2
+
+
+def test_integer_labels_of_imdb_have_names_of_their_own(tmp_path: Path) -> None:
+    ids = ["train/neg/0_3", "train/pos/1_7", "train/unsup/2_0"]
+    path = write_parquet(tmp_path / "a.parquet", review_id=ids, text=["a", "b", "c"], label=[0, 1, -1])
+    assert read_labels(path) == ["negative", "positive", None]
+
+
+@pytest.mark.parametrize(
+    ("review_id", "expected"),
+    [
+        ("train/pos/1_7", True),
+        ("test/unsup/12499_0", True),
+        ("train/pos/1_7.txt", False),
+        ("dev/pos/1_7", False),
+        ("x/train/pos/1_7", False),
+    ],
+)
+def test_ids_of_imdb_are_known_by_their_form(review_id: str, expected: bool) -> None:
+    assert is_imdb_id(review_id) is expected
+
+
+def test_ratings_are_whole_stars_or_none(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=list("abcde"), rating=[8.0, 4.5, 0.0, None, 1000.0])
+    assert [review["rating"] for review in read_reviews(str(tmp_path), labelled=False)] == [8, None, None, None, None]
+
+
+# Ids
+
+
+def test_ids_are_read_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_bytes(b"train/pos/1_7\r\n\ntrain/neg/2_3")
+    assert read_ids(tmp_path / "ids.txt") == {"train/pos/1_7", "train/neg/2_3"}
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"\n \n", "holds no ids"), (b"\xff\xfe", "is not text")])
+def test_a_file_without_ids_is_a_mistake(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "ids.txt").write_bytes(content)
+    with pytest.raises(Mistake, match=f"ids.txt {message}: give a file with one review id a line"):
+        read_ids(tmp_path / "ids.txt")
+
+
+def test_a_random_review_is_one_of_the_input_and_a_seed_repeats_it() -> None:
+    texts = {json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()}
+    drawn = [random_review("sample", ColumnsConfig(), seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(text in texts for _, _, text in drawn)
+    assert {label for _, label, _ in drawn} <= {"negative", "positive"}
+
+
+# Folders of texts
+
+
+def write_texts(folder: Path, **contents: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name.replace("_", ".")).write_bytes(content)
+    return folder
+
+
+def read_bad(source: Path) -> list[tuple[int, str]]:
+    shards = find_shards(str(source), COLUMNS, labelled=False)
+    return [(bad.row, bad.reason) for shard in shards for batch in read(shard, COLUMNS) for bad in batch.bad]
+
+
+def test_a_folder_of_text_files_is_a_review_a_file(tmp_path: Path) -> None:
+    write_texts(tmp_path, b_txt=b"bad", a_txt="\ufeffcafé\n".encode(), c_txt_gz=gzip.compress(b"so so"), d_md=b"# notes", e_txt=b"")
+    (tmp_path / "_f.txt").write_text("no review")
+    (tmp_path / "deeper").mkdir()
+    rows = [(row["review_id"], row["text"]) for row in read_reviews(str(tmp_path), labelled=False)]
+    assert rows == [("a.txt", "café\n"), ("b.txt", "bad"), ("c.txt.gz", "so so"), ("e.txt", "")]
+
+
+def test_a_text_file_beside_a_dump_is_no_review(tmp_path: Path) -> None:
+    write_texts(tmp_path, README_txt=b"read me")
+    write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
+    assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
+
+
+def test_a_text_file_beside_an_archive_is_no_review(tmp_path: Path) -> None:
+    write_texts(tmp_path, README_txt=b"read me", aclImdb_tar_gz=b"")
+    with pytest.raises(Mistake, match=r"holds no files of reviews: give .*, a folder of .txt files \(one review each\)"):
+        find_shards(str(tmp_path), COLUMNS, labelled=False)
+
+
+def test_a_folder_of_texts_is_cut_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "SHARD_FILES", 2)
+    write_texts(tmp_path, **{f"{number}_txt": b"%d" % number for number in range(5)})
+    shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
+    assert [(shard.start, shard.stop, shard.first_row) for shard in shards] == [(0, 2, 0), (2, 4, 2), (4, 5, 4)]
+    rows = [int(row) for shard in shards for batch in read(shard, COLUMNS) for row in batch.rows]
+    assert (rows, [review["text"] for review in read_reviews(str(tmp_path), labelled=False)]) == ([0, 1, 2, 3, 4], list("01234"))
+
+
+def test_a_text_file_that_cannot_be_a_review_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "LARGEST_FILE", 1_000)
+    bomb = gzip.compress(b"x" * 1_000_000)
+    write_texts(tmp_path, a_txt=b"good", b_txt=b"caf\xe9", c_txt=b"x" * 1_001, d_txt_gz=bomb, e_txt_gz=bomb[:-9], f_txt_zst=b"good")
+    expected = [(1, "invalid_utf8"), (2, "too_large"), (3, "too_large"), (4, "too_large"), (5, "unreadable")]
+    assert read_bad(tmp_path) == expected
+    assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
+
+
+def test_a_compressed_text_that_breaks_off_is_a_bad_record(tmp_path: Path) -> None:
+    write_texts(tmp_path, a_txt=b"good", b_txt_gz=gzip.compress(b"good")[:-3])
+    assert read_bad(tmp_path) == [(1, "unreadable")]
+
+
+def test_a_folder_of_texts_has_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"has no column label: it has review_id, text"):
+        find_shards(str(write_texts(tmp_path, a_txt=b"good")), COLUMNS, labelled=True)
+
+
+def test_an_input_that_changed_has_another_identity(tmp_path: Path) -> None:
+    """Two labels swapped leave the size as it was; in a folder a file may change that is no shard's own."""
+    file, folder = tmp_path / "reviews.csv", tmp_path / "texts"
+    folder.mkdir()
+    file.write_text("text,label\ngood,0\nbad,1\n")
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("A review.")
+    found = {path: identities(find_shards(str(path), COLUMNS, labelled=False)) for path in (file, folder)}
+    assert found == {path: identities(find_shards(str(path), COLUMNS, labelled=False)) for path in (file, folder)}
+    file.write_text("text,label\ngood,1\nbad,0\n")
+    (folder / "b.txt").write_text("B review.")
+    for path, before in found.items():
+        assert identities(find_shards(str(path), COLUMNS, labelled=False)) != before

@@ -1,0 +1,301 @@
+"""Parquet and CSV: shards, rows that are no reviews, files that cannot be read."""
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from han.config import ColumnsConfig
+from han.data import columns, csv, files, parquet
+from han.data.files import BadRecord, Shard
+from han.data.sources import find_shards, read
+from han.types import Mistake
+
+COLUMNS = ColumnsConfig()
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"good"]).buffers())
+
+
+def find(path: Path) -> list[Shard]:
+    return find_shards(str(path), COLUMNS, labelled=False)
+
+
+def read_all(path: Path, *, batch_rows: int = 1024) -> tuple[dict[int, Any], list[BadRecord]]:
+    """{row: text}, and the bad records."""
+    batches = [batch for shard in find(path) for batch in read(shard, COLUMNS, batch_rows=batch_rows)]
+    texts = {int(row): text for batch in batches for row, text in zip(batch.rows, batch.table["text"].to_pylist(), strict=True)}
+    return texts, [record for batch in batches for record in batch.bad]
+
+
+@pytest.fixture
+def sixty(tmp_path: Path) -> Path:
+    path = tmp_path / "a.parquet"
+    texts = [f"review {row} is good" for row in range(60)]
+    pq.write_table(pa.table({"text": texts, "row": range(60)}), path, row_group_size=25, write_page_checksum=True)
+    return path
+
+
+def write_csv(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_row_group_is_a_shard(sixty: Path) -> None:
+    assert [(shard.group, shard.start, shard.stop, shard.first_row) for shard in find(sixty)] == [
+        (0, 0, 25, 0),
+        (1, 0, 25, 25),
+        (2, 0, 10, 50),
+    ]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 1024])
+def test_parquet_gives_every_row_once_with_its_number(sixty: Path, batch_rows: int) -> None:
+    assert read_all(sixty, batch_rows=batch_rows) == ({row: f"review {row} is good" for row in range(60)}, [])
+
+
+@pytest.mark.parametrize(("num_rows", "num_shards"), [(5_000, 1), (5_001, 2), (80_001, 16)])
+def test_a_large_row_group_is_cut_into_at_most_16_slices(tmp_path: Path, num_rows: int, num_shards: int) -> None:
+    pq.write_table(pa.table({"text": ["good"] * num_rows}), tmp_path / "a.parquet")
+    shards = find(tmp_path / "a.parquet")
+    assert len(shards) == num_shards
+    assert [shard.start for shard in shards[1:]] == [shard.stop for shard in shards[:-1]]
+    assert (shards[0].start, shards[-1].stop) == (0, num_rows)
+
+
+def test_slices_of_a_row_group_give_every_row_once(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "SLICED_ROWS", 4)
+    assert len(find(sixty)) == math.ceil(25 / 4) * 2 + math.ceil(10 / 4)
+    assert read_all(sixty, batch_rows=3)[0] == {row: f"review {row} is good" for row in range(60)}
+
+
+def test_the_columns_of_the_input_stay_as_they_are(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": pa.array(["good", "bad"]).dictionary_encode(),
+            "title": pa.array(["A", None], pa.large_string()),
+            "seen": pa.array([1, 2], pa.timestamp("us")),
+            "tags": [[{"name": "x", "weight": 0.5}], []],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    (shard,) = find(tmp_path / "a.parquet")
+    (batch,) = read(shard, COLUMNS)
+    assert batch.table.equals(table)
+
+
+def test_a_null_text_is_a_bad_record(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", None, "three"]}), tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet") == (
+        {0: "one", 2: "three"},
+        [BadRecord(row=1, byte_offset=None, reason="missing_text", excerpt="")],
+    )
+
+
+@pytest.mark.parametrize("table", [pa.table({"text": NOT_UTF8}), pa.table({"title": NOT_UTF8, "text": ["one", "good"]})])
+def test_a_row_that_is_not_utf8_is_a_bad_record(tmp_path: Path, table: pa.Table) -> None:
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet") == (
+        {1: "good"},
+        [BadRecord(row=0, byte_offset=None, reason="invalid_utf8", excerpt=r"caf\xe9")],
+    )
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
+def test_a_parquet_file_that_is_cut_off_is_a_mistake(sixty: Path, keep: float) -> None:
+    content = sixty.read_bytes()
+    sixty.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(Mistake, match=r"a.parquet is not Parquet, or is cut off"):
+        find(sixty)
+
+
+def test_html_that_is_named_parquet_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("<html>404 Not Found</html>")
+    with pytest.raises(Mistake, match=r"a.parquet is not Parquet"):
+        find(tmp_path / "a.parquet")
+
+
+def test_a_footer_of_garbage_is_a_mistake_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\x9b\n" * 50 + (100).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(Mistake, match=r"a.parquet cannot be read: ") as caught:
+        find(tmp_path / "a.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_in_a_page_never_gives_a_wrong_row(sixty: Path) -> None:
+    content = sixty.read_bytes()
+    right, _ = read_all(sixty)
+    refused = 0
+    for offset in range(4, pq.ParquetFile(sixty).metadata.row_group(2).column(1).data_page_offset, 40):
+        sixty.write_bytes(content[:offset] + bytes([content[offset] ^ 0x10]) + content[offset + 1 :])
+        try:
+            assert read_all(sixty)[0] == right
+        except Mistake:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_parquet_file_that_claims_to_be_huge_is_a_mistake(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "CLAIMED_BYTES", 100)
+    monkeypatch.setattr(parquet, "BOMB_RATIO", 0)
+    with pytest.raises(Mistake, match=r"and claims to hold"):
+        find(sixty)
+
+
+def test_two_columns_of_one_name_are_a_mistake(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(Mistake, match=r"more than one column named text"):
+        find(tmp_path / "a.parquet")
+
+
+def test_parquet_without_rows_is_a_mistake(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(Mistake, match=r"holds no reviews: 0 rows"):
+        find(tmp_path / "a.parquet")
+
+
+def test_a_string_that_many_rows_share_is_not_held_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 250)
+    pq.write_table(pa.table({"text": ["x" * 100] * 7 + ["y"]}), tmp_path / "a.parquet")
+    (shard,) = find(tmp_path / "a.parquet")
+    batches = list(read(shard, COLUMNS))
+    assert [batch.rows.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5, 6, 7]]
+    assert pa.concat_tables(batch.table for batch in batches)["text"].to_pylist() == ["x" * 100] * 7 + ["y"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "read_as"),
+    [
+        (pa.string(), pa.string()),
+        (pa.large_string(), pa.large_string()),
+        (pa.string_view(), pa.string()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.string())),
+    ],
+)
+def test_strings_keep_their_layout_but_for_views(tmp_path: Path, kind: pa.DataType, read_as: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array(["one", None, "three"]).cast(kind)}), tmp_path / "a.parquet")
+    (shard,) = find(tmp_path / "a.parquet")
+    (batch,) = read(shard, COLUMNS)
+    assert (batch.table.schema.field("text").type, batch.table["text"].to_pylist()) == (read_as, ["one", "three"])
+
+
+def test_a_text_too_large_to_hold_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "LARGEST_TEXT", 10)
+    pq.write_table(pa.table({"text": ["x" * 10, "x" * 11]}), tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet") == (
+        {0: "x" * 10},
+        [BadRecord(row=1, byte_offset=None, reason="too_large", excerpt="")],
+    )
+
+
+class Hostile(pa.ExtensionType):  # type: ignore[misc]
+    """As Ray's types do, it runs code when a file that names it is opened."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__(pa.string(), "hostile")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> "Hostile":
+        cls.opened += 1
+        return cls()
+
+
+@pytest.mark.parametrize("padding", [1, 5, 9])  # what stands before the name decides how base64 spells it
+def test_an_extension_type_is_refused_before_its_code_runs(tmp_path: Path, padding: int) -> None:
+    path = tmp_path / "a.parquet"
+    hostile = pa.ExtensionArray.from_storage(Hostile(), pa.array(["x"]))
+    pq.write_table(pa.table({"x": hostile, "x" * padding + "y": ["y"], "text": ["good"]}), path)
+    pa.register_extension_type(Hostile())
+    try:
+        before = Hostile.opened
+        with pytest.raises(Mistake, match=r"has a column of an Arrow extension type"):
+            find(path)
+        assert Hostile.opened == before
+        pq.read_schema(path)
+        assert Hostile.opened > before  # without the refusal it runs
+    finally:
+        pa.unregister_extension_type("hostile")
+
+
+def test_the_columns_of_csv_are_strings_as_they_stand(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, b"id,text,stars\n007,good,4.50\n8,NA,null\n9,,\n")
+    (shard,) = find(path)
+    (batch,) = read(shard, COLUMNS)
+    assert batch.table.to_pylist() == [
+        {"id": "007", "text": "good", "stars": "4.50"},
+        {"id": "8", "text": "NA", "stars": "null"},
+        {"id": "9", "text": "", "stars": ""},
+    ]
+
+
+def test_a_quoted_line_break_is_part_of_its_field(tmp_path: Path) -> None:
+    assert read_all(write_csv(tmp_path, b'\xef\xbb\xbfn,text\r\n1,"one\r\n""two"""\r\n\r\n2,three'))[0] == {0: 'one\r\n"two"', 1: "three"}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 1024])
+def test_a_row_with_too_many_or_too_few_fields_is_a_bad_record(tmp_path: Path, batch_rows: int) -> None:
+    lines = [b"%d,1,2" % row if row % 3 == 0 else b"%d" % row if row % 5 == 0 else b"n,%d" % row for row in range(31)]
+    texts, bad = read_all(write_csv(tmp_path, b"n,text\n" + b"\n".join(lines)), batch_rows=batch_rows)
+    assert texts == {row: str(row) for row in range(31) if row % 3 and row % 5}
+    assert {record.row: record.excerpt for record in bad} == {row: lines[row].decode() for row in range(31) if not (row % 3 and row % 5)}
+    assert {record.reason for record in bad} == {"malformed"}
+
+
+def test_a_csv_row_in_latin1_is_a_bad_record(tmp_path: Path) -> None:
+    assert read_all(write_csv(tmp_path, b"n,text\n1,caf\xe9\n2,good\n")) == (
+        {1: "good"},
+        [BadRecord(row=0, byte_offset=None, reason="invalid_utf8", excerpt=r"caf\xe9")],
+    )
+
+
+def test_a_csv_field_of_10_mb_is_read(tmp_path: Path) -> None:
+    texts, _ = read_all(write_csv(tmp_path, b"n,text\n1," + b"x" * 10_000_000 + b"\n2,good\n"))
+    assert [len(text) for text in texts.values()] == [10_000_000, 4]
+
+
+@pytest.mark.parametrize("row", [b"1," + b"x" * 300, b'1,"' + b"x\n" * 150])
+def test_a_csv_row_too_long_to_hold_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: bytes) -> None:
+    monkeypatch.setattr(csv, "LONGEST_ROW", 100)
+    with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 characters, or a quote that is never closed"):
+        read_all(write_csv(tmp_path, b"n,text\n0,good\n" + row + b"\n2,good\n"))
+
+
+def test_rows_are_read_together_only_while_they_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BATCH_BYTES", 250)
+    (shard,) = find(write_csv(tmp_path, b"n,text\n" + (b"1," + b"x" * 100 + b"\n") * 7))
+    assert [len(batch.rows) for batch in read(shard, COLUMNS)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("header", [b"n;text", b"1,I loved it"])
+def test_another_delimiter_or_no_header_is_a_mistake_that_shows_the_columns(tmp_path: Path, header: bytes) -> None:
+    with pytest.raises(Mistake, match=f"has no column text: it has {header.decode().replace(',', ', ')}"):
+        find(write_csv(tmp_path, header + b"\n" + header + b"\n"))
+
+
+@pytest.mark.parametrize("content", [b"n,text\n", b"n,text\n1,2,3\n"])
+def test_csv_without_rows_is_a_mistake(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(Mistake, match=r"holds no reviews: 0 rows"):
+        find(write_csv(tmp_path, content))
+
+
+def test_compressed_csv_reads_as_plain_csv_does(tmp_path: Path) -> None:
+    content = b'n,text\n1,"one\ntwo"\n2\n3,three\n'
+    plain = read_all(write_csv(tmp_path, content))
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "c.csv.zst").write_bytes(pa.compress(content, "zstd", asbytes=True))
+    assert read_all(tmp_path / "b.csv.gz") == read_all(tmp_path / "c.csv.zst") == plain
+
+
+def test_closing_a_reader_early_is_quiet(tmp_path: Path) -> None:
+    (shard,) = find(write_csv(tmp_path, b"n,text\n" + b"1,good\n" * 1_000))
+    batches = read(shard, COLUMNS, batch_rows=1)
+    assert len(next(batches).rows) == 1
+    batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,71 @@
+import optuna
+import pytest
+
+from han.tune import sweep
+from jobs.progress import Rows
+from jobs.trials import Trials
+
+
+class Clock:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines(capsys: pytest.CaptureFixture[str], steps: list[tuple[float, int, int]], *, live: bool = False) -> str:
+    """What is printed when, after so many seconds each, so many rows of so many are done."""
+    clock = Clock()
+    report = Rows(live=live, clock=clock)
+    for seconds, done, total in steps:
+        clock.now += seconds
+        report("scored", done, total)
+    return capsys.readouterr().out
+
+
+def test_a_log_gets_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, [(0, 0, 3000), (2, 1000, 3000), (4, 3000, 3000)]) == (
+        "scored 0 of 3,000 rows\nscored 1,000 of 3,000 rows, 500 a second, 4 s left\nscored 3,000 of 3,000 rows, 500 a second\n"
+    )
+
+
+def test_a_log_gets_no_more_than_a_line_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, [(0.5, step, 1000) for step in range(40)]).count("\n") == 10
+
+
+def test_the_last_line_is_never_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, [(0, 0, 5), (0.1, 5, 5)]).endswith("scored 5 of 5 rows, 50 a second\n")
+
+
+def test_an_unknown_total_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, [(0, 10, 0), (3, 3000, 0)]).splitlines()[-1] == "scored 3,000 rows, 1,000 a second"
+
+
+def test_a_terminal_keeps_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, [(0, 0, 9), (1, 3, 9), (1, 9, 9)], live=True).count("\n") == 1
+
+
+def test_a_sweep_is_a_table_with_a_row_a_trial_and_a_line_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    study = optuna.create_study(direction="maximize")
+    show = Trials(total=4, clock=lambda: now[0])
+    first, second, third = (study.ask({"train.learning_rate": optuna.distributions.FloatDistribution(0.001, 0.001)}) for _ in range(3))
+    show(study)
+    history = [{"epoch": 1, "accuracy": 0.8, "log_loss": 0.4, "reviews_per_s": 10.0, "train_s": 6.0}]
+    for trial, stopped in ((first, None), (second, "early"), (third, "no memory")):
+        trial.report(0.8, 1)
+        sweep.tell(study, trial, [] if stopped == "no memory" else history, folder="", stopped=stopped, workers=1)
+    now[0] = 60.0
+    show(study)
+    show(study)  # nothing new, nothing said
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["trial", "state", "epochs", "accuracy", "log", "loss", "trained", "settings"]
+    assert shown[1] == "  0 of 4 trials over: 0 done, 0 stopped early, 0 failed; 3 running"
+    assert shown[2].split() == ["0", "done", "1", "80.00%", "0.4000", "6", "s", "learning_rate=0.001"]
+    assert shown[3].split() == ["1", "stopped", "early", "1", "80.00%", "0.4000", "6", "s", "learning_rate=0.001"]
+    assert shown[4].split() == ["2", "failed", "0", "learning_rate=0.001", "no", "memory"]
+    assert shown[5].split("over: ")[1] == "1 done, 1 stopped early, 1 failed; 0 running; best 80.00% (trial 0); about 0 min left"
+    assert len(shown) == 6

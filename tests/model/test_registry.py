@@ -1,0 +1,311 @@
+"""A folder of models: what is promoted, what is gone back to, and what a death leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from han.config import TextConfig
+from han.failpoint import OF_A_PROMOTION
+from han.model import artifact, registry
+from han.score.scorer import Scorer
+from han.storage import Folder
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
+from han.types import Mistake, Score
+from jobs import cli, promote
+from tests.conftest import WORDS, tiny_network
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {"num_reviews": 10, "accuracy": 0.9, "f1": 0.9, "auc": None, "log_loss": 0.3, "expected_calibration_error": 0.02}
+CARD = {"accuracy_interval": [0.8, 0.95], "confusion": {}}
+
+
+def save(folder: Path, *, seed: int) -> Path:
+    artifact.save(
+        folder,
+        encoder=Encoder(TextConfig(), None, Vocab(WORDS)),
+        network=tiny_network(seed=seed),
+        labels=("negative", "positive"),
+        metrics={"development": {**FIGURES, **CARD, "accuracy": 0.9 + seed / 100}, "temperature": 1.0},
+        provenance={"data": "random weights", "seed": seed},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Three runs with a model each. Read only."""
+    where = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2, 3):
+        save(where / str(seed) / "artifact", seed=seed)
+    return where / "1", where / "2", where / "3"
+
+
+def promoted(run: Path, folder: Path) -> dict[str, Any]:
+    return registry.promote(artifact.find(str(run)), folder)[0]
+
+
+def best(folder: Path) -> str:
+    return artifact.load(artifact.find(str(folder / "best"))).fingerprint
+
+
+def fingerprint(run: Path) -> str:
+    return artifact.load(artifact.find(str(run))).fingerprint
+
+
+def test_the_promoted_model_is_models_best(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    pointer = promoted(runs[0], tmp_path / "models")
+    assert json.loads((tmp_path / "models" / "best.json").read_text()) == pointer
+    assert set(pointer) == {"version", "fingerprint", "date", "metrics", "previous"}
+    assert pointer["version"].startswith(pointer["fingerprint"])
+    assert pointer["metrics"] == {"development": {**FIGURES, "accuracy": 0.91}}
+    assert pointer["previous"] is None
+    assert artifact.find(str(tmp_path / "models" / "best")) == tmp_path / "models" / pointer["version"]
+    assert best(tmp_path / "models") == fingerprint(runs[0])
+
+
+def test_a_version_is_the_artifact_byte_for_byte_and_read_only(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    version = tmp_path / "models" / promoted(runs[0], tmp_path / "models")["version"]
+    source = runs[0] / "artifact"
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == {path.name: path.read_bytes() for path in source.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in version.iterdir()} == {0o444}
+
+
+def test_the_next_promotion_moves_the_pointer_and_keeps_the_old_version(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first, second = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
+    assert second["previous"] == first
+    assert best(tmp_path / "models") == fingerprint(runs[1])
+    assert artifact.load(tmp_path / "models" / first["version"]).fingerprint == fingerprint(runs[0])
+
+
+def test_what_is_the_best_already_is_not_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first = promoted(runs[0], tmp_path / "models")
+    assert registry.promote(runs[0] / "artifact", tmp_path / "models") == (first, False)
+    assert registry.promote(tmp_path / "models" / first["version"], tmp_path / "models") == (first, False)
+
+
+def test_equal_weights_with_other_figures_are_another_version(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    measured = {**FIGURES, **CARD, "accuracy": 0.5}
+    loaded = artifact.load(runs[0] / "artifact")
+    artifact.save(
+        tmp_path / "again",
+        encoder=loaded.encoder,
+        network=loaded.network,
+        labels=loaded.labels,
+        metrics={"development": measured, "temperature": 1.0},
+        provenance=loaded.provenance,
+    )
+    first, second = promoted(runs[0], tmp_path / "models"), promoted(tmp_path / "again", tmp_path / "models")
+    assert first["fingerprint"] == second["fingerprint"]
+    assert first["version"] != second["version"]
+    assert second["metrics"]["development"]["accuracy"] == 0.5
+
+
+def test_going_back_goes_back_step_by_step_and_not_beyond_the_first(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    pointers = [promoted(run, tmp_path / "models") for run in runs]
+    assert registry.roll_back(tmp_path / "models") == pointers[1]
+    assert best(tmp_path / "models") == fingerprint(runs[1])
+    assert registry.roll_back(tmp_path / "models") == pointers[0]
+    with pytest.raises(Mistake, match=r"first model promoted in .*: there is nothing to go back to"):
+        registry.roll_back(tmp_path / "models")
+    assert best(tmp_path / "models") == fingerprint(runs[0])
+
+
+def test_what_was_gone_back_from_can_be_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first, second = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
+    registry.roll_back(tmp_path / "models")
+    again = promoted(tmp_path / "models" / second["version"], tmp_path / "models")
+    assert (again["version"], again["previous"]) == (second["version"], first)
+
+
+def test_going_back_where_nothing_was_promoted_is_a_mistake_that_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"no model was promoted in .*nothing to go back from"):
+        registry.roll_back(tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_going_back_to_a_damaged_version_is_refused_and_changes_nothing(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first, _ = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
+    damage(tmp_path / "models" / first["version"])
+    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+        registry.roll_back(tmp_path / "models")
+    assert best(tmp_path / "models") == fingerprint(runs[1])
+
+
+def test_only_so_many_promotions_are_remembered(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "KEPT", 2)
+    for run in (*runs, runs[0]):
+        pointer = promoted(run, tmp_path / "models")
+    assert pointer["previous"]["previous"]["version"].startswith(fingerprint(runs[1]))
+    assert pointer["previous"]["previous"]["previous"] is None
+
+
+def damage(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+
+
+def test_a_damaged_artifact_is_refused_and_the_pointer_stays(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first = promoted(runs[0], tmp_path / "models")
+    shutil.copytree(runs[1] / "artifact", tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+        promoted(tmp_path / "damaged", tmp_path / "models")
+    assert json.loads((tmp_path / "models" / "best.json").read_text()) == first
+    assert set(names(tmp_path / "models")) == {first["version"], "best.json"}
+
+
+def test_a_copy_that_went_wrong_never_gets_a_name(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copyfile = shutil.copyfile
+
+    def half(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if target.name == "model.safetensors":
+            os.truncate(target, 100)
+
+    monkeypatch.setattr(shutil, "copyfile", half)
+    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+        promoted(runs[0], tmp_path / "models")
+    assert names(tmp_path / "models") == []
+    monkeypatch.undo()
+    promoted(runs[0], tmp_path / "models")
+    assert best(tmp_path / "models") == fingerprint(runs[0])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_folder_of_something_else_is_left_alone(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(Mistake, match=r"holds something else \(thesis.tex\)"):
+        promoted(runs[0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_promotion_at_the_same_time_is_refused_by_name(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first = promoted(runs[0], tmp_path / "models")
+    with Folder(str(tmp_path / "models")).locked(".lock"):
+        for change in (lambda: promoted(runs[1], tmp_path / "models"), lambda: registry.roll_back(tmp_path / "models")):
+            with pytest.raises(Mistake, match=rf"is being written by another process.*{os.getpid()}"):
+                change()
+    assert json.loads((tmp_path / "models" / "best.json").read_text()) == first
+
+
+PROMOTE = """
+import sys
+from pathlib import Path
+from han.model import registry
+try:
+    registry.promote(Path(sys.argv[1]), Path(sys.argv[2]), failpoint=sys.argv[3] if len(sys.argv) > 3 else None)
+except registry.Mistake as mistake:
+    sys.exit(str(mistake))
+"""
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROMOTE, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_promotion_killed_anywhere_leaves_the_old_pointer_or_the_new_one(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in OF_A_PROMOTION}
+    for folder in folders.values():
+        promoted(runs[0], folder)
+    dying = {name: start(runs[1] / "artifact", folder, name) for name, folder in folders.items()}
+    for name, process in dying.items():
+        told, _ = process.communicate(timeout=90)
+        assert process.returncode == -9, told
+        assert best(folders[name]) == fingerprint(runs[1] if name == "pointed" else runs[0])
+    for folder in folders.values():  # and the same command goes on
+        pointer = promoted(runs[1], folder)
+        assert best(folder) == fingerprint(runs[1])
+        assert pointer["previous"]["fingerprint"] == fingerprint(runs[0])
+        assert not [path for path in folder.iterdir() if path.name.endswith(".unfinished")]
+
+
+def test_a_pointer_half_written_is_no_pointer_and_is_swept_away(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    promoted(runs[0], tmp_path / "models")
+    (tmp_path / "models" / "best.json.0a1b2c3d.tmp").write_text('{"version": "3f')
+    assert best(tmp_path / "models") == fingerprint(runs[0])
+    second = promoted(runs[1], tmp_path / "models")
+    assert names(tmp_path / "models") == sorted([second["version"], second["previous"]["version"], "best.json"])
+
+
+def test_promotions_that_race_end_with_one_of_them_and_every_version_whole(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    racing = [start(run / "artifact", tmp_path / "models") for run in runs]
+    told = [process.communicate(timeout=90)[0] for process in racing]
+    won = [fingerprint(run) for run, process in zip(runs, racing, strict=True) if process.returncode == 0]
+    assert won, told
+    assert all("is being written by another process" in line for line, process in zip(told, racing, strict=True) if process.returncode)
+    assert best(tmp_path / "models") in won
+    assert sorted(version.fingerprint for version in registry.versions(tmp_path / "models")) == sorted(won)
+
+
+def test_a_name_that_was_resolved_stays_when_the_pointer_moves(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    first = promoted(runs[0], tmp_path / "models")
+    resolved = artifact.resolve(str(tmp_path / "models" / "best"))
+    promoted(runs[1], tmp_path / "models")
+    assert resolved == str(tmp_path / "models" / first["version"])
+    assert artifact.resolve("imdb") == "imdb"
+
+
+def test_models_best_answers_as_the_promoted_run(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    promoted(runs[1], tmp_path / "models")
+    text = "I loved it. The film was not dull!"
+    one, other = (Scorer(artifact.load(artifact.find(str(model)))).score([text])[0] for model in (tmp_path / "models" / "best", runs[1]))
+    assert isinstance(one, Score)
+    assert one == other
+
+
+@pytest.mark.parametrize("version", ["../1", "", "gone", None, ["a"]])
+def test_a_pointer_to_no_version_of_the_folder_is_a_mistake(version: object, runs: tuple[Path, ...], tmp_path: Path) -> None:
+    promoted(runs[0], tmp_path / "models")
+    (tmp_path / "models" / "best.json").write_text(json.dumps({"version": version}))
+    with pytest.raises(Mistake, match="which is not in"):
+        artifact.find(str(tmp_path / "models" / "best"))
+
+
+def test_models_best_before_any_promotion_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"no model was promoted in .*python -m jobs\.promote RUN"):
+        artifact.find(str(tmp_path / "best"))
+
+
+def test_the_job_promotes_lists_and_goes_back(runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(**arguments: Any) -> str:
+        promote.main(promote.Promote(models=str(tmp_path / "models"), **arguments))
+        return capsys.readouterr().out
+
+    assert "development accuracy 91.00%" in call(run=str(runs[0]))
+    told = call(run=str(runs[1]))
+    assert f"before: {fingerprint(runs[0])}" in told
+    assert f"python -m jobs.score --model {tmp_path / 'models' / 'best'}" in told
+    assert "already, since" in call(run=str(runs[1]))
+    listed = call(list=True).splitlines()
+    assert len(listed) == 2
+    assert listed[0].startswith(f"best  {fingerprint(runs[1])}")
+    assert f"{fingerprint(runs[0])}" in call(rollback=True)
+    assert best(tmp_path / "models") == fingerprint(runs[0])
+    with pytest.raises(Mistake, match="give one of"):
+        promote.main(promote.Promote(models=str(tmp_path / "models")))
+
+
+@pytest.mark.parametrize("arguments", [["--rollback"], ["--rollback", "True"], ["--rollback", "--models", "elsewhere"]])
+def test_a_verb_is_a_flag_that_stands_for_itself(arguments: list[str]) -> None:
+    import tyro
+
+    parsed = tyro.cli(promote.Promote, args=arguments, config=cli.STYLE)
+    assert parsed.rollback
+    assert not parsed.list
+    assert parsed.run is None

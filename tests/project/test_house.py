@@ -1,0 +1,108 @@
+"""The rules of the house: what may import what, what is never used, and that importing does nothing."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HAN = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted((ROOT / "han").rglob("*.py"))
+}
+LINTER = str(Path(sys.executable).with_name("lint-imports"))
+SOURCES = sorted(path for folder in ("deploy", "han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py"))
+
+PACKAGES_AT_MOST = FILES_AT_MOST = 9  # what a reader keeps in mind
+TOKENISING = ("han.types", "han.text.tokenise", "han.text.vocabulary", "han.data.sources", "han.text.encode")
+
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PICKLING_CALLS = {"torch.load", "yaml.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle"}
+# in brackets, so that this file does not find itself
+OF_THIS_MACHINE = re.compile(r"(?<![\w.])/(?:[w]ork|[r]oot|[o]pt|[f]arm)/")
+PACKAGE_REGISTRY = re.compile(r"[p]ypi\.org|[p]ythonhosted\.org|[d]ownload\.pytorch\.org|[c]onda\.anaconda\.org")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}, line {node.lineno}: relative imports are not used here"
+            assert node.module
+            yield node.module
+
+
+def packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def tracked_texts() -> Iterator[tuple[str, str]]:
+    """Path and text of every file under version control that is text."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: nothing is under version control")
+    for name in listed.stdout.split("\0")[:-1]:
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        if b"\0" not in content:
+            yield name, content.decode("utf-8")
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"HOME": str(folder), "PATH": "", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder)}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_library_has_at_most_nine_packages_of_at_most_nine_files() -> None:
+    modules = [path for path in HAN.values() if path.name != "__init__.py" and path.parent != ROOT / "han"]
+    sizes = Counter(path.parent.relative_to(ROOT / "han").parts[0] for path in modules)
+    assert len(sizes) <= PACKAGES_AT_MOST
+    assert {name: size for name, size in sizes.items() if size > FILES_AT_MOST + (name == "data")} == {}  # data has the samples within
+
+
+def test_imports_go_only_down() -> None:
+    """pyproject.toml has the contracts: which package may import which, where Ray and torch may be, no cycle."""
+    done = subprocess.run([LINTER, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_package_exports_what_it_says() -> None:
+    for module, path in HAN.items():
+        if path.name == "__init__.py":
+            package = importlib.import_module(module)
+            assert all(getattr(package, name) is not None for name in getattr(package, "__all__", []))
+
+
+def test_a_tokenising_worker_never_loads_torch(tmp_path: Path) -> None:
+    finished = run(f"import sys, {', '.join(TOKENISING)}; print('torch' in sys.modules, 'ray' in sys.modules)", tmp_path)
+    assert (finished.stdout, finished.stderr) == ("False False\n", "")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_pickled(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not packages(path) & PICKLES
+    assert not {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & PICKLING_CALLS
+    assert not {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)} & {"allow_pickle", "weights_only"}
+
+
+@pytest.mark.parametrize("secret", [OF_THIS_MACHINE, PACKAGE_REGISTRY], ids=["a path of one machine", "a package registry"])
+def test_no_file_under_version_control_names(secret: re.Pattern[str]) -> None:
+    assert [(name, found[0]) for name, text in tracked_texts() if (found := secret.search(text))] == []
+
+
+def test_importing_the_library_writes_no_file_and_sets_up_no_logging(tmp_path: Path) -> None:
+    finished = run(
+        f"import logging, {', '.join(HAN)}\n"
+        "loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith('han'))]\n"
+        "print([handler for logger in loggers for handler in logger.handlers])",
+        tmp_path,
+    )
+    assert (finished.stdout, finished.stderr) == ("[]\n", "")
+    assert list(tmp_path.rglob("*")) == []

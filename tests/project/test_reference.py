@@ -1,0 +1,33 @@
+"""The reference is what the code says."""
+
+from pathlib import Path
+
+from benchmarks import reference
+from jobs import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_reference_says_what_the_code_says() -> None:
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.render(), "docs/reference.md is old: make reference"
+
+
+def test_the_reference_has_every_job_and_every_exit_code() -> None:
+    page = reference.render()
+    runnable = [path.stem for path in (ROOT / "jobs").glob("*.py") if "cli.run(" in path.read_text(encoding="utf-8")]
+    assert len(runnable) >= 9
+    assert [name for name in runnable if f"### jobs.{name}\n" not in page] == []
+    for module in reference.modules().values():
+        codes = [value for name, value in vars(module).items() if name.startswith("EXIT_") and isinstance(value, int)]
+        assert [code for code in codes if f"| {code} | {module.__name__} |" not in page] == []
+
+
+def test_the_runbook_says_what_to_do_after_every_exit_code() -> None:
+    page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert [code for code in cli.EXIT_CODES if f"| {code} | " not in page] == []
+
+
+def test_no_flag_and_no_option_is_without_a_word_of_help() -> None:
+    rows = [line.split(" | ") for line in reference.render().splitlines() if line.startswith(("| `--", "| `han_"))]
+    assert len(rows) > 100
+    assert [row[0] for row in rows if len(row[3].strip(" |")) < 5] == []

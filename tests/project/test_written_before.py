@@ -1,0 +1,52 @@
+"""What version 0.1.0 wrote still loads: an artifact, an encoded folder, published scores, a sweep."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+import han
+from han.model import artifact
+from han.score.verify import verify
+from han.train.encoded import read_encoded
+from han.tune import sweep
+from han.tune.report import report
+
+BEFORE = Path(__file__).parents[1] / "data" / "written_by_0.1.0"
+
+
+def test_an_artifact_scores_as_it_did() -> None:
+    rows = pq.read_table(BEFORE / "scores" / "scores").to_pylist()
+    scorer = han.load(str(BEFORE / "run"))
+    assert {row["model"] for row in rows} == {scorer.fingerprint}
+    found = scorer.score_flat([row["text"] for row in rows])
+    wanted = [[row["probabilities"][label] for label in scorer.labels] for row in rows]
+    np.testing.assert_allclose(found.probabilities, np.array(wanted, np.float32), atol=1e-6)
+    attention = [word["attention"] for row in rows for sentence in row["sentences"] for word in sentence["words"]]
+    np.testing.assert_allclose(found.word_attention, np.array(attention, np.float32), atol=1e-6)
+
+
+def test_an_encoded_folder_is_read_and_its_encoder_is_the_same() -> None:
+    folder = read_encoded(BEFORE / "encoded")
+    assert folder.fingerprint == artifact.load(BEFORE / "run" / "artifact").encoder.fingerprint
+    rows = {split: sum(pq.read_table(BEFORE / "encoded" / split / name).num_rows for name in folder.files[split]) for split in folder.files}
+    assert rows == {split: sum(numbers.values()) for split, numbers in folder.files.items()}
+
+
+def test_published_scores_are_verified() -> None:
+    verdict = verify(str(BEFORE / "scores"), unique_ids=True, report=lambda *step: None)
+    assert verdict.num_problems == 0
+    assert verdict.listing is not None
+    assert verdict.listing.counts["scored"] == 20
+
+
+def test_a_sweep_has_its_trials_and_its_page(tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / "sweep", tmp_path / "sweep")
+    study = sweep.read_study(tmp_path / "sweep")
+    best = json.loads((BEFORE / "sweep" / "best.json").read_text())
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "COMPLETE"]
+    assert sweep.best(study).number == sweep.read_best(tmp_path / "sweep")["trial"] == best["trial"]
+    assert "<svg" in report(study)
+    assert artifact.find(str(BEFORE / "sweep")) == BEFORE / "sweep" / "artifact"

@@ -1,0 +1,354 @@
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from han import failpoint
+from han.config import ColumnsConfig
+from han.data import sources
+from han.model import artifact
+from han.score import publish
+from han.score import scorer as scoring
+from han.score.batch_job import Plan
+from han.score.scorer import Scored, Scorer
+from han.storage import Folder
+from han.types import Mistake, Score
+from tests.helpers.commit import commit, digest, killed, plan, remembered
+
+TEXTS = ["Good film. I loved it!", "", "Bad.", "Not good, not bad."]
+NUM_PARTS, NUM_ROWS = 3, 12
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three row groups of four reviews, one of each without a word."""
+    path = tmp_path_factory.mktemp("dump") / "dump.parquet"
+    ids = [f"{row // 4}/{row % 4}" for row in range(NUM_ROWS)]
+    table = pa.table({"review_id": ids, "label": [row % 2 for row in range(NUM_ROWS)], "text": TEXTS * NUM_PARTS})
+    pq.write_table(table, path, row_group_size=4)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: Path) -> Scorer:
+    return Scorer(artifact.load(tiny_model))
+
+
+@pytest.fixture
+def job(dump: str, tiny_model: Path, tmp_path: Path) -> Plan:
+    return plan(dump, str(tmp_path / "out"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def answer(dump: str, tiny_model: Path) -> Callable[[list[str]], Scored]:
+    return remembered(plan(dump, "unused", tiny_model))
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in sorted(folder.glob("_quarantine/*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def test_what_is_published_is_the_input_beside_its_answers(job: Plan, scorer: Scorer) -> None:
+    manifest = commit(job, scorer.score_flat)
+    assert manifest is not None
+    assert manifest["counts"] == {"rows_in": 12, "scored": 9, "quarantined": 3, "num_tokens": 45}
+    assert manifest["reasons"] == {"empty_text": 3}
+    table = pq.read_table(Path(job.out) / "scores")
+    assert table.column_names == ["review_id", "input_label", "text", *scoring.schema(scorer.labels).names]
+    assert table["review_id"].to_pylist() == [f"{part}/{row}" for part in range(NUM_PARTS) for row in (0, 2, 3)]
+    expected = [scoring.as_json(answer) for answer in scorer.score(TEXTS) if isinstance(answer, Score)]
+    assert table.select(scoring.schema(scorer.labels).names).to_pylist() == expected * NUM_PARTS
+
+
+def test_a_finished_folder_holds_nothing_else(job: Plan, scorer: Scorer) -> None:
+    commit(job, scorer.score_flat)
+    parts = [item.name for item in job.items]
+    scores, quarantine = {f"scores/{part}.parquet" for part in parts}, {f"_quarantine/{part}.jsonl" for part in parts}
+    assert names(Path(job.out)) == {"_SUCCESS", "_manifest.json"} | scores | quarantine
+    assert os.listdir(Path(job.out).parent) == ["out"]
+
+
+@pytest.mark.parametrize("reader", ["pyarrow", "pandas", "duckdb"])
+def test_the_whole_folder_reads_as_scores(job: Plan, scorer: Scorer, reader: str) -> None:
+    commit(job, scorer.score_flat)
+    if reader == "pyarrow":
+        found = pq.read_table(job.out)["num_tokens"].to_pylist()
+    elif reader == "pandas":
+        found = pd.read_parquet(job.out)["num_tokens"].tolist()
+    else:
+        query = "select num_tokens from read_parquet(?) order by filename, file_row_number"
+        found = [row[0] for row in duckdb.connect().execute(query, [f"{job.out}/**/*.parquet"]).fetchall()]
+    assert found == [7, 2, 6] * NUM_PARTS
+
+
+def test_the_manifest_lists_every_file_with_its_rows_bytes_and_sum(job: Plan, scorer: Scorer) -> None:
+    commit(job, scorer.score_flat)
+    out = Path(job.out)
+    parts = json.loads((out / "_manifest.json").read_text())["parts"]
+    listed = [(out / "scores" / file["name"], file) for part in parts for file in part["files"]]
+    listed += [(out / "_quarantine" / part["quarantine"]["name"], part["quarantine"]) for part in parts]
+    assert {str(path.relative_to(out)) for path, _ in listed} == names(out) - {"_SUCCESS", "_manifest.json"}
+    for path, file in listed:
+        assert set(file) == {"name", "rows", "bytes", "sha256"}
+        assert file["bytes"] == path.stat().st_size
+        assert file["rows"] == (pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 1)
+
+
+def test_what_cannot_be_scored_is_quarantined_with_its_place_reason_and_beginning(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+    first, broken = json.dumps({"text": "Good film.", "review_id": "a"}) + "\n", '{"text": "\x07...\n'
+    (tmp_path / "dump.jsonl").write_text(first + broken + json.dumps({"text": "\u2028 \x07", "review_id": "b"}) + "\n")
+    job = plan(str(tmp_path / "dump.jsonl"), str(tmp_path / "out"), tiny_model)
+    commit(job, scorer.score_flat)
+    about = {"file": str(tmp_path / "dump.jsonl"), "review_id": None, "message": None}
+    offset = len(first)
+    assert lines(tmp_path / "out") == [
+        about | {"row": 1, "byte_offset": offset, "reason": "malformed", "excerpt": '{"text": "\\x07...'},
+        about
+        | {"row": 2, "byte_offset": offset + len(broken), "review_id": "b", "reason": "empty_text", "message": "no word in the text"}
+        | {"excerpt": "\\u2028 \\x07"},
+    ]
+
+
+def test_an_input_without_ids_gets_them(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "dump.parquet")
+    commit(plan(str(tmp_path / "dump.parquet"), str(tmp_path / "out"), tiny_model), scorer.score_flat)
+    assert pq.read_table(tmp_path / "out")["review_id"].to_pylist() == [f"dump.parquet:{row}" for row in (0, 2, 3)]
+
+
+def test_only_the_columns_asked_for_are_carried(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+    commit(plan(dump, str(tmp_path / "out"), tiny_model, carry=("review_id",)), scorer.score_flat)
+    assert pq.read_table(tmp_path / "out").column_names == ["review_id", *scoring.schema(scorer.labels).names]
+
+
+def test_a_column_to_carry_that_is_not_there_is_a_mistake(dump: str, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="no column stars to carry"):
+        plan(dump, str(tmp_path / "out"), tiny_model, carry=("stars",))
+
+
+def test_files_have_the_rows_and_the_compression_asked_for(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+    commit(plan(dump, str(tmp_path / "out"), tiny_model, rows_per_file=2, compression="gzip"), scorer.score_flat)
+    found = [pq.read_metadata(path) for path in sorted((tmp_path / "out" / "scores").iterdir())]
+    assert [metadata.num_rows for metadata in found] == [1, 2] * NUM_PARTS  # part-0-1.parquet sorts before part-0.parquet
+    assert {metadata.row_group(0).column(0).compression for metadata in found} == {"GZIP"}
+
+
+def test_parquet_says_which_model_code_settings_and_day_made_it(job: Plan, scorer: Scorer) -> None:
+    manifest = commit(job, scorer.score_flat)
+    assert manifest is not None
+    metadata = pq.read_schema(next((Path(job.out) / "scores").iterdir())).metadata
+    assert metadata[b"han.model"] == job.job["model"].encode()
+    assert json.loads(metadata[b"han.settings"]) == job.job["settings"]
+    assert metadata[b"han.began"].decode() == manifest["run"]["began"]
+    assert metadata[b"han.version"].decode() == manifest["run"]["version"]
+
+
+def test_columns_that_collide_are_renamed_until_no_name_is_taken() -> None:
+    columns = ["id", "label", "input_label", "text", "model", "review_id"]
+    assert publish.renamed(columns, review_id="review_id") == {"label": "input_input_label", "model": "input_model"}
+    assert publish.renamed(columns, review_id="other")["review_id"] == "input_review_id"
+
+
+@pytest.mark.parametrize("point", [*failpoint.OF_A_PART, *failpoint.OF_THE_DRIVER])
+def test_a_job_killed_at_any_point_shows_nothing_partial_and_its_repetition_ends_as_if_nothing_had_been(
+    dump: str, tiny_model: Path, answer: Callable[[list[str]], Scored], tmp_path: Path, point: str
+) -> None:
+    commit(plan(dump, str(tmp_path / "whole"), tiny_model), answer)
+    job = plan(dump, str(tmp_path / "out"), tiny_model)
+    second = f"{point}:2" if point in failpoint.OF_A_PART else point
+    assert killed(partial(commit, job, answer, failpoint=second))
+    visible = [name for name in names(tmp_path / "out") if name.endswith(".parquet")]
+    assert len(visible) in (0, NUM_PARTS)
+    commit(job, answer, failpoint=second)
+    assert digest(job.out) == digest(tmp_path / "whole")
+    assert names(tmp_path / "out") == names(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+
+
+def test_finished_parts_are_not_done_again(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+    assert killed(partial(commit, job, answer, failpoint="recorded:2"))
+    asked: list[list[str]] = []
+
+    def count(texts: list[str]) -> Scored:
+        asked.append(texts)
+        return answer(texts)
+
+    commit(job, count)
+    assert len(asked) == NUM_PARTS - 2
+
+
+def test_a_finished_job_has_nothing_to_do(job: Plan, scorer: Scorer) -> None:
+    commit(job, scorer.score_flat)
+    before = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*")}
+    assert commit(job, scorer.score_flat) is None
+    assert {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*")} == before
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("change", [{"model": "f" * 16}, {"input": {"dump.parquet": [11, 20]}}, {"settings": {"attention": "none"}}])
+def test_another_job_is_refused_and_changes_nothing(
+    job: Plan, answer: Callable[[list[str]], Scored], is_published: bool, change: dict[str, Any]
+) -> None:
+    assert killed(partial(commit, job, answer, failpoint="success" if is_published else "recorded"))
+    if is_published:
+        commit(job, answer)
+    before = names(Path(job.out))
+    with pytest.raises(Mistake, match="belongs to another job"), publish.claimed(job.out, {**job.job, **change}, failpoint=None):
+        pass
+    assert names(Path(job.out)) == before
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(job: Plan, scorer: Scorer) -> None:
+    Path(job.out).mkdir()
+    (Path(job.out) / "precious.txt").write_text("mine")
+    with pytest.raises(Mistake, match="holds something else"):
+        commit(job, scorer.score_flat)
+    assert names(Path(job.out)) == {"precious.txt"}
+
+
+def test_two_jobs_on_one_folder_one_is_told_who_holds_it(job: Plan) -> None:
+    told = f'written by another process.*"pid": {os.getpid()}'
+    with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(Mistake, match=told):
+        publish.claimed(job.out, job.job, failpoint=None).__enter__()
+
+
+def test_the_lock_of_a_process_that_was_killed_holds_nobody_up(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+    assert killed(partial(commit, job, answer, failpoint="staged"))
+    assert (Path(job.out) / ".staging" / "lock").exists()
+    assert commit(job, answer) is not None
+
+
+def test_a_second_job_that_waited_for_the_lock_finds_the_work_done(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Event()
+
+    def slow(texts: list[str]) -> Scored:
+        gate.set()
+        return answer(texts)
+
+    worker = context.Process(target=commit, args=(job, slow))
+    worker.start()
+    assert gate.wait(30)
+    while worker.is_alive():
+        with contextlib.suppress(Mistake):
+            assert commit(job, answer) is None
+    assert worker.exitcode == 0
+    assert commit(job, answer) is None
+    assert pq.read_table(job.out).num_rows == 9
+
+
+def begin_and_abandon(job: Plan, times: int) -> None:
+    """Each time when its turn comes."""
+    while times:
+        with contextlib.suppress(Mistake), publish.claimed(job.out, job.job, failpoint=None) as claim:
+            assert claim is not None
+            assert (Path(job.out) / ".staging" / "parts").is_dir()
+            publish.abandon(claim)
+            times -= 1
+
+
+def test_jobs_that_wait_for_a_folder_and_those_that_leave_it_do_not_meet_in_it(job: Plan) -> None:
+    workers = [multiprocessing.get_context("fork").Process(target=begin_and_abandon, args=(job, 50)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert not Path(job.out).exists()
+
+
+def test_a_death_while_staged_files_are_removed_leaves_nothing_that_the_next_job_minds(job: Plan, scorer: Scorer) -> None:
+    left = Path(job.out) / ".staging.0123abcd"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    assert commit(job, scorer.score_flat) is not None
+    assert not left.exists()
+    left.mkdir()
+    assert commit(job, scorer.score_flat) is None
+    assert not left.exists()
+
+
+def test_a_part_that_lost_rows_is_not_published(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+    assert killed(partial(commit, job, answer, failpoint="recorded:3"))
+    record = next((Path(job.out) / ".staging" / "records").iterdir())
+    changed = json.loads(record.read_text())
+    changed["files"][0]["rows"] += 1
+    record.write_text(json.dumps(changed))
+    with pytest.raises(RuntimeError, match=r"has \{'rows': 3\}"):
+        commit(job, answer)
+    assert not (Path(job.out) / "scores").exists()
+
+
+def test_abandoning_leaves_no_folder_behind(job: Plan) -> None:
+    with publish.claimed(job.out, job.job, failpoint=None) as claim:
+        assert claim is not None
+        publish.abandon(claim)
+    assert os.listdir(Path(job.out).parent) == []
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A stand-in of S3 on this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**settings, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    pyarrow.fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_a_bucket_is_read_and_written_and_shows_success_last(
+    bucket: str, dump: str, tiny_model: Path, answer: Callable[[list[str]], Scored]
+) -> None:
+    pyarrow.fs.copy_files(dump, f"{bucket}/dump/dump.parquet")
+    job = plan(f"{bucket}/dump/*.parquet", f"{bucket}/out", tiny_model)
+    write = Folder.write
+
+    def die(self: Folder, name: str, content: bytes, *, durable: bool) -> None:
+        if name == "_SUCCESS":
+            raise KeyboardInterrupt
+        write(self, name, content, durable=durable)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            commit(job, answer)
+    manifest = commit(job, answer)
+    assert manifest is not None
+    system, root = pyarrow.fs.FileSystem.from_uri(job.out)
+    found = {
+        info.path.removeprefix(f"{root}/") for info in system.get_file_info(pyarrow.fs.FileSelector(root, recursive=True)) if info.is_file
+    }
+    listed = {f"scores/{file['name']}" for part in manifest["parts"] for file in part["files"]}
+    assert found == {"_SUCCESS", "_manifest.json"} | listed | {f"_quarantine/{item.name}.jsonl" for item in job.items}
+    assert pq.read_table(f"{root}/scores", filesystem=system).num_rows == 9
+    assert commit(job, answer) is None
+
+
+def test_an_object_that_was_replaced_by_one_of_its_size_is_another_input(bucket: str, tmp_path: Path) -> None:
+    found = []
+    for text in ("good", "evil"):
+        (tmp_path / "dump.csv").write_text(f"text\n{text}\n")
+        pyarrow.fs.copy_files(str(tmp_path / "dump.csv"), f"{bucket}/dump.csv")
+        found.append(sources.identities(sources.find_shards(f"{bucket}/dump.csv", ColumnsConfig(), labelled=False)))
+    assert found[0] != found[1]

@@ -1,0 +1,41 @@
+"""What a worker was at when it died, and what raised, as its successor reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from han.score.retries import OTHER_DEATHS, Attempts
+from han.storage import Folder
+from han.types import Mistake
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Folder:
+    folder = Folder(str(tmp_path))
+    folder.make("attempts")
+    return folder
+
+
+def test_a_worker_that_died_at_a_batch_is_found_out_by_its_successor(staging: Folder) -> None:
+    Attempts(staging, "part", run="1").scoring(0, 9)
+    assert Attempts(staging, "part", run="1").deaths(0, 9) == 1
+    assert Attempts(staging, "part", run="1").deaths(0, 9) == 1  # the second died of nothing
+
+
+def test_a_record_that_raised_is_known_after_its_worker_died_of_something_else(staging: Folder) -> None:
+    first = Attempts(staging, "part", run="1")
+    first.scoring(4, 4)
+    first.failed(4, 4)
+    first.scoring(5, 5)
+    second = Attempts(staging, "part", run="1")
+    assert [(second.deaths(row, row), second.failures(row, row)) for row in (4, 5)] == [(0, 1), (1, 0)]
+
+
+def test_deaths_without_a_record_to_blame_end_the_run_but_not_the_next_one(staging: Folder) -> None:
+    for _ in range(OTHER_DEATHS):
+        Attempts(staging, "part", run="1").reading(0)
+    with pytest.raises(Mistake, match="no record is to blame"):
+        Attempts(staging, "part", run="1")
+    assert Attempts(staging, "part", run="2").deaths(0, 0) == 0

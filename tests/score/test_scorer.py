@@ -1,0 +1,144 @@
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from han.model import artifact
+from han.score import scorer as scoring
+from han.score.scorer import Scorer
+from han.types import AttentionDetail, Refusal, Score
+
+TEXTS = [
+    "I loved it. The film was good!<br /><br />Not dull, not bad.",
+    "  ",
+    "Bad.",
+    "The plot? \U0001f600 The film was NOT good, it was dull… and bad. I loved the cat. It was good. Dull. Bad! Not good.",
+    "x" * 6_000,
+    "Good, good, good.",
+]
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: Path) -> Scorer:
+    return Scorer(artifact.load(tiny_model))
+
+
+def answers(scorer: Scorer, texts: Sequence[str], attention: AttentionDetail = "words") -> list[Score]:
+    return [answer for answer in scorer.score(texts, attention=attention) if isinstance(answer, Score)]
+
+
+def table(scorer: Scorer, texts: Sequence[str] = TEXTS, attention: AttentionDetail = "words") -> pa.Table:
+    return scoring.to_arrow(scorer.score_flat(texts), labels=scorer.labels, fingerprint=scorer.fingerprint, attention=attention)
+
+
+def numbers(answer: Score) -> list[float]:
+    """Every number of an answer that could depend on its company."""
+    assert answer.sentences is not None
+    attention = [sentence.attention for sentence in answer.sentences]
+    words = [word.attention for sentence in answer.sentences for word in sentence.words or ()]
+    return [*answer.probabilities.values(), *attention, *words]
+
+
+def test_every_text_gets_its_answer_at_its_own_place(scorer: Scorer) -> None:
+    found = scorer.score(TEXTS)
+    assert [each.reason if isinstance(each, Refusal) else each.num_tokens for each in found] == [15, "empty_text", 2, 33, "too_long", 6]
+
+
+def test_no_text_gives_no_answer(scorer: Scorer) -> None:
+    assert scorer.score([]) == []
+    assert table(scorer, []).num_rows == table(scorer, [" "]).num_rows == 0
+
+
+def test_every_span_slices_its_word_out_of_the_raw_text(scorer: Scorer) -> None:
+    answer = answers(scorer, TEXTS[:1])[0]
+    cut = [TEXTS[0][word.start : word.end] for sentence in answer.sentences or () for word in sentence.words or ()]
+    assert cut == ["I", "loved", "it", ".", "The", "film", "was", "good", "!", "Not", "dull", ",", "not", "bad", "."]
+    for sentence in answer.sentences or ():
+        words = sentence.words or ()
+        assert (sentence.start, sentence.end) == (words[0].start, words[-1].end)
+
+
+def test_attention_sums_to_1_over_words_and_over_sentences(scorer: Scorer) -> None:
+    for answer in answers(scorer, TEXTS):
+        sentences = answer.sentences or ()
+        assert sum(sentence.attention for sentence in sentences) == pytest.approx(1, abs=1e-5)
+        for sentence in sentences:
+            assert sum(word.attention for word in sentence.words or ()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_label_is_the_most_probable_and_probabilities_sum_to_1(scorer: Scorer) -> None:
+    for answer in answers(scorer, TEXTS):
+        assert answer.label == max(answer.probabilities, key=answer.probabilities.__getitem__)
+        assert answer.probability == answer.probabilities[answer.label]
+        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_unknown_words_are_counted(scorer: Scorer) -> None:
+    assert [answer.num_unknown for answer in answers(scorer, ["The film was zyx, good."])] == [1]
+
+
+words = st.sampled_from(["good", "Bad", "film", "zyx", "was", "not", "dull,", "loved", "it.", "The", "end!"])
+reviews = st.lists(st.lists(words, min_size=1, max_size=40).map(" ".join), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=reviews, batch_tokens=st.integers(1, 300), seed=st.integers(0, 99))
+def test_a_review_scores_the_same_in_any_company_and_order(tiny_model: Path, texts: list[str], batch_tokens: int, seed: int) -> None:
+    scorer = Scorer(artifact.load(tiny_model), batch_tokens=batch_tokens)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    together = answers(scorer, [texts[place] for place in order])
+    for place, answer in zip(order, together, strict=True):
+        alone = answers(scorer, [texts[place]])[0]
+        np.testing.assert_allclose(numbers(answer), numbers(alone), rtol=0, atol=1e-6)
+        assert (answer.label, answer.num_tokens) == (alone.label, alone.num_tokens)
+
+
+@pytest.mark.parametrize("attention", ["none", "sentences", "words"])
+def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: AttentionDetail) -> None:
+    file = io.BytesIO()
+    pq.write_table(table(scorer, attention=attention), file)
+    rows = pq.read_table(file).to_pylist()
+    expected = [scoring.as_json(answer) for answer in answers(scorer, TEXTS, attention)]
+    assert json.loads(json.dumps(expected)) == expected == rows
+    assert list(expected[0]) == [field.name for field in dataclasses.fields(Score)] == scoring.schema(scorer.labels).names
+
+
+def test_less_attention_is_null_not_empty(scorer: Scorer) -> None:
+    assert table(scorer, attention="none")["sentences"].null_count == 4
+    sentences = pa.concat_arrays(table(scorer, attention="sentences")["sentences"].chunks).flatten()
+    assert sentences.field("words").null_count == len(sentences) > 0
+
+
+def test_the_schema_is_the_documented_one(scorer: Scorer) -> None:
+    word = "struct<start: int32, end: int32, attention: float>"
+    assert {field.name: str(field.type) for field in table(scorer).schema} == {
+        "label": "string",
+        "probability": "float",
+        "probabilities": "struct<negative: float, positive: float>",
+        "sentences": f"list<item: struct<start: int32, end: int32, attention: float, words: list<item: {word}>>>",
+        "num_tokens": "int32",
+        "num_unknown": "int32",
+        "num_characters_cut": "int32",
+        "model": "dictionary<values=string, indices=int32, ordered=0>",
+    }
+
+
+def test_pandas_and_duckdb_read_the_nested_columns(scorer: Scorer, tmp_path: Path) -> None:
+    pq.write_table(table(scorer), tmp_path / "scores.parquet")
+    expected = answers(scorer, TEXTS)[0]
+    frame = pd.read_parquet(tmp_path / "scores.parquet")
+    assert frame["sentences"][0][0]["words"][1]["start"] == 2
+    assert frame["probabilities"][0]["positive"] == pytest.approx(expected.probabilities["positive"])
+    query = 'select probabilities.positive, sentences[1].words[2]."end", model from read_parquet(?) limit 1'
+    found = duckdb.connect().execute(query, [str(tmp_path / "scores.parquet")])
+    assert found.fetchall() == [(expected.probabilities["positive"], 7, scorer.fingerprint)]

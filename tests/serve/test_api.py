@@ -1,0 +1,679 @@
+"""The HTTP door without Ray: what may be asked, how it is refused, and what holds for every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from han.model import artifact
+from han.score.scorer import Scorer, as_json
+from han.types import AttentionDetail, Refusal, Score
+from serve import local, openapi
+from serve.api import make_app
+from serve.backend import About, Answers
+from serve.errors import Problem
+from serve.guard import Guard
+from serve.metrics import Metrics, text
+from serve.options import Options
+from serve.room import Room
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-32-characters-for-tests"
+REVIEW = "The film was good. I loved it! Not dull."
+SCORE = "/v1/score"
+INFER = "/v2/models/han/infer"
+JSON = {"content-type": "application/json"}
+
+
+def ask(app: Guard, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
+    """prefix: what Serve's proxy puts into `root_path` and leaves in `path`."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://test{prefix}") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(send())
+
+
+def problem(response: httpx.Response) -> tuple[int, str, str | None]:
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["field"]
+
+
+def as_float32(value: Any) -> Any:
+    """The same JSON with its floats as the network has them."""
+    if isinstance(value, dict):
+        return {name: as_float32(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [as_float32(each) for each in value]
+    return np.float32(value) if isinstance(value, float) else value
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> artifact.Artifact:
+    return artifact.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def app(model: artifact.Artifact) -> Guard:
+    return local.app(model, Options())
+
+
+@pytest.fixture(scope="module")
+def scorer(model: artifact.Artifact) -> Scorer:
+    return Scorer(model)
+
+
+class Fake:
+    """A backend that waits, or fails, as it is told; it notes what was cancelled."""
+
+    def __init__(self, *, wait_s: float = 0.0, error: Exception | None = None) -> None:
+        self.wait_s, self.error, self.cancelled, self.calls = wait_s, error, 0, 0
+        self.counts = Metrics()
+
+    async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
+        self.calls += 1
+        try:
+            await asyncio.sleep(self.wait_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        return Answers(results=[b"{}" for _ in texts], model="fake")
+
+    async def about(self) -> About:
+        return About(model="fake", labels=("negative", "positive"), metrics={}, max_characters=50_000)
+
+    async def self_test(self) -> None:
+        if self.error:
+            raise self.error
+
+    async def metrics(self) -> str:
+        return text(self.counts.state())
+
+    def app(self, **options: Any) -> Guard:
+        return make_app(self, Options(**options), self.counts, replica="test", behind_proxy=False)
+
+
+# What is answered
+
+
+@pytest.mark.parametrize("attention", ["none", "sentences", "words"])
+def test_the_answer_is_the_scorers_under_the_same_names(app: Guard, scorer: Scorer, attention: AttentionDetail) -> None:
+    (score,) = scorer.score([REVIEW], attention=attention)
+    assert isinstance(score, Score)
+    answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": attention}).json()
+    assert as_float32(answer["results"]) == [as_float32(as_json(score))]
+    assert answer["model"] == score.model
+
+
+def test_a_list_comes_back_in_its_order(app: Guard, scorer: Scorer) -> None:
+    texts = [f"{word} {word}." for word in ("the", "film", "was", "good", "bad", "dull", "not", "i", "loved", "it")]
+    results = ask(app, "POST", SCORE, json={"inputs": texts}).json()["results"]
+    for result, score in zip(results, scorer.score(texts), strict=True):
+        assert isinstance(score, Score)
+        assert result["probabilities"] == pytest.approx(score.probabilities, abs=1e-6)
+
+
+def test_words_are_told_unless_less_is_asked_for(app: Guard) -> None:
+    assert ask(app, "POST", SCORE, json={"inputs": REVIEW}).json()["results"][0]["sentences"][0]["words"]
+
+
+def test_the_model_tells_its_limits(app: Guard) -> None:
+    assert ask(app, "GET", "/v1/model").json()["limits"] == {
+        "max_body_bytes": 2 * 2**20,
+        "max_texts": 32,
+        "max_characters": 5_000,
+        "deadline_s": 5.0,
+    }
+
+
+def test_the_same_seed_draws_the_same_review(app: Guard) -> None:
+    one, two = (ask(app, "GET", "/v1/samples/random", params={"seed": 3}).json() for _ in range(2))
+    assert one == two
+    assert one.keys() == {"review_id", "text", "label"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/han/ready"])
+def test_a_healthy_service_says_so(app: Guard, path: str) -> None:
+    assert ask(app, "GET", path).status_code == 200
+
+
+def test_a_model_that_fails_its_test_is_not_ready_but_alive() -> None:
+    app = Fake(error=Problem(503, "unavailable", "no model", retry_after_s=1)).app()
+    assert [ask(app, "GET", path).status_code for path in ("/healthz", "/readyz", "/v2/health/ready")] == [200, 503, 503]
+
+
+# KServe
+
+
+def tensor(*texts: str, **changes: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": list(texts), **changes}]}
+
+
+def test_kserve_gets_labels_probabilities_and_whole_scores(app: Guard, scorer: Scorer) -> None:
+    (score,) = scorer.score([REVIEW])
+    assert isinstance(score, Score)
+    answer = ask(app, "POST", INFER, json={**tensor(REVIEW), "id": "mine"}).json()
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("han", score.model, "mine")
+    assert outputs["label"]["data"] == [score.label]
+    assert outputs["probability"]["data"] == pytest.approx([score.probability])
+    assert as_float32(json.loads(outputs["score"]["data"][0])) == as_float32(as_json(score))
+    assert {output["shape"][0] for output in outputs.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": []},
+        {"inputs": [1]},
+        tensor(REVIEW, name="image"),
+        tensor(REVIEW, datatype="FP32"),
+        tensor(REVIEW, shape=[2]),
+        tensor(REVIEW, shape="[1]"),
+        tensor(REVIEW, more=1),
+        {**tensor(REVIEW), "id": 7},
+        {**tensor(REVIEW), "id": "\x00"},
+        {"inputs": [{"name": "text"}]},
+    ],
+)
+def test_kserve_refuses_what_is_no_tensor_of_texts(app: Guard, body: Any) -> None:
+    response = ask(app, "POST", INFER, json=body)
+    assert response.status_code == 422
+    assert isinstance(response.json()["error"], str)
+
+
+def test_kserve_knows_its_model(app: Guard) -> None:
+    assert ask(app, "GET", "/v2/models/han").json()["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert ask(app, "GET", "/v2/models/other").json()["error"].startswith("there is no such path")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, (422, "invalid_request", "inputs")),
+        ([], (422, "invalid_request", None)),
+        ("text", (422, "invalid_request", None)),
+        ({"inputs": None}, (422, "invalid_request", "inputs")),
+        ({"inputs": 1}, (422, "invalid_request", "inputs")),
+        ({"inputs": []}, (422, "invalid_request", "inputs")),
+        ({"inputs": ["good", 1]}, (422, "invalid_request", "inputs[1]")),
+        ({"inputs": "good", "attention": "all"}, (422, "invalid_request", "attention")),
+        ({"inputs": "good", "attention": []}, (422, "invalid_request", "attention")),
+        ({"inputs": "good", "url": "http://example"}, (422, "invalid_request", None)),
+        ({"inputs": ""}, (422, "empty_text", "inputs")),
+        ({"inputs": "<br /> ... \u200b\u202e"}, (422, "empty_text", "inputs")),
+        ({"inputs": ["good", "?!"]}, (422, "empty_text", "inputs[1]")),
+        ({"inputs": "a" * 5_001}, (413, "too_long", "inputs")),
+        ({"inputs": ["good", "a" * 5_001]}, (413, "too_long", "inputs[1]")),
+        ({"inputs": ["good"] * 33}, (413, "too_many", "inputs")),
+    ],
+)
+def test_a_request_that_cannot_be_scored_says_why_and_where(app: Guard, body: Any, expected: tuple[int, str, str | None]) -> None:
+    assert problem(ask(app, "POST", SCORE, json=body)) == expected
+
+
+@pytest.mark.parametrize("texts", [["good"] * 32, ["a" * 5_000]])
+def test_at_the_limit_a_request_is_scored(app: Guard, texts: list[str]) -> None:
+    assert ask(app, "POST", SCORE, json={"inputs": texts}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"inputs": "good"} and more',
+        b'{"inputs": "good", "inputs": "bad"}',
+        b'{"inputs": NaN}',
+        b'{"inputs": -Infinity}',
+        b'{"inputs": ' + b"9" * 100_000 + b"}",
+        b'\xef\xbb\xbf{"inputs": "good"}',
+        '{"inputs": "good"}'.encode("utf-16"),
+        b'{"inputs": "\xff"}',
+        b'{"inputs": "line\nbreak"}',
+        b"[" * 100_000,
+        b'{"inputs":' * 100_000,
+    ],
+    ids=lambda body: str(body[:24]),
+)
+def test_what_is_no_json_is_400(app: Guard, body: bytes) -> None:
+    assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (400, "invalid_json", None)
+
+
+def test_null_is_no_request(app: Guard) -> None:
+    assert problem(ask(app, "POST", SCORE, content=b"null", headers=JSON)) == (422, "invalid_request", None)
+
+
+def test_a_number_beyond_all_floats_and_a_million_elements_are_refused(app: Guard) -> None:
+    assert problem(ask(app, "POST", SCORE, content=b'{"inputs": 1e400}', headers=JSON)) == (422, "invalid_request", "inputs")
+    million = b'{"inputs": [' + b"1," * 999_999 + b"1]}"
+    assert problem(ask(app, "POST", SCORE, content=million, headers=JSON)) == (413, "too_many", "inputs")
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"good \udfff film", r"\ude00\ud83d"])
+def test_half_a_surrogate_pair_is_422(app: Guard, text: str) -> None:
+    body = b'{"inputs": ["good", "' + text.encode() + b'"]}'
+    assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (422, "invalid_utf8", "inputs[1]")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json; charset=utf-16"},
+        {"content-type": "application/jsonx"},
+        {**JSON, "content-encoding": "gzip"},
+    ],
+)
+@pytest.mark.parametrize("path", [SCORE, INFER])
+def test_another_content_type_is_415(app: Guard, headers: dict[str, str], path: str) -> None:
+    assert ask(app, "POST", path, content=b'{"inputs": "good"}', headers=headers).status_code == 415
+
+
+def test_a_charset_that_is_utf_8_is_taken(app: Guard) -> None:
+    headers = {"content-type": 'Application/JSON; charset="UTF-8"'}
+    assert ask(app, "POST", SCORE, content=b'{"inputs": "good"}', headers=headers).status_code == 200
+
+
+def test_other_paths_are_404_and_other_methods_405(app: Guard) -> None:
+    assert problem(ask(app, "GET", "/admin")) == (404, "not_found", None)
+    assert problem(ask(app, "GET", "/static/../options.py")) == (404, "not_found", None)
+    response = ask(app, "GET", SCORE)
+    assert (problem(response), response.headers["allow"]) == ((405, "method_not_allowed", None), "POST")
+
+
+def test_a_seed_that_is_no_number_is_422(app: Guard) -> None:
+    assert problem(ask(app, "GET", "/v1/samples/random", params={"seed": "canary"})) == (422, "invalid_request", "seed")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_no_json_whatever_is_a_fault_or_comes_back(app: Guard, value: Any) -> None:
+    for body in (value, {"inputs": value}, {"inputs": [value]}):
+        response = ask(app, "POST", SCORE, content=json.dumps(body).encode("utf-8", "surrogatepass"), headers=JSON)
+        assert response.status_code < 500
+        if isinstance(value, str) and len(value) > 4 and response.status_code >= 400:
+            assert json.dumps(value)[1:-1] not in response.text
+
+
+# What bounds hold
+
+
+def chunks(app: Guard, messages: Sequence[dict[str, Any]], *, headers: dict[str, str], then: Callable[[], Any]) -> tuple[int | None, bytes]:
+    """Status and body of an answer to a body in pieces; after them the client does `then`."""
+    waiting, sent = list(messages), []
+
+    async def receive() -> dict[str, Any]:
+        return waiting.pop(0) if waiting else await then()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": SCORE,
+        "raw_path": SCORE.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in {**JSON, **headers}.items()],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("test", 80),
+        "client": ("test", 1),
+    }
+    asyncio.run(app(scope, receive, send))
+    return (sent[0]["status"] if sent else None), b"".join(message.get("body", b"") for message in sent)
+
+
+async def stays() -> dict[str, Any]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def leaves() -> dict[str, Any]:
+    await asyncio.sleep(0.05)
+    return {"type": "http.disconnect"}
+
+
+def piece(body: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_that_says_it_is_too_large_is_413_before_it_is_read() -> None:
+    status, _ = chunks(Fake().app(), [], headers={"content-length": str(2 * 2**20 + 1)}, then=stays)
+    assert status == 413
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "9" * 100, "\u0663"])
+def test_a_content_length_that_is_no_number_is_413(length: str) -> None:
+    headers = {"content-length": length} if length.isascii() else {"content-length": "x"}
+    assert chunks(Fake().app(), [], headers=headers, then=stays)[0] == 413
+
+
+def test_a_body_that_grows_too_large_in_chunks_is_413() -> None:
+    megabyte = piece(b" " * 2**20, more=True)
+    assert chunks(Fake().app(), [megabyte] * 3, headers={}, then=stays)[0] == 413
+
+
+def test_a_body_of_just_the_limit_is_read() -> None:
+    body = b'{"inputs": "good"}'
+    padded = body + b" " * (2 * 2**20 - len(body))
+    assert chunks(Fake().app(), [piece(padded[:99], more=True), piece(padded[99:], more=False)], headers={}, then=stays)[0] == 200
+
+
+def test_a_body_that_does_not_come_is_408_at_the_deadline() -> None:
+    assert chunks(Fake().app(deadline_s=0.1), [piece(b"{", more=True)], headers={}, then=stays)[0] == 408
+
+
+@pytest.mark.parametrize("header", [{}, {"x-request-timeout-seconds": "0"}, {"x-request-disconnect-disabled": "?1"}])
+def test_no_header_lifts_the_deadline_and_the_work_is_cancelled(header: dict[str, str]) -> None:
+    slow = Fake(wait_s=60)
+    assert problem(ask(slow.app(deadline_s=0.1), "POST", SCORE, json={"inputs": "good"}, headers=header)) == (504, "deadline", None)
+    assert slow.cancelled == 1
+
+
+def test_a_client_that_leaves_cancels_its_work() -> None:
+    slow = Fake(wait_s=60)
+    status, _ = chunks(slow.app(), [piece(b'{"inputs": "good"}', more=False)], headers={}, then=leaves)
+    assert (status, slow.cancelled) == (None, 1)
+    assert 'han_requests_total{route="/v1/score",code="499"} 1' in text(slow.counts.state())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_and_costs_nothing() -> None:
+    fake = Fake()
+    assert chunks(fake.app(), [piece(b"{", more=True)], headers={}, then=leaves) == (None, b"")
+    assert fake.calls == 0
+
+
+def test_no_more_is_taken_on_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("serve.room.time", SimpleNamespace(monotonic=lambda: now_s))
+    counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
+    room = Room(options, counts)
+    with room.taken(5_000):
+        room.check()  # nothing is known yet
+        now_s += 0.1
+    with room.taken(20_000):  # 50,000 a second: half the deadline is good for 25,000
+        room.check()
+        with room.taken(20_000):
+            now_s += 0.1
+            with pytest.raises(Problem):
+                room.check()
+    assert counts.counts["han_shed_total"] == 1
+
+
+def test_what_cannot_wait_is_shed_before_its_body_is_read() -> None:
+    fake = Fake(wait_s=2)
+    app = fake.app(max_waiting_tokens=1)
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            first = asyncio.create_task(client.post(SCORE, json={"inputs": "good film"}))
+            while fake.calls == 0:
+                await asyncio.sleep(0.01)
+            told = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
+            first.cancel()
+            return told
+
+    assert asyncio.run(main()) == 429
+
+
+def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> None:
+    fake = Fake(wait_s=0.5)
+    app = fake.app(max_waiting_tokens=1)
+
+    async def burst() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await asyncio.gather(*(client.post(SCORE, json={"inputs": "good film"}) for _ in range(5)))
+
+    responses = asyncio.run(burst())
+    assert sorted(response.status_code for response in responses) == [200, 429, 429, 429, 429]
+    assert {response.headers.get("retry-after") for response in responses} == {None, "1"}
+    assert fake.calls == 1
+    told = text(fake.counts.state())
+    assert "han_shed_total 4" in told
+    assert "han_tokens_in_flight 0" in told
+    assert ask(app, "POST", SCORE, json={"inputs": "good film"}).status_code == 200
+
+
+def test_a_fault_is_500_without_a_word_of_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="han.serve"):
+        response = ask(Fake(error=RuntimeError("secret text")).app(), "POST", SCORE, json={"inputs": "good"})
+    assert problem(response) == (500, "internal", None)
+    assert "secret" not in response.text + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+# Who may
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(f"{KEY}\nanother-key-of-some-length\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("", 401),
+        ("Bearer", 401),
+        (f"Basic {KEY}", 401),
+        ("Bearer wrong", 401),
+        (f"Bearer {KEY[:-1]}", 401),
+        (f"Bearer {KEY}x", 401),
+        (f"Bearer {KEY}", 200),
+        (f"bearer {KEY}", 200),
+        ("Bearer another-key-of-some-length", 200),
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("POST", SCORE, {"inputs": "good"}), ("POST", INFER, tensor("good")), ("GET", "/v1/model", None), ("GET", "/metrics", None)],
+)
+def test_a_key_opens_what_it_should(
+    model: artifact.Artifact, keys: Path, header: str | None, status: int, method: str, path: str, body: Any
+) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    response = ask(app, method, path, json=body, headers={"authorization": header} if header is not None else {})
+    assert response.status_code == status
+    assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+
+
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", SCORE), ("POST", INFER), ("GET", "/v1/model"), ("GET", "/v1/samples/random"), ("GET", "/metrics"), ("GET", "/none")],
+)
+def test_without_a_key_only_what_is_public_is_answered_under_any_prefix(
+    model: artifact.Artifact, keys: Path, prefix: str, method: str, path: str
+) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    assert ask(app, method, path, prefix=prefix).status_code == 401
+
+
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifact.Artifact, keys: Path, prefix: str) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    for path, methods in openapi.document()["paths"].items():
+        for method, operation in methods.items():
+            answered = ask(app, method.upper(), path, prefix=prefix, json={}).status_code
+            assert (answered == 401) == ("401" in operation["responses"]), path
+
+
+def test_a_prefix_hides_no_request_from_admission(model: artifact.Artifact) -> None:
+    app = Fake(wait_s=0.2).app(max_waiting_tokens=1)
+
+    async def main() -> list[int]:
+        transport = httpx.ASGITransport(app=app, root_path="/han")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/han") as client:
+            first = asyncio.create_task(client.post(SCORE, json={"inputs": REVIEW}))
+            await asyncio.sleep(0.05)
+            return [(await client.post(SCORE, content=b"{", headers=JSON)).status_code, (await first).status_code]
+
+    assert asyncio.run(main()) == [429, 200]  # refused before its body is read
+
+
+def test_a_refusal_under_a_prefix_has_the_shape_of_its_protocol(model: artifact.Artifact) -> None:
+    refused = ask(local.app(model, Options()), "POST", INFER, prefix="/han", json={})
+    assert isinstance(refused.json()["error"], str)
+
+
+@pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
+def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path, prefix: str) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    assert {ask(app, "GET", path, prefix=prefix).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
+
+
+def test_a_key_that_leaves_the_file_opens_nothing_more(model: artifact.Artifact, keys: Path) -> None:
+    app = local.app(model, Options(api_keys_file=str(keys)))
+    keys.write_text("a-new-key-that-is-long-enough\n")
+    old, new = ({"authorization": f"Bearer {key}"} for key in (KEY, "a-new-key-that-is-long-enough"))
+    assert [ask(app, "GET", "/v1/model", headers=headers).status_code for headers in (old, new)] == [401, 200]
+
+
+# What every answer has
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("GET", "/static/page.css"), ("GET", "/healthz"), ("GET", "/none"), ("POST", SCORE), ("PUT", SCORE)]
+)
+def test_every_answer_has_an_id_and_the_headers_that_close_a_browser(app: Guard, method: str, path: str) -> None:
+    headers = ask(app, method, path).headers
+    assert headers["x-request-id"]
+    assert headers["content-security-policy"].startswith("default-src 'self'; ")
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+    assert "access-control-allow-origin" not in headers
+
+
+def test_no_other_site_may_ask(app: Guard) -> None:
+    headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
+    response = ask(app, "OPTIONS", SCORE, headers=headers)
+    assert response.status_code == 405
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("given_id", ["a", "A-z0.9_", "x" * 64])
+def test_a_request_keeps_its_id(app: Guard, given_id: str) -> None:
+    response = ask(app, "POST", SCORE, json={"inputs": "good"}, headers={"x-request-id": given_id})
+    assert response.headers["x-request-id"] == response.json()["request_id"] == given_id
+
+
+@pytest.mark.parametrize("given_id", [b"", b"x" * 65, b"a b", b"\xff\xfe", b'"><script>', "\u00e9".encode()])
+def test_an_odd_id_is_replaced(app: Guard, given_id: bytes) -> None:
+    response = ask(
+        app, "POST", SCORE, json={"inputs": "..."}, headers=[(b"x-request-id", given_id), (b"content-type", b"application/json")]
+    )
+    assert response.status_code == 422
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert response.headers["x-request-id"].isalnum()
+
+
+def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Guard, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="han.serve"):
+        ask(app, "POST", "/v1/score?q=canary", json={"inputs": ["canary film", "good"]}, headers={"authorization": "Bearer canary"})
+        ask(app, "GET", "/canary%0d%0aforged")
+    scored, lost = (json.loads(record.getMessage()) for record in caplog.records)
+    assert (scored["route"], scored["code"], scored["texts"], scored["replica"]) == ("/v1/score", 200, 2, "local")
+    assert (lost["route"], lost["code"]) == ("other", 404)
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/", "text/html"), ("/docs", "text/html"), ("/static/docs/start.js", "text/javascript")])
+def test_files_have_their_type_and_are_asked_for_again(app: Guard, path: str, kind: str) -> None:
+    response = ask(app, "GET", path)
+    assert response.headers["content-type"].startswith(kind)
+    assert response.headers["cache-control"] == "no-cache"
+    again = ask(app, "GET", path, headers={"if-none-match": response.headers["etag"]})
+    assert again.status_code in (200, 304)
+
+
+def test_the_documentation_loads_nothing_from_another_host() -> None:
+    page = (ROOT / "serve" / "page" / "docs" / "index.html").read_text()
+    assert "//" not in page
+    assert "<script>" not in page
+    assert "style=" not in page
+
+
+# What is documented
+
+
+def test_the_document_is_the_one_that_is_checked_in() -> None:
+    checked_in = json.loads((ROOT / "serve" / "openapi.json").read_text())
+    assert openapi.document() == checked_in, "run: python -m serve.openapi > serve/openapi.json"
+
+
+def test_every_operation_documents_its_failures() -> None:
+    paths = openapi.document()["paths"]
+    for path, status in [(SCORE, "400 401 408 413 415 422 429 500 503 504"), ("/readyz", "503"), ("/v1/model", "401"), (INFER, "429")]:
+        (operation,) = paths[path].values()
+        assert set(status.split()) <= operation["responses"].keys()
+        assert all("content" in response for response in operation["responses"].values())
+
+
+def conforms(value: Any, name: str) -> bool:
+    document = openapi.document()
+    validator = jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **document})
+    return bool(validator.is_valid(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"inputs": "good"},
+        {"inputs": ["good", "bad"], "attention": "none"},
+        {"inputs": ["good"] * 33},
+        {"inputs": []},
+        {"inputs": 3},
+        {"inputs": ["good", None]},
+        {"inputs": "good", "attention": "all"},
+        {"inputs": "good", "more": 1},
+        {"attention": "words"},
+        ["good"],
+        "good",
+    ],
+)
+def test_what_the_document_allows_is_what_is_taken(app: Guard, value: Any) -> None:
+    assert conforms(value, "ScoreRequest") == (ask(app, "POST", SCORE, json=value).status_code == 200)
+
+
+def test_answers_are_as_documented(app: Guard) -> None:
+    assert conforms(ask(app, "POST", SCORE, json={"inputs": [REVIEW, "bad"]}).json(), "ScoreAnswer")
+    assert conforms(ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": "none"}).json(), "ScoreAnswer")
+    assert conforms(ask(app, "POST", SCORE, json={}).json(), "ErrorAnswer")
+    assert conforms(ask(app, "GET", "/v1/model").json(), "ModelAnswer")
+    assert conforms(ask(app, "POST", INFER, json=tensor("good")).json(), "InferAnswer")
+    assert conforms(ask(app, "POST", INFER, json={}).json(), "InferError")
+
+
+def test_a_refusal_of_the_model_is_never_an_answer() -> None:
+    class Refusing(Fake):
+        async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
+            return Answers(results=[b"{}", Refusal(reason="empty_text", message="no word in the text")], model="fake")
+
+    assert problem(ask(Refusing().app(), "POST", SCORE, json={"inputs": ["good", "x"]})) == (422, "empty_text", "inputs[1]")

@@ -1,0 +1,521 @@
+"""The page in a headless Chromium, against the service in one process: it draws what the library draws, and text stays text."""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+import shutil
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
+
+import han
+from han.explain.html import fragment
+from han.model import artifact
+from han.model.artifact import Artifact
+from han.score.scorer import Scorer
+from han.types import Score
+from serve import local
+from serve.options import Options
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
+
+MIXED = (
+    "The trailer promised a thriller, and for an hour I got a lecture. The dialogue is wooden, the music never stops, and Mr. Kell looks "
+    "as lost as I was.\n\nThen the last act arrives. It is quiet, patient and beautifully acted, and it moved me more than anything I have "
+    "seen this year! Not a perfect film, but one I will watch again."
+)
+MARKED_UP = "I LOVED it, twice!<br /><br />Not  dull &amp; <i>never</i>\tslow.\n\n <b>Well acted</b>, &lt;really&gt;. "
+EMOJI = "👨\u200d👩\u200d👧 loved it 👍🏽! A cafe\u0301 in हिन्दी, \U0001d4d6ood 🇫🇮 fun. 漢字の映画。 Dull end 😴."
+RIGHT_TO_LEFT = "السيناريو رائع جدا. הסרט הזה היה נהדר, really. می\u200cخواهم فیلم!"  # noqa: RUF001
+INVISIBLE = (
+    "Good " + " film ".join(map(chr, [0, 1, 0x1B, 0x7F, 0x9B, 0xAD, 0x200B, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xFFF9, 0xE0041])) + " dull."
+)
+HOSTILE = [
+    "<script>window.__xss = 1; alert(1)</script>",
+    '<img src=x onerror="window.__xss = 1; alert(1)">',
+    "</p></textarea></script><svg/onload=alert(1)>",
+    '"><svg/onload=alert(1)> \'"` onfocus=alert(1) autofocus ',
+    "<iframe srcdoc='<script>parent.__xss = 1</script>'></iframe><style>*{display:none}</style>",
+    "<a href='javascript:alert(1)'>javascript:alert(1)</a> <base href=//example.com> <form action=//example.com>",
+    "{{7*7}} ${jndi:ldap://example.com/x} __proto__ constructor &lt;script&gt; &#0; <!-- --> <![CDATA[ ]]>",
+    "='cmd'|' /C calc'!A0",
+    "Z\u0335\u0321a\u0338\u0328l" + "\u0334" * 300 + "go. " + "\u202e\u2066\u200b\u200f" * 20 + " evil",
+]
+PATIENT = Options(deadline_s=30)  # on a machine that does other things a page must not be told that it was too slow
+# Text, tint and kind of all that is drawn. The library says a shade by a class, the page by a property.
+DRAWN = """rows => rows.map(row => [row.textContent, ...[...row.querySelectorAll(".w, .unread, .odd, br")].map(part => [
+    part.matches(".w") ? "word" : part.className, part.textContent,
+    Number(/\\ba(\\d+)/.exec(part.className)?.[1] ?? Math.round(20 * part.style.getPropertyValue("--a")))])])"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Artifact:
+    return artifact.load(artifact.find("imdb"))
+
+
+@pytest.fixture(scope="module")
+def scorer(model: Artifact) -> Scorer:
+    return Scorer(model)
+
+
+@pytest.fixture(scope="module")
+def address(model: Artifact) -> Iterator[str]:
+    yield from serving(model, PATIENT)
+
+
+@pytest.fixture(scope="module")
+def locked(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The service that asks for a key."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("correct-horse-battery\n")
+    yield from serving(model, PATIENT.model_copy(update={"api_keys_file": str(keys)}))
+
+
+def serving(model: Artifact, options: Options) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(local.app(model, options), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with watched(browser, address) as page:
+        yield page
+
+
+@contextmanager
+def watched(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
+    """The page, open, and at the end: nothing it ever did was a fault, a dialog, or a request to another host."""
+    with browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options) as context:
+        page, faults = context.new_page(), []
+        page.set_default_timeout(10_000)
+
+        def console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+                faults.append(message.text)
+
+        def request(asked: Request) -> None:
+            if not asked.url.startswith(address):
+                faults.append(asked.url)
+
+        page.on("console", console)
+        page.on("request", request)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+        page.add_init_script("addEventListener('securitypolicyviolation', event => console.error(event.violatedDirective))")
+        page.goto(address)
+        expect(page.locator("#counter")).to_have_text("0 of 50,000 characters")
+        yield page
+        assert page.evaluate("window.__xss") is None
+        assert faults == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#text", text)
+    page.click("#score")
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    """Wait for the answer; muting waits a moment before it asks, and says so by fading the numbers."""
+    answered_or_not = page.locator("#answer:not(.waiting), #trouble")
+    answered_or_not.filter(visible=True).first.wait_for()
+    expect(page.locator("#trouble p")).to_be_hidden()
+    page.locator("body:not(.busy)").wait_for()
+
+
+def answered(scorer: Scorer, text: str) -> Score:
+    [score] = scorer.score([text])
+    assert isinstance(score, Score)
+    return score
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def drawn(page: Page) -> list[Any]:
+    return page.locator(".raw").evaluate_all(DRAWN)
+
+
+def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, browser: Browser) -> None:
+    oracle = browser.new_page()  # in a window of its own: what is in a background tab is slow
+    numbers = ".sentences .share .number, .verdict .number, .classes .number"
+    for text in [MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT, INVISIBLE, *(f"Dull {hostile}" for hostile in HOSTILE)]:
+        ask(page, text)
+        oracle.set_content(f"<!DOCTYPE html><meta charset=utf-8>{fragment(text, answered(scorer, text))}")
+        assert drawn(page) == drawn(oracle)
+        assert page.locator(numbers).all_text_contents() == oracle.locator(numbers).all_text_contents()
+    oracle.close()
+
+
+def test_every_word_is_the_slice_its_span_says(page: Page, scorer: Scorer) -> None:
+    for text in (MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT):
+        ask(page, text)
+        sentences = answered(scorer, text).sentences or ()
+        assert page.locator(".raw .w").all_text_contents() == [text[word.start : word.end] for row in sentences for word in row.words or ()]
+
+
+def test_text_stays_text(page: Page) -> None:
+    for text in HOSTILE:
+        ask(page, f"Dull {text}")
+        page.locator("#as-table").evaluate("details => { details.open = true }")
+        elements = page.locator("#answer :is(.raw, tbody) *")
+        assert set(elements.evaluate_all("all => all.map(one => one.localName)")) <= {"span", "i", "br", "tr", "th", "td", "bdi"}
+        attributes = elements.evaluate_all("all => all.flatMap(one => one.getAttributeNames())")
+        assert set(attributes) <= {"class", "style", "title", "tabindex", "scope", "data-sentence", "data-review"}
+
+
+def test_a_lone_surrogate_is_scored_as_what_it_looks_like(page: Page) -> None:
+    page.evaluate("document.getElementById('text').value = 'Good \\ud800 film.'")
+    page.click("#score")
+    settled(page)
+    assert drawn(page)[0][0] == "Good \ufffd film."
+
+
+def test_characters_are_counted_as_the_model_counts_them(page: Page) -> None:
+    page.fill("#text", "👍🏽 e\u0301")
+    expect(page.locator("#counter")).to_have_text("5 of 50,000 characters")
+
+
+def test_the_longest_review_is_drawn(page: Page) -> None:
+    ask(page, ("It is a film. " * 4_000)[:50_000])
+    assert page.locator(".row").count() > 3_000
+
+
+def test_unknown_words_are_counted_and_explained(page: Page) -> None:
+    ask(page, "A zzyzxq film.")
+    expect(page.locator("#facts")).to_contain_text("1 unknown")
+    expect(page.locator(".if-unknown")).to_be_visible()
+
+
+def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page) -> None:
+    page.click("#random")
+    settled(page)
+    expect(page.locator("#caption")).to_have_text(re.compile(r"^sample/\d{4}, written as (positive|negative)$"))
+    assert "".join(row[0] for row in drawn(page)) == page.input_value("#text")
+    page.press("#text", "!")
+    page.click("#score")
+    settled(page)
+    expect(page.locator("#caption")).to_be_hidden()
+
+
+def test_what_the_reader_wrote_comes_back_after_a_random_review(page: Page) -> None:
+    page.fill("#text", MIXED)
+    page.click("#random")
+    settled(page)
+    page.click("#random")
+    settled(page)
+    page.click("#back")
+    expect(page.locator("#text")).to_have_value(MIXED)
+
+
+def test_a_muted_sentence_is_blanked_and_the_rest_scored(page: Page, scorer: Scorer) -> None:
+    ask(page, MIXED)
+    before = answered(scorer, MIXED)
+    page.locator(".raw").nth(3).click()
+    settled(page)
+    sentence = (before.sentences or ())[3]
+    after = answered(scorer, MIXED[: sentence.start] + " " * (sentence.end - sentence.start) + MIXED[sentence.end :])
+    move = f"1 sentence muted: positive {percent(before.probability)} → {percent(after.probabilities['positive'])}"
+    expect(page.locator("#move")).to_contain_text(move)
+    expect(page.locator("#move")).to_contain_text("points, now negative")
+    expect(page.locator(".verdict")).to_have_text(f"negative {percent(after.probability)}")
+    shares = [percent(sentence.attention) for sentence in after.sentences or ()]
+    assert page.locator(".share .number").all_text_contents() == [*shares[:3], "muted", *shares[3:]]
+
+
+def test_muting_moves_no_character(page: Page) -> None:
+    ask(page, EMOJI)
+    rows = [row[0] for row in drawn(page)]
+    page.locator(".share").first.click()
+    settled(page)
+    assert [row[0] for row in drawn(page)] == rows
+
+
+def test_several_sentences_may_be_muted_and_unmuted_at_once(page: Page) -> None:
+    ask(page, MIXED)
+    before = drawn(page)
+    for number in (0, 2, 4):
+        page.locator(".share").nth(number).click()
+    settled(page)
+    expect(page.locator("#move")).to_contain_text("3 sentences muted: positive")
+    page.click("#unmute")
+    settled(page)
+    assert drawn(page) == before
+    expect(page.locator(".muted")).to_have_count(0)
+
+
+def test_clicks_in_a_row_are_one_question(page: Page) -> None:
+    ask(page, MIXED)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("for (const share of [...document.querySelectorAll('.share')].slice(0, 3)) share.click()")
+    settled(page)
+    assert len(asked) == 1
+
+
+def test_a_text_without_a_word_left_is_no_error_of_the_server(page: Page) -> None:
+    ask(page, "Dull.")
+    page.locator(".share").click()
+    expect(page.locator("#trouble p")).to_have_text("There is no word to read in this text.")
+    page.locator(".share").click()
+    settled(page)
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_a_newer_question_cancels_the_older_one(page: Page) -> None:
+    held: list[Route] = []
+    failed: list[str | None] = []
+    page.on("requestfailed", lambda request: failed.append(request.failure))
+    page.route("**/v1/score", lambda route: route.continue_() if held else held.append(route))
+    page.fill("#text", "An older, awful film.")
+    page.click("#score")
+    ask(page, "A newer, lovely film.")
+    assert drawn(page)[0][0] == "A newer, lovely film."
+    assert failed == ["net::ERR_ABORTED"]
+
+
+def test_a_link_shows_the_same_review_to_whoever_opens_it(page: Page, address: str) -> None:
+    ask(page, EMOJI)
+    page.click("#copy")
+    expect(page.locator("#shared")).to_contain_text("Copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{address}#t=")
+    other = page.context.new_page()
+    other.goto(link)
+    settled(other)
+    assert other.input_value("#text") == EMOJI
+    assert drawn(other) == drawn(page)
+
+
+def test_a_link_opened_in_the_same_tab_is_scored(page: Page) -> None:
+    page.evaluate("hash => { location.hash = hash }", f"t={packed(b'A lovely film.')}")
+    settled(page)
+    assert drawn(page)[0][0] == "A lovely film."
+
+
+def test_a_review_too_long_for_a_link_is_not_linked(page: Page, address: str) -> None:
+    draw = random.Random(1)
+    ask(page, "".join(draw.choice("abcdefghijklmnopqrstuvwxyz    ") for _ in range(20_000)))
+    page.click("#copy")
+    expect(page.locator("#shared")).to_have_text("This review is too long for a link.")
+    assert page.url == address
+
+
+@pytest.mark.parametrize("damage", ["no base64", "no deflate", "no UTF-8", "a bomb"])
+def test_a_damaged_link_is_said_to_be(page: Page, damage: str) -> None:
+    code = {"no base64": "%%%", "no deflate": "AAAA", "no UTF-8": packed(b"\xff"), "a bomb": packed(b" " * 20_000_000)}[damage]
+    page.evaluate("hash => { location.hash = hash }", f"t={code}")
+    expect(page.locator("#trouble p")).to_have_text("This link is damaged: its text cannot be read.")
+
+
+def packed(text: bytes) -> str:
+    squeezed = zlib.compressobj(9, wbits=-15)
+    return base64.urlsafe_b64encode(squeezed.compress(text) + squeezed.flush()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words", "may_help_to_repeat"),
+    [
+        (408, "slow_upload", "did not answer in time", True),
+        (413, "too_long", "longer than the server takes", False),
+        (422, "invalid_request", "refused this text (422, invalid_request, request abc)", False),
+        (429, "too_many_requests", "busy. Your text is still here: try again in 7 seconds.", True),
+        (500, "internal", "failed (500, internal, request abc)", True),
+        (503, "unavailable", "not ready", True),
+        (504, "deadline", "did not answer in time", True),
+    ],
+)
+def test_an_error_is_said_in_plain_words_and_the_text_stays(
+    page: Page, status: int, code: str, words: str, may_help_to_repeat: bool
+) -> None:
+    problem = {"error": {"code": code, "message": "m", "field": None}, "request_id": "abc"}
+    page.route("**/v1/score", lambda route: route.fulfill(status=status, json=problem, headers={"Retry-After": "7"}))
+    page.fill("#text", MIXED)
+    page.click("#score")
+    expect(page.locator("#trouble p")).to_contain_text(words)
+    expect(page.locator("#text")).to_have_value(MIXED)
+    page.unroute("**/v1/score")
+    if may_help_to_repeat:
+        page.click("#trouble button")
+        settled(page)
+        expect(page.locator("#trouble")).to_be_hidden()
+    else:
+        expect(page.locator("#trouble button")).to_be_hidden()
+
+
+def test_an_answer_that_is_no_json_is_an_error_like_another(page: Page) -> None:
+    page.route("**/v1/score", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    page.fill("#text", MIXED)
+    page.click("#score")
+    expect(page.locator("#trouble p")).to_contain_text("failed (502)")
+
+
+def test_a_server_that_cannot_be_reached_is_said_to_be(page: Page) -> None:
+    page.route("**/v1/score", lambda route: route.abort())
+    page.fill("#text", MIXED)
+    page.click("#score")
+    expect(page.locator("#trouble p")).to_contain_text("cannot be reached")
+    page.unroute("**/v1/score")
+    page.click("#trouble button")
+    settled(page)
+
+
+@pytest.mark.parametrize(("text", "words"), [(" \n ", "no word to read"), ("x" * 50_001, "longer than the server takes")])
+def test_a_review_that_cannot_be_scored_is_said_to_be(page: Page, text: str, words: str) -> None:
+    page.fill("#text", text)
+    page.click("#score")
+    expect(page.locator("#trouble p")).to_contain_text(words)
+    expect(page.locator("#text")).to_have_value(text)
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, locked: str) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(locked)
+        page.fill("#text", MIXED)
+        page.fill("#key", "a-key-that-is-wrong")
+        page.press("#key", "Enter")
+        expect(page.locator("#trouble p")).to_have_text("The server did not accept this key.")
+        page.fill("#key", "correct-horse-battery")
+        page.press("#key", "Enter")
+        expect(page.locator("#ask-key")).to_be_hidden()
+        expect(page.locator("#counter")).to_contain_text("of 50,000")
+        page.click("#score")
+        settled(page)
+        expect(page.locator("#text")).to_have_value(MIXED)
+        assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [["correct-horse-battery"], 0, ""]
+        page.reload()
+        ask(page, MIXED)
+
+
+def test_a_question_that_wanted_a_key_is_asked_again_with_it(browser: Browser, locked: str) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(f"{locked}#t={packed(MIXED.encode())}")
+        page.fill("#key", "correct-horse-battery")
+        page.press("#key", "Enter")
+        settled(page)
+        expect(page.locator("#counter")).to_contain_text("of 50,000")
+
+
+def test_everything_works_from_the_keyboard(page: Page) -> None:
+    keys = page.keyboard
+    while page.evaluate("document.activeElement.id") != "text":
+        keys.press("Tab")
+    keys.type("It is dull. But the end is superb!")
+    keys.press("Control+Enter")
+    settled(page)
+    while "share" not in page.evaluate("document.activeElement.className"):
+        keys.press("Tab")
+    keys.press("ArrowDown")
+    for _ in range(5):
+        keys.press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "superb"
+    tip = page.locator("#tip.shown")
+    expect(tip).to_have_text(re.compile(r"^[\d.]+% of its sentence · [\d.]+% of the review$"))
+    expect(page.locator(".w[aria-describedby=tip]")).to_have_text("superb")
+    keys.press("Escape")
+    expect(tip).to_have_count(0)
+    keys.press("Enter")
+    settled(page)
+    expect(page.locator("#move")).to_contain_text("1 sentence muted")
+    assert page.evaluate("document.activeElement.ariaPressed") == "true"
+    keys.press("Space")
+    settled(page)
+    expect(page.locator("#move")).not_to_contain_text("muted")
+    while page.evaluate("document.activeElement.localName") != "summary":
+        keys.press("Tab")
+    keys.press("Enter")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
+def test_a_word_under_the_pointer_shows_its_numbers(page: Page, scorer: Scorer) -> None:
+    ask(page, MIXED)
+    sentence = (answered(scorer, MIXED).sentences or ())[0]
+    word = (sentence.words or ())[2]
+    page.locator(".w").nth(2).hover()
+    numbers = f"{percent(word.attention)} of its sentence · {percent(word.attention * sentence.attention)} of the review"
+    expect(page.locator("#tip.shown")).to_have_text(numbers)
+    page.locator("h1").hover()
+    expect(page.locator("#tip.shown")).to_have_count(0)
+
+
+def test_the_table_says_what_is_drawn(page: Page, scorer: Scorer) -> None:
+    ask(page, MIXED)
+    page.click("summary")
+    sentence = (answered(scorer, MIXED).sentences or ())[0]
+    top = sorted(sentence.words or (), key=lambda word: -word.attention)[:3]
+    named = ", ".join(f"{MIXED[word.start : word.end]} {percent(word.attention)}" for word in top)
+    cells = page.locator("tbody tr").first.locator("th, td").all_text_contents()
+    assert cells == [MIXED[sentence.start : sentence.end], percent(sentence.attention), named]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 360])
+def test_axe_finds_nothing(browser: Browser, address: str, theme: Any, width: int) -> None:
+    with watched(browser, address, viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce") as page:
+        assert violations(page) == []
+        ask(page, MARKED_UP + EMOJI + RIGHT_TO_LEFT + INVISIBLE)
+        page.locator(".share").first.click()
+        settled(page)
+        page.click("summary")
+        page.locator(".w").first.hover()
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def violations(page: Page) -> list[tuple[str, str]]:
+    found = Axe().run(page).response["violations"]
+    return [(violation["id"], node["html"]) for violation in found for node in violation["nodes"]]
+
+
+def test_the_switch_is_remembered(page: Page) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    page.click("#theme")
+    dark = page.evaluate(paper)
+    page.reload()
+    assert page.evaluate(paper) == dark != light
+
+
+def test_nothing_moves_for_who_asks_for_less_motion(browser: Browser, address: str) -> None:
+    with watched(browser, address, reduced_motion="reduce") as page:
+        ask(page, MIXED)
+        moving = "all => all.filter(one => parseFloat(getComputedStyle(one).transitionDuration) > 0).length"
+        assert page.locator("*").evaluate_all(moving) == 0
+
+
+def test_the_page_has_the_colours_of_the_offline_page() -> None:
+    offline = (Path(han.__file__).parent / "explain" / "page.css").read_text()
+    style = (Path(local.__file__).parent / "page" / "page.css").read_text()
+    for name in ("paper", "ink", "quiet", "faint", "rule", "track", "bar", "rest"):
+        light, dark = re.findall(rf"--{name}: (#\w+)", offline)[:2]  # and white for paper, in print
+        assert f"--{name}: light-dark({light}, {dark});" in style
+    light, dark = re.findall(r"--shade: ([\d ]+);", offline)
+    assert f"--shade: light-dark(rgb({light}), rgb({dark}))" in style

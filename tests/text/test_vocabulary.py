@@ -1,0 +1,33 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from han.config import VocabConfig
+from han.text.vocabulary import Vocab, build
+from han.types import Mistake
+
+
+def test_the_most_frequent_words_come_first_and_ties_by_spelling() -> None:
+    vocab = build(Counter(b=3, a=3, c=5, d=1), VocabConfig(min_count=2, max_size=10))
+    assert vocab.words == ("<unk>", "c", "a", "b")
+
+
+def test_the_size_counts_the_unknown_word() -> None:
+    assert len(build(Counter(a=3, b=2, c=1), VocabConfig(min_count=1, max_size=3))) == 3
+
+
+def test_an_unknown_word_keeps_its_place() -> None:
+    assert Vocab(["<unk>", "good"]).ids(["so", "good"]).tolist() == [0, 1]
+
+
+def test_a_vocabulary_survives_the_disk(tmp_path: Path) -> None:
+    words = ("<unk>", "naïve", "👍", ".", '"')
+    Vocab(words).write(tmp_path / "vocab.txt")
+    assert Vocab.read(tmp_path / "vocab.txt").words == words
+
+
+@pytest.mark.parametrize("words", [[], ["good"], ["<unk>", "a", "a"]])
+def test_words_that_are_no_vocabulary_are_refused(words: list[str]) -> None:
+    with pytest.raises(Mistake):
+        Vocab(words)

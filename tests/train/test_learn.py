@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+
+from han.config import ModelConfig, TrainConfig
+from han.model.network import HAN
+from han.model.ragged import token_batches
+from han.train.learn import LabelledBatch, Learner
+from han.types import RaggedBatch
+
+NUM_WORDS, CLASSES = 40, 2
+STILL = ModelConfig(word_hidden=4, word_attention=5, sentence_hidden=3, sentence_attention=4, embedding_dropout=0, dropout=0)
+CPU = torch.device("cpu")
+
+
+def learner(config: ModelConfig = STILL, *, num_reviews: int = 60, **train: object) -> Learner:
+    torch.manual_seed(0)
+    network = HAN(config, num_words=NUM_WORDS, embedding_size=6, num_classes=CLASSES)
+    return Learner(network, TrainConfig(learning_rate=0.02, **train), num_reviews=num_reviews, device=CPU)  # type: ignore[arg-type]
+
+
+def reviews(num_reviews: int, seed: int = 0) -> list[tuple[list[list[int]], int]]:
+    """Reviews of very unequal lengths; the label is whether word 1 occurs."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for index in range(num_reviews):
+        lengths = generator.integers(1, 9, size=generator.integers(1, 12 if index % 10 else 40))
+        sentences = [generator.integers(2, NUM_WORDS, size=length).tolist() for length in lengths]
+        label = index % 2
+        if label:
+            sentences[0][0] = 1
+        made.append((sentences, label))
+    return made
+
+
+def batched(made: list[tuple[list[list[int]], int]], max_tokens: int) -> list[LabelledBatch]:
+    tokens = np.array([sum(map(len, sentences)) for sentences, _ in made])
+    return [batch([made[row] for row in rows]) for rows in token_batches(tokens, max_tokens=max_tokens)]
+
+
+def batch(made: list[tuple[list[list[int]], int]]) -> LabelledBatch:
+    return LabelledBatch(
+        reviews=RaggedBatch(
+            token_ids=torch.tensor([token for sentences, _ in made for sentence in sentences for token in sentence]),
+            sentence_lengths=torch.tensor([len(sentence) for sentences, _ in made for sentence in sentences]),
+            review_lengths=torch.tensor([len(sentences) for sentences, _ in made]),
+        ),
+        labels=torch.tensor([label for _, label in made]),
+    )
+
+
+def test_a_network_learns() -> None:
+    made = reviews(200)
+    student = learner(num_reviews=200, epochs=8)
+    losses = [student.train_epoch(batched(made, 100), seed=epoch).loss for epoch in range(8)]
+    logits, labels = student.evaluate(batched(made, 400))
+    assert losses[-1] < losses[0]
+    assert (logits.argmax(1) == labels).mean() > 0.9
+
+
+def test_an_epoch_sees_every_review_once() -> None:
+    made = reviews(101)
+    seen = learner(num_reviews=101).train_epoch(batched(made, 60), seed=1)
+    assert seen.num_reviews == 101
+    assert seen.num_tokens == sum(len(sentence) for sentences, _ in made for sentence in sentences)
+
+
+def test_a_learner_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
+    config = ModelConfig(word_hidden=4, word_attention=5, sentence_hidden=3, sentence_attention=4)
+    made = batched(reviews(60), 100)
+    straight = learner(config)
+    straight.train_epoch(made, seed=1)
+    state = straight.state()
+    straight.train_epoch(made, seed=2)
+    resumed = learner(config)
+    resumed.load_state(state)
+    resumed.train_epoch(made, seed=2)
+    for name, tensor in straight.state().items():
+        torch.testing.assert_close(resumed.state()[name], tensor, atol=0, rtol=0)
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+    student = learner(num_reviews=100, epochs=2)
+    rates: list[float] = []
+    for epoch in range(2):
+        student.train_epoch([batch(reviews(2))] * 50, seed=epoch, report=lambda seen: rates.append(seen.learning_rate))
+    assert max(rates) == pytest.approx(0.02, rel=0.1)
+    assert rates.index(max(rates)) < 20
+    assert rates[-1] < 1e-4
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def train_as_one_of(rank: int, num_workers: int, port: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
+    student = learner(num_reviews=101)
+    # Rank 1 gets 20 reviews and rank 0 the other 81: very unequal numbers of steps.
+    mine = reviews(101)[:81] if rank == 0 else reviews(101)[81:]
+    seen = student.train_epoch(batched(mine, 60), seed=rank)
+    logits, _ = student.evaluate(batched(mine, 60))
+    state = student.state()
+    np.savez(out / f"{rank}.npz", seen=seen.num_reviews, logits=logits, **{name: tensor.numpy() for name, tensor in state.items()})
+    distributed.destroy_process_group()
+
+
+def add_as_one_of(rank: int, num_workers: int, port: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
+    np.savez(out / f"{rank}.npz", **summed_gradients(reviews(30)[rank::num_workers]))
+    distributed.destroy_process_group()
+
+
+def summed_gradients(made: list[tuple[list[list[int]], int]]) -> dict[str, np.ndarray]:
+    student = learner()
+    sums = student._add_gradients(batch(made))
+    found = {
+        name: parameter.grad.to_dense().numpy() for name, parameter in student.network.named_parameters() if parameter.grad is not None
+    }
+    return {**found, "sums": sums.numpy()}
+
+
+def run_workers(target: object, out: Path) -> Iterator[dict[str, np.ndarray]]:
+    context = multiprocessing.get_context("spawn")
+    port = free_port()
+    workers = [context.Process(target=target, args=(rank, 2, port, out)) for rank in range(2)]  # type: ignore[arg-type]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    for rank in range(2):
+        with np.load(out / f"{rank}.npz") as arrays:
+            yield dict(arrays)
+
+
+def test_two_workers_sum_the_gradients_one_worker_has(tmp_path: Path) -> None:
+    alone = summed_gradients(reviews(30))
+    for together in run_workers(add_as_one_of, tmp_path):
+        assert together.keys() == alone.keys()
+        for name, gradient in alone.items():
+            np.testing.assert_allclose(together[name], gradient, atol=1e-5, err_msg=name)
+
+
+def test_workers_with_unequal_shards_see_every_review_and_end_with_the_same_network(tmp_path: Path) -> None:
+    first, second = run_workers(train_as_one_of, tmp_path)
+    assert first["seen"] == second["seen"] == 101
+    assert len(first["logits"]) == 101
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(tensor, second[name], err_msg=name)
