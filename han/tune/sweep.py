@@ -20,9 +20,8 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -31,37 +30,11 @@ import pyarrow.parquet as pq
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from han.config import differences, read_json
+from han.config import SweepConfig, differences, read_json
 from han.tune.search_space import Value
 from han.types import Mistake
 
-Sampler = Literal["tpe", "random", "gp", "nsgaii"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
-    """How a space is searched."""
-
-    trials: int
-    """how many settings are tried; the first is what the flags say"""
-    seed: int = 1
-    """of the search; --train.seed is that of every training"""
-    sampler: Sampler = "tpe"
-    """who proposes settings: Optuna's samplers by name"""
-    reduction_factor: int = 4
-    """successive halving (ASHA): of so many trials one goes on beyond grace, grace x factor, ... epochs; 1 stops none early"""
-    grace: int = 1
-    """epochs before a trial may be stopped"""
-    cost: bool = False
-    """two objectives: development log loss against milliseconds of training a review; then no trial is stopped early"""
-    warm_start: str | None = None
-    """the folder of an earlier sweep, whose best settings (a quarter of --trials) are tried after the first"""
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "reduction_factor", "grace"):
-            if getattr(self, name) < 1:
-                raise Mistake(f"{name} is {getattr(self, name)}: give at least 1")
 
 
 def claim(out: Path, request: dict[str, Any]) -> None:

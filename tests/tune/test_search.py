@@ -11,10 +11,9 @@ import pytest
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
+from han.config import ModelConfig, SweepConfig, TrackConfig, TrainConfig, as_json
 from han.tune import search, search_space, sweep
 from han.tune.search_space import SPACE
-from han.tune.sweep import SweepConfig
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 
