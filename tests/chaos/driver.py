@@ -1,6 +1,7 @@
-"""`jobs.score` with a fault: `python -m tests.chaos.driver poison|uncommitted LOG <arguments of jobs.score>`.
+"""`jobs.score` with a fault: `python -m tests.chaos.driver none|poison|uncommitted LOG [--failpoint NAME] <arguments of jobs.score>`.
 
 poison: a record that holds a word of `DEEDS` does that to the process that scores it, and writes a line to LOG before.
+--failpoint: kill a process by SIGKILL at that point (see `Failpoint`).
 uncommitted: finished parts become visible at once and without a record: the control that must fail where the real thing holds.
 """
 
@@ -97,6 +98,11 @@ if __name__ == "__main__":
     ask: Callable[[Task], Asked] = local_scorer
     if fault == "poison":
         ask = functools.partial(Poisoned, log=log, deeds=DEEDS)
-    else:
+    elif fault == "uncommitted":
         _without_commit()
-    cli.run(Score, functools.partial(main, ask=ask, failpoint=cli.hidden("--failpoint")))
+    failpoint = None
+    if "--failpoint" in sys.argv:
+        place = sys.argv.index("--failpoint")
+        failpoint = sys.argv[place + 1]
+        del sys.argv[place : place + 2]
+    cli.run(Score, functools.partial(main, ask=ask, failpoint=failpoint))

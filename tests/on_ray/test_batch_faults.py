@@ -60,7 +60,7 @@ def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_t
     stopped.kill(signal.SIGTERM)
     stopped.kill(signal.SIGCONT)
     assert stopped.wait(240) == 4, stopped.told()
-    assert "the same command goes on where this one stopped" in stopped.told()
+    assert "run the same command to resume" in stopped.told()
     last = Run(on_ray, dump, out)
     assert last.wait(240) == 0, last.told()
     assert holds(oracle(dump, out))
