@@ -13,7 +13,7 @@ import tyro
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
 from han.score import batch_job, publish
 from han.score.batch_job import Plan
-from han.score.pool import Asked, Task, local_scorer
+from han.score.pool import BatchScorer, Task, local_scorer
 from jobs import cli
 from jobs.progress import Rows
 
@@ -45,7 +45,7 @@ class Score:
     pool: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
 
 
-def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: str | None = None) -> None:
+def main(job: Score, *, ask: Callable[[Task], BatchScorer] = local_scorer, failpoint: str | None = None) -> None:
     """ask: who is asked, in every actor, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
     if job.via == "serve":
         from serve import bulk  # Serve takes a second to load
@@ -64,7 +64,7 @@ def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: 
     if scores is None:
         cli.connect()
         began = time.monotonic()
-        scores = batch_job.score(plan, Rows(), ask=ask, failpoint=failpoint)
+        scores = batch_job.score(plan, Rows(), make_scorer=ask, failpoint=failpoint)
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
         print(f"the input's column {name} is now {new}: {name} is this model's")
@@ -72,7 +72,7 @@ def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: 
         print(f"already complete: {out} holds these scores since {scores.manifest['run']['finished']}; nothing was done")
     elif scores.rows_now < counts["rows_in"]:
         print(f"{counts['rows_in'] - scores.rows_now:,} of {counts['rows_in']:,} records were done before, and are not done again")
-    reasons = publish.told(scores.manifest["reasons"])
+    reasons = publish.summary(scores.manifest["reasons"])
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
     if scores.rows_now:
@@ -81,13 +81,12 @@ def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: 
 
 
 def _estimate(plan: Plan) -> None:
-    found = batch_job.estimate(plan)
-    num_actors = min(len(plan.items), plan.config.num_actors or cli.num_cpus())
+    found = batch_job.estimate(plan, num_cpus=cli.num_cpus())
     about = "" if found.is_exact else "about "
     rows = f"{about}{found.num_rows:,} records in {len(plan.items):,} shards"
-    took_s = found.num_rows / found.rows_per_s / max(1, num_actors)
     print(f"{rows}; {found.num_sampled:,} were scored now, {found.num_quarantined:,} of them quarantined")
-    print(f"{found.rows_per_s:,.0f} a second and process: some {cli.duration(took_s)} on {num_actors} processes, and start-up")
+    start_up = f"of which {cli.duration(found.start_up_s)} are start-up"
+    print(f"{found.rows_per_s:,.0f} a second and process: about {cli.duration(found.took_s)} on {found.num_actors} processes, {start_up}")
     print(f"some {found.output_mb:,.1f} MB of Parquet; nothing was written")
 
 
