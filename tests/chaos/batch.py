@@ -247,8 +247,18 @@ class Batch:
         reliability("D1-control", ok=found["duplicates"] + found["missing"] > 0, code=code, **found)
 
     def d2_failpoints(self) -> None:
-        """Every point without Ray is tests/test_publish.py; here one of a worker and one of the driver through Ray."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_publish.py", "-k", "killed_at_any_point"]
+        """Every point without Ray is tests/score/test_publish.py; here one of a worker and one of the driver through Ray."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/score/test_publish.py",
+            "-k",
+            "killed_at_any_point",
+        ]
         alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         points = len(failpoint.OF_A_PART + failpoint.OF_THE_DRIVER)
         passed = points if alone.returncode == 0 else -1
