@@ -454,7 +454,7 @@ def test_a_missing_folder_is_a_mistake(tmp_path: Path) -> None:
 
 def test_an_unfinished_folder_is_a_mistake(out: Path) -> None:
     (out / "_SUCCESS").unlink()
-    with pytest.raises(Mistake, match=r"has no _SUCCESS, so no jobs\.score has finished there: run the one"):
+    with pytest.raises(Mistake, match=r"has no _SUCCESS, so no jobs\.score has finished there: run that jobs\.score again first"):
         check(out)
 
 
