@@ -30,7 +30,15 @@ class ColumnsConfig:
     rating: str = "rating"
     """column of the star rating, used only to report accuracy by rating"""
     label_names: tuple[str, ...] = ()
-    """names of integer labels in order, e.g. --columns.label-names negative positive; built in for IMDB"""
+    """names of integer labels, in order, e.g. --columns.label-names negative positive; built in for IMDB"""
+    csv_types: Literal["infer", "text"] = "infer"
+    """types of CSV columns: infer reads a column of numbers as numbers (not the text, the id or the label); text keeps all strings"""
+    delimiter: str | None = None
+    """character between the fields of a CSV file, e.g. ';'; the default is a comma, and a tab for .tsv"""
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0'):
+            raise Mistake(f"delimiter is {self.delimiter!r}: give one ASCII character that is neither a quote nor a line break")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

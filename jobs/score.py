@@ -15,7 +15,7 @@ from jobs import cli
 
 if TYPE_CHECKING:
     from han.score.batch_job import Plan
-    from han.score.pool import Asked, Task
+    from han.score.pool import BatchScorer, Task
 
 EXAMPLES = (
     "--input 'dump/*.parquet' --out scores",
@@ -51,8 +51,8 @@ class Score:
     pool: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
 
 
-def main(job: Score, *, ask: Callable[[Task], Asked] | None = None, failpoint: str | None = None) -> None:
-    """ask: what every actor scores with, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
+def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpoint: str | None = None) -> None:
+    """ask: makes what an actor scores with, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
     out = cli.path(job.out, "--out")
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
     model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
@@ -74,7 +74,7 @@ def main(job: Score, *, ask: Callable[[Task], Asked] | None = None, failpoint: s
     scores = batch_job.published(plan)
     if scores is None:
         cli.connect()
-        scores = batch_job.score(plan, Rows(), ask=ask or local_scorer, failpoint=failpoint)
+        scores = batch_job.score(plan, Rows(), make_scorer=ask or local_scorer, failpoint=failpoint)
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
         print(f"the input's column {name} is now {new}, because {name} holds the prediction")
@@ -82,9 +82,11 @@ def main(job: Score, *, ask: Callable[[Task], Asked] | None = None, failpoint: s
         print(f"already complete: {out} holds these scores since {scores.manifest['run']['finished']}; nothing was done")
     elif scores.rows_now < counts["rows_in"]:
         print(f"resumed: {counts['rows_in'] - scores.rows_now:,} of {counts['rows_in']:,} records were complete and were kept")
-    reasons = publish.told(scores.manifest["reasons"])
+    reasons = publish.summary(scores.manifest["reasons"])
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
+    if scores.accuracy is not None:
+        print(f"{scores.accuracy:.2%} of {scores.num_labelled:,} labelled records have the predicted label")
     if scores.rows_now:
         print(
             f"{took_s:,.1f} s including start-up, {scores.rows_now / took_s:,.0f} records a second; model {scores.manifest['job']['model']}"
@@ -95,15 +97,14 @@ def main(job: Score, *, ask: Callable[[Task], Asked] | None = None, failpoint: s
 def _estimate(plan: Plan) -> None:
     from han.score import batch_job
 
-    found = batch_job.estimate(plan)
-    num_actors = min(len(plan.items), plan.config.num_actors or cli.num_cpus())
+    found = batch_job.estimate(plan, num_cpus=cli.num_cpus())
     about = "" if found.is_exact else "about "
     rows = f"{about}{found.num_rows:,} records in {cli.plural(len(plan.items), 'shard')}"
-    took_s = found.num_rows / found.rows_per_s / max(1, num_actors)
     print(f"{rows}; {found.num_sampled:,} were scored as a sample, {found.num_quarantined:,} of them quarantined")
+    start_up = f"of which start-up takes {cli.duration(found.start_up_s)}"
     print(
-        f"{found.rows_per_s:,.0f} records a second in each process: about {cli.duration(took_s)} in "
-        f"{cli.plural(num_actors, 'process').replace('processs', 'processes')}, without start-up"
+        f"{found.rows_per_s:,.0f} records a second in each process: about {cli.duration(found.took_s)} "
+        f"with --num-actors {found.num_actors}, {start_up}"
     )
     print(f"about {found.output_mb:,.1f} MB of Parquet; nothing was written")
 

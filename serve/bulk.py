@@ -11,7 +11,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from han.score.pool import Asked, Task
+from han.score.pool import BatchScorer, Task
 from han.score.scorer import Scored
 from han.types import Mistake
 from serve.backend import About
@@ -69,6 +69,6 @@ class Deployed:
         return about
 
 
-def ask(task: Task, *, application: str) -> Asked:
+def ask(task: Task, *, application: str) -> BatchScorer:
     """For `ray_score.score`."""
     return Deployed(application)

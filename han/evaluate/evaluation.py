@@ -46,9 +46,9 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
         labelled=True,
         config=config,
         sink=_Answers,
-        ask=local_scorer,
+        make_scorer=local_scorer,
         cpus=1,
-        goes_on=False,
+        survives_broken_files=False,
     )
     results = list(pool.run(items, task, report))
     answers = pa.concat_tables([pa.ipc.open_stream(content).read_all() for _, content in results]).combine_chunks()

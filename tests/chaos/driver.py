@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from han.score import batch_job, publish
-from han.score.pool import Asked, Task, local_scorer
+from han.score.pool import BatchScorer, Task, local_scorer
 from han.score.publish import Claim, Part, Record
 from han.score.scorer import Scored
 from jobs import cli
@@ -95,7 +95,7 @@ def _without_commit() -> None:
 if __name__ == "__main__":
     fault, log = sys.argv[1:3]
     del sys.argv[1:3]
-    ask: Callable[[Task], Asked] = local_scorer
+    ask: Callable[[Task], BatchScorer] = local_scorer
     if fault == "poison":
         ask = functools.partial(Poisoned, log=log, deeds=DEEDS)
     elif fault == "uncommitted":

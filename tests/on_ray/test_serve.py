@@ -95,7 +95,7 @@ def test_a_dump_scored_through_the_service_has_the_scorers_answers(
         output=OutputConfig(),
         limit=None,
     )
-    batch_job.score(job, lambda *_, **__: None, ask=functools.partial(bulk.ask, application="han"))
+    batch_job.score(job, lambda *_, **__: None, make_scorer=functools.partial(bulk.ask, application="han"))
     found = {row["text"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert len(found) == 200
     for text, wanted in golden:
