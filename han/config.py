@@ -45,7 +45,7 @@ class TextConfig:
     max_tokens: int | None = None
     """tokens kept of a sentence; None keeps all"""
     tags: TagRule = "html"
-    """markup that is blanked: html blanks the tags of HTML, any blanks whatever looks like a tag (the rule of version 0.1.0)"""
+    """tags that are blanked before tokenising: html (those of HTML) or any (whatever looks like a tag, the rule of version 0.1.0)"""
 
     def __post_init__(self) -> None:
         _at_least(self, max_characters=1, max_sentences=1, max_tokens=1)

@@ -51,7 +51,7 @@ _ASSIGNED: Final = (range(0x40000), range(0xE0000, 0xF0000))
 @functools.cache
 def character_table() -> NDArray[np.uint32]:
     """uint32 [0x110000], indexed by code point. The first call takes 0.1 s."""
-    table = np.arange(CODE_POINTS, dtype=np.uint32) << CASE_SHIFT
+    table = np.arange(CODE_POINTS, dtype=np.uint32) << np.uint32(CASE_SHIFT)
     for planes in _ASSIGNED:
         _describe(planes, table[planes.start : planes.stop])
     for kind, characters in PUNCTUATION.items():

@@ -9,11 +9,14 @@ its files atomically. Where neither folder is writable, each process compiles fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from han.text.characters import (
@@ -83,12 +86,41 @@ class Cut(NamedTuple):
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
-        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+        compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder for the cache
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        compiled = numba.njit(nogil=True)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except OSError:  # the first call compiled the function but could not write the cache, as on a full disk
+            return compiled(*arguments)
+
+    call.dispatcher = compiled
+    return call
 
 
 _part = numba.njit(nogil=True, forceinline=True)  # of a compiled function
+
+
+@intrinsic
+def _pointer(_context: Any, address: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@_part
+def _borrow(array):
+    """The same array without a reference count, which costs more than the loops themselves. The caller keeps the array alive."""
+    return numba.carray(_pointer(array.ctypes.data), array.shape, array.dtype)
+
+
+@_part
+def _borrow_words(words):
+    return Words(_borrow(words.chars), _borrow(words.starts), _borrow(words.slots))
 
 
 @_part
@@ -176,7 +208,7 @@ def _is_tag(chars, first, end, rules):
     if index == len(rules.tag_names) or rules.tag_names[index] != name:
         return False
     if name == rules.doctype:
-        return not closing and (place == end or chars[place] != 47 and _may_follow_name(chars[place]))
+        return not closing and (place == end or (chars[place] != 47 and _may_follow_name(chars[place])))
     return _is_rest_of_tag(chars, place, end)
 
 
@@ -197,14 +229,14 @@ def _is_rest_of_tag(chars, place, end):
             return True
     while place < end and chars[place] != 47 and _may_follow_name(chars[place]):
         place += 1
-    return place == end or place == end - 1 and chars[place] == 47
+    return place == end or (place == end - 1 and chars[place] == 47)
 
 
 @_part
 def _multiple_end(chars, place, end, characters):
     """The end of a dash, an ellipsis or a spaced ellipsis that starts here, or -1."""
     code = chars[place]
-    if code != 45 and code != 46 or place + 1 >= end:
+    if (code != 45 and code != 46) or place + 1 >= end:
         return -1
     if chars[place + 1] == code:
         place += 2
@@ -225,7 +257,7 @@ def _multiple_end(chars, place, end, characters):
 @_part
 def _starts_multiple(chars, place, end, characters):
     code = chars[place]
-    if code != 45 and code != 46 or place + 1 >= end:
+    if (code != 45 and code != 46) or place + 1 >= end:
         return False
     if chars[place + 1] == code:
         return True
@@ -356,9 +388,8 @@ def _second_pass(chars, start, middle, breaks, is_abbreviation, is_ellipsis, nex
     if not (is_abbreviation or is_ellipsis or is_initial or kind == punkt.number):
         return breaks
     starts = _starts_sentence(chars, next_start, next_end, contexts, characters)
-    if (is_abbreviation or is_ellipsis) and not is_initial:
-        if starts == _YES or is_upper and contexts & STARTER:
-            return True
+    if (is_abbreviation or is_ellipsis) and not is_initial and (starts == _YES or (is_upper and contexts & STARTER)):
+        return True
     if is_initial or kind == punkt.number:
         if starts == _NO:
             return False
@@ -407,6 +438,15 @@ def _context_end(chars, stop, next_word, last, characters):
 
 
 @_part
+def _cut_after(chars, before, stop, next_word, last, characters, punkt, bounds, count, begin):
+    """Add a row to `bounds` if a sentence ends at `stop`. Returns the number of rows and the start of the next sentence."""
+    if not _has_break(chars, before, _context_end(chars, stop, next_word, last, characters), characters, punkt):
+        return count, begin
+    bounds[count, 0], bounds[count, 1] = begin, stop + 1
+    return count + 1, next_word if next_word >= 0 else stop + 1
+
+
+@_part
 def _slices(chars, first, last, characters, punkt, bounds):
     """Cut chars[first:last] after the full stops that end a sentence. Returns how many rows of `bounds` it filled."""
     count, begin = 0, first
@@ -431,15 +471,10 @@ def _slices(chars, first, last, characters, punkt, bounds):
             word -= 1
         word = word + 1 if word > floor else before
         if stop >= 0 and stop <= word:
-            if _has_break(chars, before, _context_end(chars, stop, next_word, last, characters), characters, punkt):
-                bounds[count, 0], bounds[count, 1] = begin, stop + 1
-                count += 1
-                begin = next_word if next_word >= 0 else stop + 1
+            count, begin = _cut_after(chars, before, stop, next_word, last, characters, punkt, bounds, count, begin)
         before, stop, next_word, floor = word, place, following, place
-    if stop >= 0 and _has_break(chars, before, _context_end(chars, stop, next_word, last, characters), characters, punkt):
-        bounds[count, 0], bounds[count, 1] = begin, stop + 1
-        count += 1
-        begin = next_word if next_word >= 0 else stop + 1
+    if stop >= 0:
+        count, begin = _cut_after(chars, before, stop, next_word, last, characters, punkt, bounds, count, begin)
     while last > first and characters[chars[last - 1]] & STRIPPED:
         last -= 1
     bounds[count, 0], bounds[count, 1] = begin, last
@@ -513,6 +548,9 @@ def _words(chars, review, bounds, row, rules, spans, hashes, count):
 @_compiled
 def cut(chars, offsets, rules, punkt):
     """Sentences and words of many reviews (see Cut). Tags in `chars` are overwritten by spaces."""
+    chars = _borrow(chars)
+    rules = Rules(_borrow(rules.characters), _borrow(rules.tag_names), rules.doctype, rules.max_sentences, rules.max_tokens)
+    punkt = Punkt(_borrow_words(punkt.words), _borrow(punkt.known), _borrow(punkt.collocations), punkt.number)
     num_reviews, size = len(offsets) - 1, len(chars)
     states = np.zeros(num_reviews, np.int8)
     num_tokens = np.zeros(num_reviews, np.int32)
@@ -568,13 +606,15 @@ def cut(chars, offsets, rules, punkt):
 @_compiled
 def look_up(chars, offsets, pieces, characters, words):
     """The word of each token of a Cut: int32 [T], -1 where `words` does not hold it."""
-    found = np.empty(len(pieces.hashes), np.int32)
+    chars, characters, words = _borrow(chars), _borrow(characters), _borrow_words(words)
+    spans, hashes = _borrow(pieces.spans), _borrow(pieces.hashes)
+    found = np.empty(len(hashes), np.int32)
     token = 0
     for review in range(len(offsets) - 1):
         first = offsets[review]
         for _ in range(pieces.num_tokens[review]):
-            start, end = first + pieces.spans[token, 0], first + pieces.spans[token, 1]
-            found[token] = _find(words, pieces.hashes[token], chars, start, end, characters)
+            start, end = first + spans[token, 0], first + spans[token, 1]
+            found[token] = _find(words, hashes[token], chars, start, end, characters)
             token += 1
     return found
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from han.config import TextConfig
 from han.text.compiled import Chunk, knowledge, load_kernel, rules
-from han.text.raw import EMPTY, blank_tags, check_length
-from han.text.raw import has_word as has_word
+from han.text.raw import EMPTY, check_length
+from han.text.raw import blank_tags as blank_tags
 from han.text.vocabulary import Interner
 from han.types import EncodedBatch, Int32s, Refusal, Tokens
 
