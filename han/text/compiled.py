@@ -74,8 +74,7 @@ def word_table(words: Sequence[str]) -> Words:
     """Distinct words for the compiled loops."""
     from han.text import kernel
 
-    chars, starts = _code_points(words)
-    return kernel.Words(chars, starts, kernel.build_slots(chars, starts, character_table()))
+    return kernel.build_words(*_code_points(words), character_table())  # type: ignore[no-any-return]
 
 
 def rules(config: TextConfig) -> Rules:

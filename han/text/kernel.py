@@ -46,11 +46,10 @@ NAME_BASE = 38  # letters, digits and "!" of a tag's name are the digits of a nu
 
 
 class Words(NamedTuple):
-    """Distinct words with an open-addressed hash table. Word w is chars[starts[w]:starts[w + 1]]."""
+    """Distinct words with an open-addressed hash table. A look-up reads two places of memory."""
 
-    chars: NDArray[np.uint32]
-    starts: NDArray[np.int64]
-    slots: NDArray[np.uint64]  # [a power of two], 0 is empty, else half of the hash and w + 1
+    records: NDArray[np.uint32]  # of each word its row, its length and its code points
+    slots: NDArray[np.uint64]  # [a power of two], 0 is empty, else half of the hash and the place of the record + 1
 
 
 class Punkt(NamedTuple):
@@ -120,7 +119,7 @@ def _borrow(array):
 
 @_part
 def _borrow_words(words):
-    return Words(_borrow(words.chars), _borrow(words.starts), _borrow(words.slots))
+    return Words(_borrow(words.records), _borrow(words.slots))
 
 
 @_part
@@ -138,15 +137,14 @@ def _find(words, value, chars, start, end, characters):
     slot = np.int64(value & np.uint64(mask))
     while words.slots[slot] != 0:
         if words.slots[slot] >> _HALF == value >> _HALF:
-            word = np.int64(words.slots[slot] & _LOW) - 1
-            first = words.starts[word]
-            same = words.starts[word + 1] - first == end - start
+            record = np.int64(words.slots[slot] & _LOW) - 1
+            same = words.records[record + 1] == end - start
             place = start
             while same and place < end:
-                same = words.chars[first + place - start] == characters[chars[place]] >> CASE_SHIFT
+                same = words.records[record + 2 + place - start] == characters[chars[place]] >> CASE_SHIFT
                 place += 1
             if same:
-                return word
+                return np.int64(words.records[record])
         slot = (slot + 1) & mask
     return -1
 
@@ -605,16 +603,31 @@ def cut(chars, offsets, rules, punkt):
 
 @_compiled
 def look_up(chars, offsets, pieces, characters, words):
-    """The word of each token of a Cut: int32 [T], -1 where `words` does not hold it."""
+    """The word of each token of a Cut: int32 [T], -1 where `words` does not hold it.
+
+    The slots and the records of a review are read before its words are compared, so that the processor waits for many of them at once.
+    """
     chars, characters, words = _borrow(chars), _borrow(characters), _borrow_words(words)
     spans, hashes = _borrow(pieces.spans), _borrow(pieces.hashes)
     found = np.empty(len(hashes), np.int32)
+    most = 0
+    for review in range(len(pieces.num_tokens)):
+        most = max(most, pieces.num_tokens[review])
+    slots, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
+    mask = np.uint64(len(words.slots) - 1)
     token = 0
-    for review in range(len(offsets) - 1):
-        first = offsets[review]
-        for _ in range(pieces.num_tokens[review]):
-            start, end = first + spans[token, 0], first + spans[token, 1]
-            found[token] = _find(words, hashes[token], chars, start, end, characters)
+    for review in range(len(pieces.num_tokens)):
+        num_tokens, first = pieces.num_tokens[review], offsets[review]
+        for own in range(num_tokens):
+            slots[own] = words.slots[hashes[token + own] & mask]
+        for own in range(num_tokens):
+            lengths[own] = words.records[slots[own] & _LOW]
+        for own in range(num_tokens):
+            start, end, value = first + spans[token, 0], first + spans[token, 1], hashes[token]
+            if slots[own] == 0:
+                found[token] = -1
+            else:
+                found[token] = _find(words, value, chars, start, end, characters)
             token += 1
     return found
 
@@ -660,19 +673,26 @@ def intern(chars, offsets, pieces, characters):
 
 
 @_compiled
-def build_slots(chars, starts, characters):
-    """The hash table of distinct words, which are in lower case."""
+def build_words(chars, starts, characters):
+    """The hash table of distinct words in lower case; word w is chars[starts[w]:starts[w + 1]]."""
+    num_words = len(starts) - 1
     mask = 15
-    while mask < 2 * len(starts):
+    while mask < 2 * num_words:
         mask = 2 * mask + 1
     slots = np.zeros(mask + 1, np.uint64)
-    for word in range(len(starts) - 1):
-        value = _hash(chars, starts[word], starts[word + 1], characters)
+    records = np.empty(len(chars) + 2 * num_words, np.uint32)
+    record = 0
+    for word in range(num_words):
+        first, last = starts[word], starts[word + 1]
+        records[record], records[record + 1] = word, last - first
+        records[record + 2 : record + 2 + last - first] = chars[first:last]
+        value = _hash(chars, first, last, characters)
         slot = np.int64(value & np.uint64(mask))
         while slots[slot] != 0:
             slot = (slot + 1) & mask
-        slots[slot] = (value >> _HALF << _HALF) | np.uint64(word + 1)
-    return slots
+        slots[slot] = (value >> _HALF << _HALF) | np.uint64(record + 1)
+        record += 2 + last - first
+    return Words(records, slots)
 
 
 @_compiled

@@ -75,7 +75,7 @@ class Tokeniser:
         has_words = num_tokens > 0
         refused |= dict.fromkeys(places[~has_words].tolist(), EMPTY)
         num_tokens = num_tokens[has_words]
-        starts = np.cumsum(num_tokens) - num_tokens
+        unknown_before = np.searchsorted(np.flatnonzero(token_ids == 0), np.cumsum(np.concatenate([[0], num_tokens])))
         return EncodedBatch(
             kept=places[has_words],
             refused=tuple(sorted(refused.items(), key=lambda row: row[0])),
@@ -84,7 +84,7 @@ class Tokeniser:
             sentence_lengths=sentence_lengths,
             review_lengths=review_lengths[has_words],
             num_tokens=num_tokens,
-            num_unknown=np.add.reduceat(token_ids == 0, starts, dtype=np.int32) if len(starts) else num_tokens,
+            num_unknown=np.diff(unknown_before).astype(np.int32),
             num_characters_cut=num_characters_cut[has_words],
         )
 

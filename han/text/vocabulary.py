@@ -24,7 +24,7 @@ class Vocab:
     """V words; a word's place is its id."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        """`words` begins with `<unk>` and holds no word twice, or it is a `Mistake`."""
+        """A `Mistake` is raised unless `words` begins with `<unk>` and has no word twice."""
         self.words = tuple(words)
         self._ids = {word: row for row, word in enumerate(self.words)}
         if not self.words or self.words[0] != UNKNOWN:
@@ -52,12 +52,12 @@ class Vocab:
         return word_table(self.words)
 
     def write(self, path: Path) -> None:
-        """One word a line; no word holds white space, so lines are words."""
+        """Write one word a line. No word has white space in it."""
         path.write_bytes("".join(f"{word}\n" for word in self.words).encode())
 
     @staticmethod
     def read(path: Path) -> Vocab:
-        """The vocabulary that `write` wrote; anything else is a `Mistake`."""
+        """Read what `write` wrote. A `Mistake` is raised for any other file."""
         try:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
@@ -66,7 +66,7 @@ class Vocab:
 
 
 def build(counts: Counter[str], config: VocabConfig) -> Vocab:
-    """The words seen at least `min_count` times, most frequent first, ties by spelling, `max_size` rows at most."""
+    """The most frequent words first, ties by spelling: at most `max_size` rows of words seen at least `min_count` times."""
     frequent = [(-count, word) for word, count in counts.items() if count >= config.min_count and word != UNKNOWN]
     return Vocab([UNKNOWN, *(word for _, word in sorted(frequent)[: config.max_size - 1])])
 

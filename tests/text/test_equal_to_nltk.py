@@ -80,7 +80,7 @@ def check(name: str, texts: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=6))
 def test_any_texts_are_cut_as_by_nltk(name: str, texts: list[str]) -> None:
     check(name, texts)
@@ -91,7 +91,7 @@ def test_hostile_texts_are_cut_as_by_nltk(name: str) -> None:
     check(name, [case.text(3_000) for case in REVIEWS] + [make(3_000) for make in PROBES.values()])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_the_loops_blank_the_tags_that_the_regular_expressions_match(text: str) -> None:
     for rule in ("html", "any"):
@@ -99,7 +99,7 @@ def test_the_loops_blank_the_tags_that_the_regular_expressions_match(text: str) 
         assert chunk.chars.tobytes().decode("utf-32-le", "surrogatepass") == blank_tags(text, rule)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_ids_are_those_of_the_oracles_words(text: str) -> None:
     vocab = Vocab(["<unk>", "the", ".", "good", "mr", "i\u0307", "\u03bf\u03b4\u03bf\u03c2", "\u03c2", "\U0001f600", "a\u0301", "br"])

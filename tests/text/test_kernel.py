@@ -59,7 +59,7 @@ def test_a_function_is_compiled_once_whatever_the_texts() -> None:
     for encoder in (Encoder(TextConfig(), None, Vocab(["<unk>"])), Encoder(config, None, Vocab(["<unk>", "a"]))):
         for texts in (["one"], ["", "two. Three.", "four"], ["\u0130 five", "six"]):
             encoder.encode_batch(texts)
-    for function in (kernel.cut, kernel.look_up, kernel.build_slots, kernel.build_pairs):
+    for function in (kernel.cut, kernel.look_up, kernel.build_words, kernel.build_pairs):
         assert len(function.dispatcher.signatures) == 1
 
 
