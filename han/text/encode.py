@@ -39,6 +39,10 @@ class Encoder:
         """The same for many reviews at once. A review's numbers do not depend on the others."""
         return self.tokeniser.tokenise_batch(texts, self.vocab)
 
+    def warm_up(self) -> None:
+        """Load the compiled loops and build the tables (0.6 s), which the first text would wait for. A fresh installation compiles first."""
+        self.encode("It works.")
+
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over text settings, Punkt parameters and vocabulary: equal means equal ids."""

@@ -40,6 +40,7 @@ def test_many_reviews_become_the_numbers_that_each_has_alone() -> None:
 
 def test_an_encoder_travels_to_another_process_without_its_tables() -> None:
     encoder = Encoder(TextConfig(), None, VOCAB)
+    encoder.warm_up()
     encoder.encode("I loved it \u0130")
     assert {"_rules", "_knowledge", "_oracle"} < set(vars(encoder.tokeniser))
     assert set(vars(copy.copy(encoder.tokeniser))) == {"config", "punkt"}
