@@ -40,7 +40,7 @@ class Encoder:
         return self.tokeniser.tokenise_batch(texts, self.vocab)
 
     def warm_up(self) -> None:
-        """Load the compiled loops and build the tables (0.6 s), which the first text would wait for. A fresh installation compiles first."""
+        """Load the compiled loops and the tables (0.6 s), or the first text waits for them. A fresh installation compiles them first."""
         self.encode("It works.")
 
     @property
