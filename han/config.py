@@ -10,11 +10,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
 from han.types import AttentionDetail, Mistake
 
 T = TypeVar("T")
+TagRule: TypeAlias = Literal["html", "any"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class TextConfig:
     """maximum number of sentences of a review; None keeps all"""
     max_tokens: int | None = None
     """maximum number of tokens of a sentence; None keeps all"""
+    tags: TagRule = "html"
+    """tags that are blanked before tokenising: html (tags of HTML) or any (everything that looks like a tag, the rule of version 0.1.0)"""
 
     def __post_init__(self) -> None:
         _at_least(self, max_characters=1, max_sentences=1, max_tokens=1)
@@ -262,6 +265,8 @@ def as_json(config: object) -> dict[str, Any]:
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
     """The dataclass `kind` from `as_json`'s dicts. A name the tree does not have is a `Mistake`, a missing one takes its default."""
     hints = get_type_hints(kind)
+    if kind is TextConfig:  # version 0.1.0 had no such setting
+        values = {"tags": "any", **values}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise Mistake(f"{kind.__name__} has no setting {', '.join(unknown)}: it has {', '.join(sorted(hints))}")

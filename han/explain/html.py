@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
+from han.text.raw import TAG as _TAG
 from han.types import Score, Sentence, Word
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
-_TAG = re.compile(r"<[A-Za-z/!][^<>]*>")
 _LINE_END = re.compile(r"<br\b[^<>]*>|\n", re.IGNORECASE)
 # Controls, invisible and bidirectional format characters, lone surrogates. The joiners U+200C and U+200D stay: Persian and emoji need them.
 _ODD = re.compile(

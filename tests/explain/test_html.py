@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from han.explain.html import fragment, page, terminal
+from han.text.raw import blank_tags
 from han.types import Score, Sentence, Word
 
 REVIEW = "I LOVED it, twice!<br /><br />Not  dull &amp; <i>never</i> slow."
@@ -125,7 +126,7 @@ def scored(text: str, sentences: tuple[Sentence, ...] | None) -> Score:
 
 def read(text: str) -> Score:
     """As the tokeniser would read it: tags blanked, a sentence to each full stop, attention that grows along it."""
-    blanked = re.sub(r"<[A-Za-z/!][^<>]*>", lambda tag: " " * len(tag[0]), text)
+    blanked = blank_tags(text)
     spans = [token.span() for token in re.finditer(r"\w+|[^\w\s]+", blanked)]
     ends = [index + 1 for index, (start, _) in enumerate(spans) if text[start] in ".!?"]
     cuts = sorted({0, *ends, len(spans)})
