@@ -25,8 +25,8 @@ from han.model import artifact
 from han.model.artifact import Artifact
 from han.score.scorer import Scorer
 from han.types import Score
-from serve import local
 from serve.options import Options
+from tests.helpers import local_service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
@@ -85,7 +85,7 @@ def locked(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def serving(model: Artifact, options: Options) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(local.app(model, options), log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(local_service.app(model, options), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -513,7 +513,7 @@ def test_nothing_moves_for_who_asks_for_less_motion(browser: Browser, address: s
 
 def test_the_page_has_the_colours_of_the_offline_page() -> None:
     offline = (Path(han.__file__).parent / "explain" / "page.css").read_text()
-    style = (Path(local.__file__).parent / "page" / "page.css").read_text()
+    style = (Path(serve.__file__ or "").parent / "page" / "page.css").read_text()
     for name in ("paper", "ink", "quiet", "faint", "rule", "track", "bar", "rest"):
         light, dark = re.findall(rf"--{name}: (#\w+)", offline)[:2]  # and white for paper, in print
         assert f"--{name}: light-dark({light}, {dark});" in style
