@@ -48,9 +48,9 @@ class Score:
 def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: str | None = None) -> None:
     """ask: who is asked, in every actor, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
     if job.via == "serve":
-        from serve import bulk  # Serve takes a second to load
+        from serve import batch_client  # Serve takes a second to load
 
-        ask = functools.partial(bulk.ask, application=job.application)
+        ask = functools.partial(batch_client.ask, application=job.application)
     out = cli.path(job.out, "--out")
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
     model = job.model if job.model == "imdb" else cli.path(job.model, "--model")

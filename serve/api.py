@@ -1,4 +1,7 @@
-"""The routes of the service; `python -m serve.api > serve/openapi.json` writes their document. `middleware` holds what is common to all of them; nothing here knows Ray."""
+"""The routes of the service; `middleware` holds what is common to all of them. Nothing here knows Ray.
+
+Their OpenAPI document is checked in: `python -m serve.api > serve/openapi.json`.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,10 @@ class Deployed:
             raise
 
     def _until_answered(self, call: Callable[[], Any], also: type[Exception] = TimeoutError) -> Any:
-        """The answer of the first call that is not too late or refused. also: another error to retry. Raises `ConnectionRefusedError` after `OUTAGE_S`."""
+        """The answer of the first call that is not too late or refused. also: another error to retry.
+
+        Raises `ConnectionRefusedError` after `OUTAGE_S`.
+        """
         end_s = time.monotonic() + OUTAGE_S
         while True:
             try:

@@ -20,6 +20,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
 import han
+import serve
 from han.explain.html import fragment
 from han.model import artifact
 from han.model.artifact import Artifact
