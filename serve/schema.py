@@ -49,7 +49,7 @@ TextOrTexts = Annotated[
         custom_error_message="inputs is a text or a list of texts",
     ),
 ]
-Size = Annotated[int, BeforeValidator(_as_integer), Field(ge=1)]
+Size = Annotated[int, Field(ge=1), BeforeValidator(_as_integer)]
 
 
 class ScoreRequest(BaseModel):

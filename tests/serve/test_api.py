@@ -1,10 +1,12 @@
-"""The HTTP door without Ray: what may be asked, how it is refused, and what holds for every answer."""
+"""The HTTP routes without Ray: requests, refusals, and the promises about every answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +41,7 @@ JSON = {"content-type": "application/json"}
 
 
 def ask(app: Middleware, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
-    """prefix: what Serve's proxy puts into `root_path` and leaves in `path`."""
+    """prefix: the route prefix, which Serve's proxy puts into `root_path` and leaves in `path`."""
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, root_path=prefix)
@@ -55,7 +57,7 @@ def problem(response: httpx.Response) -> tuple[int, str, str | None]:
 
 
 def as_float32(value: Any) -> Any:
-    """The same JSON with its floats as the network has them."""
+    """The same JSON with float32 numbers."""
     if isinstance(value, dict):
         return {name: as_float32(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -79,10 +81,10 @@ def scorer(model: artifact.Artifact) -> Scorer:
 
 
 class Fake:
-    """A backend that waits, or fails, as it is told; it notes what was cancelled."""
+    """A backend that waits or fails; it counts its calls and the cancelled ones."""
 
     def __init__(self, *, wait_s: float = 0.0, error: Exception | None = None) -> None:
-        self.wait_s, self.error, self.cancelled, self.calls = wait_s, error, 0, 0
+        self.wait_s, self.error, self.cancelled, self.calls, self.self_tests = wait_s, error, 0, 0, 0
         self.counts = Metrics()
 
     async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
@@ -100,6 +102,7 @@ class Fake:
         return About(model="fake", labels=("negative", "positive"), metrics={}, max_characters=50_000)
 
     async def self_test(self) -> None:
+        self.self_tests += 1
         if self.error:
             raise self.error
 
@@ -110,7 +113,7 @@ class Fake:
         return make_app(self, Options(**options), self.counts, replica="test", behind_proxy=False)
 
 
-# What is answered
+# Answers
 
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
@@ -130,11 +133,11 @@ def test_a_list_comes_back_in_its_order(app: Middleware, scorer: Scorer) -> None
         assert result["probabilities"] == pytest.approx(score.probabilities, abs=1e-6)
 
 
-def test_words_are_told_unless_less_is_asked_for(app: Middleware) -> None:
+def test_an_answer_has_words_by_default(app: Middleware) -> None:
     assert ask(app, "POST", SCORE, json={"inputs": REVIEW}).json()["results"][0]["sentences"][0]["words"]
 
 
-def test_the_model_tells_its_limits(app: Middleware) -> None:
+def test_the_limits_are_part_of_the_model(app: Middleware) -> None:
     assert ask(app, "GET", "/v1/model").json()["limits"] == {
         "max_body_bytes": 2 * 2**20,
         "max_texts": 32,
@@ -150,13 +153,54 @@ def test_the_same_seed_draws_the_same_review(app: Middleware) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/han/ready"])
-def test_a_healthy_service_says_so(app: Middleware, path: str) -> None:
+def test_a_healthy_service_is_ready_and_alive(app: Middleware, path: str) -> None:
     assert ask(app, "GET", path).status_code == 200
 
 
 def test_a_model_that_fails_its_test_is_not_ready_but_alive() -> None:
     app = Fake(error=Problem(503, "unavailable", "no model", retry_after_s=1)).app()
     assert [ask(app, "GET", path).status_code for path in ("/healthz", "/readyz", "/v2/health/ready")] == [200, 503, 503]
+
+
+def test_any_number_of_readiness_checks_is_one_self_test_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, fake = 100.0, Fake()
+    monkeypatch.setattr("serve.scoring.time", SimpleNamespace(monotonic=lambda: now_s))
+    app = fake.app()
+
+    async def main() -> set[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            paths = ["/readyz", "/v2/health/ready", "/v2/models/han/ready"] * 10
+            return {response.status_code for response in await asyncio.gather(*map(client.get, paths))}
+
+    assert asyncio.run(main()) == {200}
+    assert fake.self_tests == 1
+    assert asyncio.run(main()) == {200}
+    assert fake.self_tests == 1
+    now_s += 1.1
+    fake.error = Problem(503, "unavailable", "no model", retry_after_s=1)
+    assert asyncio.run(main()) == {503}
+    assert fake.self_tests == 2
+
+
+def test_a_readiness_check_whose_client_leaves_fails_no_other() -> None:
+    fake = Fake()
+    started = asyncio.Event()
+
+    async def self_test() -> None:
+        started.set()
+        await asyncio.sleep(0.01)
+
+    fake.self_test = self_test  # type: ignore[method-assign]
+    app = fake.app()
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            leaving, staying = (asyncio.create_task(client.get("/readyz")) for _ in range(2))
+            await started.wait()
+            leaving.cancel()
+            return (await staying).status_code
+
+    assert asyncio.run(main()) == 200
 
 
 # KServe
@@ -193,7 +237,7 @@ def test_kserve_gets_labels_probabilities_and_whole_scores(app: Middleware, scor
         {"inputs": [{"name": "text"}]},
     ],
 )
-def test_kserve_refuses_what_is_no_tensor_of_texts(app: Middleware, body: Any) -> None:
+def test_kserve_refuses_a_body_that_is_no_tensor_of_texts(app: Middleware, body: Any) -> None:
     response = ask(app, "POST", INFER, json=body)
     assert response.status_code == 422
     assert isinstance(response.json()["error"], str)
@@ -204,7 +248,7 @@ def test_kserve_knows_its_model(app: Middleware) -> None:
     assert ask(app, "GET", "/v2/models/other").json()["error"].startswith("there is no such path")
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -256,11 +300,11 @@ def test_at_the_limit_a_request_is_scored(app: Middleware, texts: list[str]) -> 
     ],
     ids=lambda body: str(body[:24]),
 )
-def test_what_is_no_json_is_400(app: Middleware, body: bytes) -> None:
+def test_a_body_that_is_no_json_is_400(app: Middleware, body: bytes) -> None:
     assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (400, "invalid_json", None)
 
 
-def test_null_is_no_request(app: Middleware) -> None:
+def test_a_null_body_is_no_request(app: Middleware) -> None:
     assert problem(ask(app, "POST", SCORE, content=b"null", headers=JSON)) == (422, "invalid_request", None)
 
 
@@ -310,7 +354,7 @@ def test_a_seed_that_is_no_number_is_422(app: Middleware) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_no_json_whatever_is_a_fault_or_comes_back(app: Middleware, value: Any) -> None:
+def test_any_json_is_answered_without_a_fault_and_is_not_repeated(app: Middleware, value: Any) -> None:
     for body in (value, {"inputs": value}, {"inputs": [value]}):
         response = ask(app, "POST", SCORE, content=json.dumps(body).encode("utf-8", "surrogatepass"), headers=JSON)
         assert response.status_code < 500
@@ -318,7 +362,7 @@ def test_no_json_whatever_is_a_fault_or_comes_back(app: Middleware, value: Any) 
             assert json.dumps(value)[1:-1] not in response.text
 
 
-# What bounds hold
+# Limits
 
 
 def chunks(
@@ -355,8 +399,14 @@ async def stays() -> dict[str, Any]:
 
 
 async def leaves() -> dict[str, Any]:
-    await asyncio.sleep(0.05)
     return {"type": "http.disconnect"}
+
+
+async def called(fake: Fake, number: int = 1) -> None:
+    """Wait until the backend is called."""
+    async with asyncio.timeout(10):
+        while fake.calls < number:
+            await asyncio.sleep(0.002)
 
 
 def piece(body: bytes, *, more: bool) -> dict[str, Any]:
@@ -398,7 +448,12 @@ def test_no_header_lifts_the_deadline_and_the_work_is_cancelled(header: dict[str
 
 def test_a_client_that_leaves_cancels_its_work() -> None:
     slow = Fake(wait_s=60)
-    status, _ = chunks(slow.app(), [piece(b'{"inputs": "good"}', more=False)], headers={}, then=leaves)
+
+    async def leaves_in_the_middle() -> dict[str, Any]:
+        await called(slow)
+        return await leaves()
+
+    status, _ = chunks(slow.app(), [piece(b'{"inputs": "good"}', more=False)], headers={}, then=leaves_in_the_middle)
     assert (status, slow.cancelled) == (None, 1)
     assert 'han_requests_total{route="/v1/score",code="499"} 1' in text(slow.counts.state())
 
@@ -409,7 +464,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_and_costs_not
     assert fake.calls == 0
 
 
-def test_no_more_is_taken_on_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_accepts_no_more_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr("serve.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
@@ -426,23 +481,22 @@ def test_no_more_is_taken_on_than_is_scored_well_before_the_deadline(monkeypatch
     assert counts.counts["han_shed_total"] == 1
 
 
-def test_what_cannot_wait_is_shed_before_its_body_is_read() -> None:
+def test_a_request_beyond_the_limit_is_refused_before_its_body_is_read() -> None:
     fake = Fake(wait_s=2)
     app = fake.app(max_waiting_tokens=1)
 
     async def main() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             first = asyncio.create_task(client.post(SCORE, json={"inputs": "good film"}))
-            while fake.calls == 0:
-                await asyncio.sleep(0.01)
-            told = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
+            await called(fake)
+            status = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
             first.cancel()
-            return told
+            return status
 
     assert asyncio.run(main()) == 429
 
 
-def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> None:
+def test_a_request_beyond_the_limit_is_429_with_retry_after() -> None:
     fake = Fake(wait_s=0.5)
     app = fake.app(max_waiting_tokens=1)
 
@@ -454,13 +508,13 @@ def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> No
     assert sorted(response.status_code for response in responses) == [200, 429, 429, 429, 429]
     assert {response.headers.get("retry-after") for response in responses} == {None, "1"}
     assert fake.calls == 1
-    told = text(fake.counts.state())
-    assert "han_shed_total 4" in told
-    assert "han_tokens_in_flight 0" in told
+    exported = text(fake.counts.state())
+    assert "han_shed_total 4" in exported
+    assert "han_tokens_in_flight 0" in exported
     assert ask(app, "POST", SCORE, json={"inputs": "good film"}).status_code == 200
 
 
-def test_a_fault_is_500_without_a_word_of_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_is_500_and_its_message_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="han.serve"):
         response = ask(Fake(error=RuntimeError("secret text")).app(), "POST", SCORE, json={"inputs": "good"})
     assert problem(response) == (500, "internal", None)
@@ -468,7 +522,7 @@ def test_a_fault_is_500_without_a_word_of_its_cause(caplog: pytest.LogCaptureFix
     assert "RuntimeError" in caplog.text
 
 
-# Who may
+# Keys
 
 
 @pytest.fixture
@@ -497,7 +551,7 @@ def keys(tmp_path: Path) -> Path:
     ("method", "path", "body"),
     [("POST", SCORE, {"inputs": "good"}), ("POST", INFER, tensor("good")), ("GET", "/v1/model", None), ("GET", "/metrics", None)],
 )
-def test_a_key_opens_what_it_should(
+def test_a_key_opens_the_routes_of_the_service(
     model: artifact.Artifact, keys: Path, header: str | None, status: int, method: str, path: str, body: Any
 ) -> None:
     app = local_service.app(model, Options(api_keys_file=str(keys)))
@@ -528,13 +582,14 @@ def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifa
 
 
 def test_a_prefix_hides_no_request_from_admission(model: artifact.Artifact) -> None:
-    app = Fake(wait_s=0.2).app(max_waiting_tokens=1)
+    fake = Fake(wait_s=0.2)
+    app = fake.app(max_waiting_tokens=1)
 
     async def main() -> list[int]:
         transport = httpx.ASGITransport(app=app, root_path="/han")
         async with httpx.AsyncClient(transport=transport, base_url="http://test/han") as client:
             first = asyncio.create_task(client.post(SCORE, json={"inputs": REVIEW}))
-            await asyncio.sleep(0.05)
+            await called(fake)
             return [(await client.post(SCORE, content=b"{", headers=JSON)).status_code, (await first).status_code]
 
     assert asyncio.run(main()) == [429, 200]  # refused before its body is read
@@ -551,20 +606,20 @@ def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path, p
     assert {ask(app, "GET", path, prefix=prefix).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
 
 
-def test_a_key_that_leaves_the_file_opens_nothing_more(model: artifact.Artifact, keys: Path) -> None:
+def test_a_key_that_leaves_the_file_is_void(model: artifact.Artifact, keys: Path) -> None:
     app = local_service.app(model, Options(api_keys_file=str(keys)))
     keys.write_text("a-new-key-that-is-long-enough\n")
     old, new = ({"authorization": f"Bearer {key}"} for key in (KEY, "a-new-key-that-is-long-enough"))
     assert [ask(app, "GET", "/v1/model", headers=headers).status_code for headers in (old, new)] == [401, 200]
 
 
-# What every answer has
+# Headers and logs
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/"), ("GET", "/static/page.css"), ("GET", "/healthz"), ("GET", "/none"), ("POST", SCORE), ("PUT", SCORE)]
 )
-def test_every_answer_has_an_id_and_the_headers_that_close_a_browser(app: Middleware, method: str, path: str) -> None:
+def test_every_answer_has_an_id_and_security_headers(app: Middleware, method: str, path: str) -> None:
     headers = ask(app, method, path).headers
     assert headers["x-request-id"]
     assert headers["content-security-policy"].startswith("default-src 'self'; ")
@@ -574,7 +629,7 @@ def test_every_answer_has_an_id_and_the_headers_that_close_a_browser(app: Middle
     assert "access-control-allow-origin" not in headers
 
 
-def test_no_other_site_may_ask(app: Middleware) -> None:
+def test_no_other_site_may_call(app: Middleware) -> None:
     headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
     response = ask(app, "OPTIONS", SCORE, headers=headers)
     assert response.status_code == 405
@@ -608,7 +663,7 @@ def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Middleware, c
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/", "text/html"), ("/docs", "text/html"), ("/static/docs/start.js", "text/javascript")])
-def test_files_have_their_type_and_are_asked_for_again(app: Middleware, path: str, kind: str) -> None:
+def test_files_have_their_type_and_are_revalidated(app: Middleware, path: str, kind: str) -> None:
     response = ask(app, "GET", path)
     assert response.headers["content-type"].startswith(kind)
     assert response.headers["cache-control"] == "no-cache"
@@ -623,7 +678,7 @@ def test_the_documentation_loads_nothing_from_another_host() -> None:
     assert "style=" not in page
 
 
-# What is documented
+# The document
 
 
 def test_the_document_is_the_one_that_is_checked_in() -> None:
@@ -661,8 +716,68 @@ def conforms(value: Any, name: str) -> bool:
         "good",
     ],
 )
-def test_what_the_document_allows_is_what_is_taken(app: Middleware, value: Any) -> None:
+def test_a_request_is_accepted_if_and_only_if_the_document_allows_it(app: Middleware, value: Any) -> None:
     assert conforms(value, "ScoreRequest") == (ask(app, "POST", SCORE, json=value).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        tensor("good"),
+        tensor("good", "bad", shape=[2, 1]),
+        tensor("good", shape=[1.0]),
+        tensor("good", shape=[True]),
+        tensor("good", shape=[]),
+        tensor("good", shape=[1, 1, 1]),
+        tensor("good", shape=[0]),
+        tensor("good", shape=["1"]),
+        tensor("good", shape=None),
+        tensor("good", parameters=None),
+        tensor("good", parameters=[]),
+        tensor("good", parameters={"any": 1}),
+        tensor("good", more=1),
+        tensor("good", name=["text"]),
+        tensor("good", data="good"),
+        tensor("good", data=[None]),
+        tensor(*["good"] * 32),
+        tensor(*["good"] * 33),
+        tensor(shape=[1]),
+        {**tensor("good"), "outputs": None},
+        {**tensor("good"), "outputs": []},
+        {**tensor("good"), "outputs": [{"name": "label"}]},
+        {**tensor("good"), "outputs": [None, None]},
+        {**tensor("good"), "outputs": {}},
+        {**tensor("good"), "parameters": "all"},
+        {**tensor("good"), "parameters": {}},
+        {**tensor("good"), "id": None},
+        {**tensor("good"), "id": 7},
+        {**tensor("good"), "id": "x" * 64},
+        {**tensor("good"), "id": "x" * 65},
+        {**tensor("good"), "id": "a\x1fb"},
+        {**tensor("good"), "id": "\u00e9"},
+        {**tensor("good"), "more": 1},
+        {"inputs": tensor("good")["inputs"] * 2},
+        {"inputs": tensor("good")["inputs"][0]},
+        {"inputs": [None] * 100_000},
+        {},
+        [],
+    ],
+    ids=lambda value: json.dumps(value)[:100],
+)
+def test_a_kserve_request_is_accepted_if_and_only_if_the_document_allows_it(app: Middleware, value: Any) -> None:
+    assert conforms(value, "InferRequest") == (ask(app, "POST", INFER, json=value).status_code == 200)
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_a_million_wrong_elements_are_refused_in_little_time_and_memory(app: Middleware, field: str) -> None:
+    body = json.dumps({**tensor("good"), field: [1] * 600_000})
+    tracemalloc.start()
+    began_s = time.perf_counter()
+    assert ask(app, "POST", INFER, content=body, headers=JSON).status_code == 422
+    took_s, (_, peak) = time.perf_counter() - began_s, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took_s < 5
+    assert peak < 100 * 2**20
 
 
 def test_answers_are_as_documented(app: Middleware) -> None:
