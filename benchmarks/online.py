@@ -20,10 +20,12 @@ import httpx
 import yaml
 
 from benchmarks.numbers import Number, record
+from deploy.local import free_ports
 from han.config import ColumnsConfig
 from han.data.sources import find_shards, read, reviews
 from tests.chaos.load import Load, percentile_ms
-from tests.chaos.service import ROOT, free_port, until
+from tests.chaos.service import ROOT
+from tests.helpers.serving import until
 from tests.helpers.cluster import Cluster, head
 
 # name: (prefix, builder). `cached` answers in the ingress: the cost of HTTP alone.
@@ -58,7 +60,7 @@ class Bench:
 
     def __init__(self, cluster: Cluster, texts: Sequence[str], seconds: float) -> None:
         self.texts, self.seconds = texts, seconds
-        port = free_port()
+        (port,) = free_ports(1)
         self.urls = {name: f"http://127.0.0.1:{port}{prefix.rstrip('/')}/v1/score" for name, (prefix, _) in APPS.items()}
         config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
         config["http_options"]["port"] = port
