@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -25,8 +26,8 @@ from han.config import ColumnsConfig
 from han.data.sources import find_shards, read, reviews
 from tests.chaos.load import Load, percentile_ms
 from tests.chaos.service import ROOT
-from tests.helpers.serving import until
 from tests.helpers.cluster import Cluster, head
+from tests.helpers.serving import until
 
 # name: (prefix, builder). `cached` answers in the ingress: the cost of HTTP alone.
 APPS = {"han": ("/", "serve.app:build"), "noop": ("/noop", "benchmarks.noop:build"), "cached": ("/cached", "benchmarks.noop:build_cached")}
@@ -149,9 +150,10 @@ def measure(mode: str, bench: Bench) -> dict[str, float]:
         for name, each in bench.saturated(num_texts, 1).items():
             figures[f"{name}_{num_texts}_texts"] = num_texts * each[0]
         print(f"{mode}: texts/s with {num_texts} a request: {listed(figures, f'_{num_texts}_texts')}", flush=True)
-    for name in APPS:
-        figures[f"{name}_wrk"] = bench.wrk_per_s(name)
-    print(f"{mode}: requests/s by wrk: {listed(figures, '_wrk')}; share {figures['han_wrk'] / figures['noop_wrk']:.0%}", flush=True)
+    if shutil.which("wrk"):
+        for name in APPS:
+            figures[f"{name}_wrk"] = bench.wrk_per_s(name)
+        print(f"{mode}: requests/s by wrk: {listed(figures, '_wrk')}; share {figures['han_wrk'] / figures['noop_wrk']:.0%}", flush=True)
     return figures
 
 
