@@ -30,7 +30,7 @@ from han.model import artifact
 from han.score.scorer import Scorer, as_json
 from han.types import Mistake, Score
 from serve.coordinator import REPORT_S
-from tests.helpers.fatal import FATAL
+from tests.helpers.fatal import FATAL, INVALID
 from tests.helpers.serving import DEADLINE_S, PATIENCE_S, Service, status, until
 
 pytestmark = pytest.mark.ray
@@ -301,15 +301,20 @@ def test_under_load_a_second_replica_starts(service: Service) -> None:
             each.result()
 
 
-def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answered(
-    service: Service, golden: list[tuple[str, dict[str, Any]]]
-) -> None:
+@pytest.fixture(scope="module")
+def faulty(service: Service) -> None:
+    """The service with the model of tests/helpers/fatal.py."""
     config, _ = changed(service, deadline_s=30)
     config["applications"][0] |= {"import_path": "tests.helpers.fatal:build", "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
     service.deploy(config)
     from ray import serve
 
     until(lambda: serve.status().applications["han"].status == "RUNNING" and len(replica_processes("Model")) == 2)
+
+
+def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answered(
+    service: Service, faulty: None, golden: list[tuple[str, dict[str, Any]]]
+) -> None:
     seen = {process.pid for process in replica_processes("Model")}
 
     async def main() -> list[httpx.Response]:
@@ -327,6 +332,14 @@ def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answ
     assert len({process.pid for process in replica_processes("Model")} - seen) <= 2  # once in a batch, once alone
 
 
+def test_a_score_that_is_no_probability_is_a_clear_error_and_its_replica_is_replaced(service: Service, faulty: None) -> None:
+    until(lambda: len(replica_processes("Model")) == 2)
+    seen = {process.pid for process in replica_processes("Model")}
+    response = httpx.post(f"{service.url}/v1/score", json={"inputs": ["good film", INVALID]}, timeout=30)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "invalid_score")
+    until(lambda: len(replica_processes("Model")) == 2 and not seen >= {process.pid for process in replica_processes("Model")})
+
+
 def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_model: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -335,6 +348,8 @@ def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_m
     (broken / "vocab.txt").write_text("damaged\n")
     config = json.loads(json.dumps(service.config))
     config["applications"][0]["args"]["model"] = str(broken)
+    service.deploy(service.config)
+    until(lambda: status(service.url) == 200)
     before = httpx.get(f"{service.url}/v1/model").json()["model"]
     service.deploy(config)
     from ray import serve
