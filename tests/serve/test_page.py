@@ -54,7 +54,7 @@ HOSTILE = [
     "='cmd'|' /C calc'!A0",
     "Z\u0335\u0321a\u0338\u0328l" + "\u0334" * 300 + "go. " + "\u202e\u2066\u200b\u200f" * 20 + " evil",
 ]
-PATIENT = Options(deadline_s=30)  # on a machine that does other things a page must not be told that it was too slow
+PATIENT = Options(deadline_s=30)  # a busy machine must not turn an answer into a 504
 # Text, tint and kind of all that is drawn. The library says a shade by a class, the page by a property.
 DRAWN = """rows => rows.map(row => [row.textContent, ...[...row.querySelectorAll(".w, .unread, .odd, br")].map(part => [
     part.matches(".w") ? "word" : part.className, part.textContent,
@@ -117,9 +117,9 @@ def watched(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
             if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
                 faults.append(message.text)
 
-        def request(asked: Request) -> None:
-            if not asked.url.startswith(address):
-                faults.append(asked.url)
+        def request(sent: Request) -> None:
+            if not sent.url.startswith(address):
+                faults.append(sent.url)
 
         page.on("console", console)
         page.on("request", request)
@@ -271,11 +271,11 @@ def test_several_sentences_may_be_muted_and_unmuted_at_once(page: Page) -> None:
 
 def test_clicks_in_a_row_are_one_request(page: Page) -> None:
     ask(page, MIXED)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
     page.evaluate("for (const share of [...document.querySelectorAll('.share')].slice(0, 3)) share.click()")
     settled(page)
-    assert len(asked) == 1
+    assert len(sent) == 1
 
 
 def test_a_text_without_a_word_left_is_no_error_of_the_server(page: Page) -> None:

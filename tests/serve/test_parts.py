@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 import json
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from han.score.scorer import Scored, Scorer, as_json
 from han.types import AttentionDetail, Mistake, Refusal, Score
 from serve import batch_client
 from serve import metrics as metrics_module
-from serve.app import build
+from serve.app import build, main
 from serve.backend import Answer, Answers
 from serve.batching import JOB_WAIT_S, LONG_TOKENS, BatchQueue, Item
 from serve.dispatch import BUDGET, Replicas
@@ -623,6 +624,23 @@ def test_beyond_loopback_a_key_or_insecure_is_needed(host: str) -> None:
 def test_options_out_of_range_or_unknown_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Options(**wrong)
+
+
+def test_a_taken_port_is_one_line_before_ray_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["serve.app", f"--port={port}"])
+        with pytest.raises(SystemExit) as exited:
+            main()
+    assert (exited.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("wrong", ["retries=many", "modle=imdb", "model=nowhere"])
+def test_a_wrong_option_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+    monkeypatch.setattr("sys.argv", ["serve.app", wrong, "--port=0"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert (exited.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 def test_serve_sees_the_type_of_the_options() -> None:

@@ -80,12 +80,12 @@ class Replica:
     """As the router sees it; `answer` is what it says of its queue: a number, an exception, or an event to wait for."""
 
     def __init__(self, replica_id: ReplicaID, answer: Any = 0) -> None:
-        self.replica_id, self.answer, self.asked = replica_id, answer, 0
+        self.replica_id, self.answer, self.num_probes = replica_id, answer, 0
         self.node_id, self.availability_zone, self.max_ongoing_requests = "node", None, 64
         self.multiplexed_model_ids: set[str] = set()
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
-        self.asked += 1
+        self.num_probes += 1
         if isinstance(self.answer, asyncio.Event):
             await self.answer.wait()
             return 0
@@ -111,7 +111,7 @@ def run(case: Case, *replicas: Replica) -> None:
         router.update_replicas(replicas)  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         for replica in replicas:
-            replica.asked = 0
+            replica.num_probes = 0
         await case(router, clock)
 
     asyncio.run(main())
@@ -148,7 +148,7 @@ def test_a_silent_replica_is_avoided_and_probed_once_until_it_answers() -> None:
         assert await chosen(router) == {"two", "three"}
         await asyncio.sleep(0.01)
         assert await chosen(router) == {"two", "three"}
-        assert stuck.asked == 1
+        assert stuck.num_probes == 1
         awake.set()
         await asyncio.sleep(0.01)
         assert await chosen(router) == {"one", "two", "three"}
