@@ -1,6 +1,6 @@
 """Counts of one process, and their sum over all processes of the service.
 
-`ray.util.metrics` cannot give `/metrics` correct totals: it exports every 10 s and forgets a process's counters when the process ends.
+`ray.util.metrics` does not serve `/metrics`: its counts are up to 10 s late and stay apart by process, at an agent on each node.
 Here a process sends its totals since its start, never differences, so a message that is lost or repeated changes nothing.
 """
 
