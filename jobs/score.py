@@ -67,9 +67,9 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
         _estimate(plan)
         return
     if job.via == "serve":
-        from serve import bulk
+        from serve import batch_client
 
-        ask = functools.partial(bulk.ask, application=job.application)
+        ask = functools.partial(batch_client.ask, application=job.application)
     began = time.monotonic()
     scores = batch_job.published(plan)
     if scores is None:

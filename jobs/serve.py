@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from dataclasses import dataclass
 
 from han.types import Mistake
@@ -32,29 +31,20 @@ class Serve:
 
 
 def main(job: Serve) -> None:
-    _check_port(job.host, job.port)
     model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    keys = cli.path(job.api_keys_file, "--api-keys-file") if job.api_keys_file else None
     cli.show(f"serve {model} on http://{job.host}:{job.port}", job)
+    _check_port(job.host, job.port)
     from han.model import artifact
 
     artifact.find(model)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    cli.connect(job.num_replicas + 1)
-    from ray import serve
-
-    from serve.app import build
+    from serve.app import run as serve_forever
     from serve.options import Options
 
-    keys = cli.path(job.api_keys_file, "--api-keys-file") if job.api_keys_file else None
+    cli.connect(job.num_replicas + 1)
     options = Options(model=model, api_keys_file=keys, num_replicas=job.num_replicas, deadline_s=job.deadline_s)
-    try:
-        serve.start(http_options={"host": job.host, "port": job.port})
-        serve.run(build(options), name="han", route_prefix="/")
-        print(f"http://{job.host}:{job.port} is ready: the page, POST /v1/score, /docs. Ctrl-C stops it.", flush=True)
-        while True:
-            time.sleep(3600)
-    finally:
-        serve.shutdown()
+    serve_forever(options, host=job.host, port=job.port)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -63,7 +53,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise Mistake(f"port {port} of {host} cannot be used ({error.strerror}): give another --port") from None
+            raise Mistake(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
 
 
 def run() -> None:
