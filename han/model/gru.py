@@ -154,20 +154,17 @@ class _CompiledRecurrence(torch.autograd.Function):
         total, hidden = len(grad_states), grad_states.shape[1] // 2
         dtype = ctx.states.dtype
         weights = padded(torch.stack(ctx.saved_tensors).numpy(), kernels.WIDTH[dtype])
-        grad_projected = np.empty((total, 2, 3 * hidden), dtype)
-        grad_recurrent, before = np.empty((total, 2, hidden), dtype), np.empty((total, 2, hidden), dtype)
-        states = ctx.states.reshape(-1, 2, hidden)
-        kept = ctx.kept.reshape(-1, 2, 4, hidden)
-        grads = grad_states.contiguous().numpy().reshape(total, 2, hidden)
-        arguments = (grads, ctx.rows.starts, ctx.rows.lengths, weights, states, kept)
+        grad_projected, grad_recurrent, before = (np.empty(total * size * hidden, dtype) for size in (6, 2, 2))
+        arguments = (grad_states.contiguous().numpy().ravel(), ctx.rows.starts, ctx.rows.lengths, weights, ctx.states, ctx.kept)
         run_in_threads(kernels.backward, total, *arguments, after=(grad_projected, grad_recurrent, before))
+        results = [torch.from_numpy(array).view(total, 2, -1) for array in (before, grad_projected, grad_recurrent)]
         of_weights, of_biases = [], []
         for way in range(2):
-            inputs, of_gates, of_candidate = (torch.from_numpy(part)[:, way] for part in (before, grad_projected, grad_recurrent))
+            inputs, of_gates, of_candidate = (result[:, way] for result in results)
             of_products = (of_gates[:, : 2 * hidden], of_candidate)
             of_weights.append(torch.cat([part.T @ inputs for part in of_products]))
             of_biases.append(torch.cat([part.sum(0) for part in of_products]))
-        return (torch.from_numpy(grad_projected.reshape(total, -1)), *of_weights, *of_biases, None)
+        return (results[1].view(total, -1), *of_weights, *of_biases, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

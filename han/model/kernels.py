@@ -300,6 +300,52 @@ def _add_product(typing: Any, inputs: Any, weights: Any, out: Any, depth: Any, s
     return signature, generate
 
 
+@intrinsic
+def _cell_gradients(typing: Any, grad_states: Any, states: Any, kept: Any, carried: Any, products: Any, grad_projected: Any,
+                    grad_recurrent: Any, before: Any, at: Any, previous: Any, carried_at: Any, products_at: Any, hidden: Any) -> Any:  # fmt: skip
+    """Everything of one row's step back but the product, one SIMD vector of hidden units after another.
+
+    Flat arrays; at: offset of the row's token and direction in arrays of [T, 2, H]; previous: of the step before in `states`;
+    carried_at and products_at: offsets of the row in `carried` (the gradient of its state from later steps) and `products`.
+    """
+    signature = types.void(grad_states, states, kept, carried, products, grad_projected, grad_recurrent, before, at, previous, carried_at,
+                           products_at, hidden)  # fmt: skip
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        arguments = _Arguments(context, builder, signature, values)
+        emit, int64 = arguments.emit, ir.IntType(64)
+        grad_states, states, kept, carried, products, grad_projected, grad_recurrent, before, *numbers = arguments.parts
+        at, previous, carried_at, products_at, hidden = numbers
+        one, step = emit.constant(1.0), ir.Constant(int64, emit.width)
+        add, subtract, multiply = builder.fadd, builder.fsub, builder.fmul
+        count = builder.sdiv(builder.add(hidden, ir.Constant(int64, emit.width - 1)), step)
+        with cgutils.for_range(builder, count) as loop:
+            first = builder.mul(loop.index, step)
+            mask = emit.mask(first, hidden)
+
+            def place(base: ir.Value, part: int = 0, times: int = 1) -> ir.Value:
+                offset = builder.mul(base, ir.Constant(int64, times))
+                return builder.add(builder.add(offset, first), builder.mul(hidden, ir.Constant(int64, part)))
+
+            reset, update, candidate, recurrent = (emit.load_masked(kept, place(at, part, 4), mask) for part in range(4))
+            old = emit.load_masked(states, place(previous), mask)
+            grad = add(emit.load_masked(grad_states, place(at), mask), emit.load_masked(carried, place(carried_at), mask))
+            of_candidate = multiply(multiply(grad, subtract(one, update)), subtract(one, multiply(candidate, candidate)))
+            of_recurrent = multiply(of_candidate, reset)
+            of_reset = multiply(multiply(of_recurrent, recurrent), subtract(one, reset))
+            of_update = multiply(multiply(grad, subtract(old, candidate)), multiply(update, subtract(one, update)))
+            emit.store_masked(old, before, place(at), mask)
+            emit.store_masked(of_recurrent, grad_recurrent, place(at), mask)
+            emit.store_masked(multiply(grad, update), carried, place(carried_at), mask)
+            for part, value in enumerate((of_reset, of_update, of_candidate)):
+                emit.store_masked(value, grad_projected, place(at, part, 3), mask)
+            for part, value in enumerate((of_reset, of_update, of_recurrent)):
+                emit.store_masked(value, products, place(products_at, part), mask)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept, hidden, width, at):  # type: ignore[no-untyped-def]
     """Both directions of one group. Row i of the group has its states at (scratch[i] + step) * 2 * hidden of `states`."""
@@ -397,17 +443,18 @@ def forward(projected, starts, lengths, weights, bias, width, worker, num_worker
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, nogil=True, error_model="numpy")
 def backward(grad_states, starts, lengths, weights, states, kept, worker, num_workers, grad_projected, grad_recurrent, before):  # type: ignore[no-untyped-def]
-    """Gradients of every num_workers-th group.
+    """Gradients of every num_workers-th group; all arrays but `weights` are flat.
 
-    grad_states [T, 2H]; weights [2, 3H, Hp], W_hh of both directions padded to whole vectors; states and kept as `forward` filled them,
-    unflattened. Fills grad_projected [T, 2, 3H], grad_recurrent [T, 2, H] (of W_hn h + b_hn) and before [T, 2, H] (h of the step before).
+    grad_states [T, 2H]; weights [2, 3H, Hp], W_hh of both directions padded to whole SIMD vectors; states and kept as `forward` filled
+    them. Fills grad_projected [T, 2, 3H], grad_recurrent [T, 2, H] (of W_hn h + b_hn) and before [T, 2, H] (h of the step before).
     """
     hidden, padded = weights.shape[1] // 3, weights.shape[2]
     carried = np.zeros((ROWS, padded), states.dtype)
     products = np.zeros((ROWS, 3 * hidden), states.dtype)
-    one = states.dtype.type(1)
+    flat_carried, flat_products = carried.reshape(-1), products.reshape(-1)
+    zeros = len(states) - 4 * hidden
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         num_rows = min(ROWS, len(lengths) - group)
         for way in range(2):
@@ -417,27 +464,13 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
                 for row in range(num_rows):
                     length = lengths[group + row]
                     if step >= length:
-                        continue
+                        break
                     token = starts[group + row] + (step if way == 0 else length - 1 - step)
-                    gates = kept[token, way]
-                    if step > 0:
-                        before[token, way] = states[token + (1 if way else -1), way]
-                    else:
-                        before[token, way] = 0
-                    for unit in range(hidden):
-                        reset, update, candidate, recurrent = gates[0, unit], gates[1, unit], gates[2, unit], gates[3, unit]
-                        grad = grad_states[token, way, unit] + carried[row, unit]
-                        of_candidate = grad * (one - update) * (one - candidate * candidate)
-                        of_reset = of_candidate * recurrent * reset * (one - reset)
-                        of_update = grad * (before[token, way, unit] - candidate) * update * (one - update)
-                        of_recurrent = of_candidate * reset
-                        grad_projected[token, way, unit] = of_reset
-                        grad_projected[token, way, hidden + unit] = of_update
-                        grad_projected[token, way, 2 * hidden + unit] = of_candidate
-                        grad_recurrent[token, way, unit] = of_recurrent
-                        products[row, unit] = of_reset
-                        products[row, hidden + unit] = of_update
-                        products[row, 2 * hidden + unit] = of_recurrent
-                        carried[row, unit] = grad * update
+                    at = (2 * token + way) * hidden
+                    previous = zeros if step == 0 else at + (2 * hidden if way else -2 * hidden)
+                    _cell_gradients(
+                        grad_states, states, kept, flat_carried, flat_products, grad_projected, grad_recurrent, before, at, previous,
+                        row * padded, row * 3 * hidden, hidden,
+                    )  # fmt: skip
                 if step > 0:
                     _add_product(products, weights[way], carried, 3 * hidden, padded)
