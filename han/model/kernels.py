@@ -45,7 +45,7 @@ class _Emitter:
 
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)  # type: ignore[no-untyped-call]
 
     def at(self, base: ir.Value, offset: ir.Value) -> ir.Value:
         return self.builder.gep(base, [offset])
@@ -214,7 +214,9 @@ def _cell(typing: Any, table: Any, x: Any, states: Any, before: Any, after: Any,
         inputs, outputs, places = arguments.offsets(x), arguments.offsets(after), arguments.offsets(kept_at)
         for number in range(ROWS):
             x_r, x_z, x_n = (
-                emit.load_masked(table, builder.add(builder.add(inputs[number], first), builder.mul(hidden, ir.Constant(int64, part))), mask)
+                emit.load_masked(
+                    table, builder.add(builder.add(inputs[number], first), builder.mul(hidden, ir.Constant(int64, part))), mask
+                )
                 for part in range(3)
             )
             sum_r, sum_z, recurrent = sums[3 * number : 3 * number + 3]
@@ -242,7 +244,7 @@ def _scores(typing: Any, states: Any, at: Any, weights: Any, bias: Any, context_
         emit = arguments.emit
         states, at, weights, bias, context_vector, out, depth, size = arguments.parts
         rows = [emit.at(states, offset) for offset in arguments.offsets(at)]
-        totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]
+        totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]  # type: ignore[no-untyped-call]
         width = ir.Constant(ir.IntType(64), emit.width)
         count = builder.sdiv(size, width)
 
@@ -302,7 +304,8 @@ def _add_product(typing: Any, inputs: Any, weights: Any, out: Any, depth: Any, s
 
 @intrinsic
 def _cell_gradients(typing: Any, grad_states: Any, states: Any, kept: Any, carried: Any, products: Any, grad_projected: Any,
-                    grad_recurrent: Any, before: Any, at: Any, previous: Any, carried_at: Any, products_at: Any, hidden: Any) -> Any:  # fmt: skip
+                    grad_recurrent: Any, before: Any, at: Any, previous: Any, carried_at: Any,
+                    products_at: Any, hidden: Any) -> Any:  # fmt: skip
     """Everything of one row's step back but the product, one SIMD vector of hidden units after another.
 
     Flat arrays; at: offset of the row's token and direction in arrays of [T, 2, H]; previous: of the step before in `states`;
@@ -370,11 +373,13 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
                     if step > 0:
                         before[row] = after[row] + (2 * hidden if way else -2 * hidden)
             for first in range(0, hidden, width):
-                _cell(table, x, states, before, after, weights[way], bias[way], kept, kept_at, first, hidden, stride)
+                _cell(table, x, states, before, after, weights[way], bias[way], kept, kept_at, first, hidden, stride)  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def infer(table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares):  # type: ignore[no-untyped-def]
+def infer(
+    table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares
+):  # type: ignore[no-untyped-def]
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
     table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; starts, lengths: [rows], sorted longest first;
@@ -399,7 +404,7 @@ def infer(table, ids, starts, lengths, weights, bias, attention, attention_bias,
         for first in range(0, used, ROWS):
             for row in range(ROWS):
                 at[0, row] = min(first + row, used - 1) * depth
-            _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)
+            _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)  # type: ignore[call-arg]
         for row in range(group, end):
             _weigh(states, scores, scratch[row - group], lengths[row], depth, vectors[rows[row]], shares[starts[row] :])
 
@@ -438,9 +443,7 @@ def forward(projected, starts, lengths, weights, bias, width, worker, num_worker
     ids = np.arange(len(projected) // (6 * hidden))
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         end = min(group + ROWS, len(lengths))
-        _run_group(
-            projected, ids, starts[group:end], lengths[group:end], weights, bias, states, starts[group:end], kept, hidden, width, at
-        )
+        _run_group(projected, ids, starts[group:end], lengths[group:end], weights, bias, states, starts[group:end], kept, hidden, width, at)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -468,9 +471,9 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
                     token = starts[group + row] + (step if way == 0 else length - 1 - step)
                     at = (2 * token + way) * hidden
                     previous = zeros if step == 0 else at + (2 * hidden if way else -2 * hidden)
-                    _cell_gradients(
+                    _cell_gradients(  # type: ignore[call-arg]
                         grad_states, states, kept, flat_carried, flat_products, grad_projected, grad_recurrent, before, at, previous,
                         row * padded, row * 3 * hidden, hidden,
                     )  # fmt: skip
                 if step > 0:
-                    _add_product(products, weights[way], carried, 3 * hidden, padded)
+                    _add_product(products, weights[way], carried, 3 * hidden, padded)  # type: ignore[call-arg]

@@ -23,7 +23,7 @@ FOLDED_BYTES = 400_000_000
 
 
 class HAN(nn.Module):
-    """Reviews of any lengths in, logits and both attentions out."""
+    """The network: logits and both attentions of reviews of any lengths."""
 
     def __init__(self, config: ModelConfig, *, num_words: int, embedding_size: int, num_classes: int) -> None:
         super().__init__()

@@ -196,7 +196,9 @@ def test_the_folded_network_equals_the_oracle(
     monkeypatch.setattr(network_module, "FOLDED_BYTES", limit)
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     monkeypatch.setattr("han.model.gru._TOKENS_FOR_THREADS", 0)
-    han = network(ModelConfig(word_hidden=21, word_attention=23, sentence_hidden=17, sentence_attention=6, sentence_encoder=sentence_encoder))
+    han = network(
+        ModelConfig(word_hidden=21, word_attention=23, sentence_hidden=17, sentence_attention=6, sentence_encoder=sentence_encoder)
+    )
     batch = random_batch(6, num_reviews=30)
     fast, slow = FoldedHAN(han)(batch), oracle(han, batch)
     for name in ("logits", "word_attention", "sentence_attention"):
