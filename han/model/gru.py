@@ -147,7 +147,7 @@ class _CompiledRecurrence(torch.autograd.Function):
         return torch.from_numpy(states[: total * 2 * hidden].reshape(total, 2 * hidden))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         kernels = compiled()
         assert kernels is not None  # noqa: S101

@@ -377,9 +377,9 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def infer(
+def infer(  # type: ignore[no-untyped-def]
     table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares
-):  # type: ignore[no-untyped-def]
+):
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
     table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; starts, lengths: [rows], sorted longest first;
