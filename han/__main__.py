@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from han.explain.html import terminal
+from han.explain.terminal import terminal
 from han.model.artifact import find, load
 from han.score.scorer import Scorer
 from han.types import AttentionDetail, Mistake, Refusal
