@@ -39,7 +39,7 @@ def main(job: Predict) -> None:
     texts = [_text(given) for given in job.texts or ("-",)]
     import torch
 
-    from han.explain.html import terminal
+    from han.explain.terminal import terminal
     from han.score import as_json, load
 
     torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
