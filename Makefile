@@ -47,6 +47,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) -c constraints.txt -e '.[dev]'
+	@echo "Compiling the kernels (half a minute, once)"
+	@$(RUN) -c "import han; han.load('imdb').score(['It works.'])"
 	@touch $@
 
 check: $(READY) ## Check the code: ruff, its formatter, mypy, and which package imports which

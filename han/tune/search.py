@@ -1,8 +1,8 @@
-"""Ray Tune: `sweep` tries many settings of one training, some at once, and leaves the best network.
+"""Ray Tune: `sweep` trains many settings, several at once, and keeps the best model.
 
-Tune starts, watches and stops trials; Optuna's study (see `han.sweep`) says what is tried, what is stopped and what came of it. Tune's own
-record of an experiment is scratch: the same call after a death opens the study and runs what is missing. A trial is `ray_train.fit` in
-trials/NNNN, so one that was under way goes on from its last epoch.
+Tune starts, watches and stops trials. Optuna's study (see `tune.sweep`) decides which settings are tried and which trials stop, and records
+the results. Tune's own experiment folder is scratch: after a crash, the same call opens the study and runs the missing trials. A trial is
+`trainer.fit` in trials/NNNN, so an interrupted trial resumes from its last epoch.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from han.tune.search_space import DATA, Space, Value
 from han.types import Mistake
 
 Fit = Callable[..., Run]  # as `ray_train.fit`
-Watch = Callable[[optuna.Study], None]  # called often, and after every trial
-DRIVER_DEATHS = 3  # of one trial: what kills its driver so often is the trial itself
+Watch = Callable[[optuna.Study], None]  # called often, and after each trial
+DRIVER_DEATHS = 3  # of one trial; a driver that dies so often is killed by its trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,12 @@ def sweep(
     fit: Fit = fit,
     track: TrackConfig | None = None,
 ) -> Sweep:
-    """Try `config.trials` settings of the space around `model` and `train`, and keep the best.
+    """Train `config.trials` settings from the space around `model` and `train`, and keep the best.
 
-    data: encoded folders, the first of trial 0; concurrent: trials at once at most, None for as many as fit the cluster; retrain: seeds
-    over which the best settings are trained again, 0 for none; track: where trials are told beside TensorBoard, each under its own name.
-    The same call goes on where a killed one stopped. Paths are absolute, on storage that all nodes see. Raises `Mistake` where a trial
-    does not fit the cluster, `out` holds another sweep, or no trial came to its end.
+    data: encoded folders; trial 0 uses the first; concurrent: maximum number of trials at once, None for as many as fit the cluster;
+    retrain: number of other seeds to train the best settings with; track: trackers beside TensorBoard, each trial under its own name.
+    The same call resumes a killed sweep. Paths are absolute, on storage that all nodes see. Raises `Mistake` if a trial does not fit the
+    cluster, if `out` holds another sweep, or if no trial finished.
     """
     spaces.check(space, model, train)
     folders = _alike([read_encoded(path) for path in data])
@@ -94,7 +94,7 @@ def sweep(
 
 
 def fits(train: TrainConfig) -> int:
-    """How many trials the cluster holds at once: each its driver, its workers and a CPU to read data with. None is a `Mistake`."""
+    """Number of trials that fit the cluster at once. A trial needs its driver, its workers and a CPU to read data. Zero is a `Mistake`."""
     there = ray.cluster_resources()
     cpus, gpus = 2 + train.num_workers * train.cpus_per_worker, train.num_workers if train.gpu else 0
     bound = int(there.get("CPU", 0) // cpus)
@@ -111,7 +111,7 @@ def fits(train: TrainConfig) -> int:
 
 
 def _alike(folders: Sequence[EncodedFolder]) -> Sequence[EncodedFolder]:
-    """Scores can be compared only over the same development reviews."""
+    """Refuse folders with different development reviews: their scores cannot be compared."""
     ids = [sorted(name for file in folder.files["development"] for name in _ids(folder, file)) for folder in folders]
     for folder, found in zip(folders, ids, strict=True):
         if folder.labels != folders[0].labels or found != ids[0]:
@@ -129,7 +129,7 @@ def _ids(folder: EncodedFolder, file: str) -> list[str]:
 def _settings(
     trial: Trial, *, out: Path, data: Path, space: Space, model: ModelConfig, train: TrainConfig, track: TrackConfig
 ) -> dict[str, Any]:
-    """A trial's parameters as what `_trial` needs."""
+    """A trial's parameters as the arguments of `_trial`."""
     drawn = spaces.suggest(trial, space, model, train)
     ours, how = spaces.override(model, train, drawn)
     folder = sweeps.folder_of(trial.number)
@@ -147,7 +147,7 @@ def _run(asked: _Asked, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -
         tune_config=tune.TuneConfig(
             search_alg=asked,
             scheduler=_Stops(asked),
-            num_samples=-1,  # until `asked` has no more: a trial whose node died is given again
+            num_samples=-1,  # until `asked` has no more: a trial whose node died is repeated
             max_concurrent_trials=concurrent,
             trial_name_creator=lambda trial: str(trial.config.get("folder", trial.trial_id)).replace("/", "-"),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -163,7 +163,7 @@ def _run(asked: _Asked, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -
 
 
 def _trial(config: dict[str, Any], *, fit: Fit) -> None:
-    """What the driver of a trial runs: the one training there is. Tune hears of each epoch from the workers' controller."""
+    """The driver of a trial: one training. Tune receives each epoch from the workers' controller."""
     out = Path(config["out"]) / config["folder"]
     out.parent.mkdir(exist_ok=True)
     (out.parent / f".{out.name}.failed").unlink(missing_ok=True)
@@ -172,13 +172,13 @@ def _trial(config: dict[str, Any], *, fit: Fit) -> None:
         track = from_json(TrackConfig, config["track"])
         fit(Path(config["data"]), out, model, train, track=track, callbacks=[TuneReportCallback()])
     except Exception as error:
-        # Tune keeps a pickled exception and a traceback of many processes; a row of a table wants a line.
+        # Tune keeps a pickled exception with the traceback of many processes; a table row needs one line.
         (out.parent / f".{out.name}.failed").write_text(_reason(error))
         raise
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of what went wrong in the first worker that it went wrong in."""
+    """The last line of the error of the first worker that failed."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         error = next(iter(failures.values()))
@@ -187,7 +187,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Asked(Searcher):
-    """Tune's side of the study: Tune asks what to try, and says how it ended. Nothing is kept here that the study does not have."""
+    """The study as a searcher of Tune: it suggests settings and records how trials end. All state is in the study."""
 
     def __init__(self, study: optuna.Study, config: SweepConfig, settings: Callable[[Trial], dict[str, Any]], num_workers: int) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class _Asked(Searcher):
         return self.config.trials - sum(sweeps.counts(self.study)[name] for name in ("done", "stopped", "failed"))
 
     def suggest(self, trial_id: str) -> Any:
-        """A trial's settings, None while one that runs might have to be given again, then `FINISHED`."""
+        """A trial's settings; None while a running trial may have to be repeated; then `FINISHED`."""
         trial = self.again.pop(0) if self.again else sweeps.ask(self.study, self.config)
         if trial is None:
             return None if self.running else Searcher.FINISHED
@@ -210,7 +210,7 @@ class _Asked(Searcher):
         return settings
 
     def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether a trial that has reported an epoch is to be stopped."""
+        """Whether to stop a trial that has reported an epoch."""
         if "epoch" in result and trial_id in self.running and (why := sweeps.report(self.running[trial_id][0], result)):
             self.stopped[trial_id] = why
         return trial_id in self.stopped
@@ -222,7 +222,7 @@ class _Asked(Searcher):
         folder = Path(settings["out"]) / settings["folder"]
         failed = folder.parent / f".{folder.name}.failed"
         stopped = self.stopped.pop(trial_id, None)
-        if error and not failed.exists():  # nothing went wrong in it: its driver's process or node died
+        if error and not failed.exists():  # the trial did not fail: its driver's process or node died
             self.deaths[trial.number] += 1
             if self.deaths[trial.number] < DRIVER_DEATHS:
                 self.again.append(trial)
@@ -233,7 +233,7 @@ class _Asked(Searcher):
         elif stopped is None and not (folder / "artifact").exists():
             stopped = "it ended without a model"
         history = read_run(folder).history if (folder / "history.jsonl").exists() else []
-        if stopped is not None:  # what ran on until it could be stopped does not count
+        if stopped is not None:  # epochs that ran until the trial could be stopped do not count
             history = history[: result["epoch"]] if result and "epoch" in result else history
             trackers.stopped(folder, from_json(TrackConfig, settings["track"]), history)
         sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.num_workers)
@@ -241,17 +241,17 @@ class _Asked(Searcher):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def save(self, checkpoint_path: str) -> None:
-        """The study is on disk already."""
+        """Does nothing: the study is on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """The study is on disk already."""
+        """Does nothing: the study is on disk."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it is given into its scratch folder, which is never read
+        return {}  # Tune pickles its arguments into its scratch folder, which is never read
 
 
 class _Stops(FIFOScheduler):
-    """Trials in the order of the study, each stopped when the study says so."""
+    """Runs trials in the study's order and stops each when the study says so."""
 
     def __init__(self, asked: _Asked) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -265,7 +265,7 @@ class _Stops(FIFOScheduler):
 
 
 class _Watched(tune.Callback):
-    """Tell how far the study is, at most once a second."""
+    """Report the progress of the study, at most once a second."""
 
     def __init__(self, watch: Callable[[], None]) -> None:
         self.watch, self.told = watch, 0.0
@@ -280,7 +280,7 @@ class _Watched(tune.Callback):
 
 
 def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, train: TrainConfig, retrain: int, fit: Fit) -> Sweep:
-    """Write down what came of the trials, train the best settings again over other seeds, draw the report."""
+    """Write the results, train the best settings again with other seeds, and write the report."""
     sweeps.tidy(out)
     sweeps.write_trials(study, out / "trials.parquet")
     best = sweeps.best(study)
@@ -299,7 +299,7 @@ def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, t
 
 
 def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int, *, fit: Fit) -> dict[str, Any]:
-    """Development accuracy of the same settings over seeds that the sweep has not seen."""
+    """Development accuracy of the same settings with seeds that the sweep has not used."""
     seeds = range(train.seed + 1, train.seed + 1 + number)
     found = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]
     spread = statistics.stdev(found) if len(found) > 1 else 0.0
