@@ -14,8 +14,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
@@ -187,3 +188,22 @@ def filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
     if "://" in path:
         return cast(tuple[pa.fs.FileSystem, str], pa.fs.FileSystem.from_uri(path))
     return pa.fs.LocalFileSystem(), os.path.abspath(path)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a file on a disk: `write` fills a hidden temporary file, which is flushed and renamed. A crash leaves the old or new file."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    folder = Folder(str(path.parent))
+    try:
+        write(temporary)
+        folder.sync(temporary.name)
+        folder.move(temporary.name, path.name)
+        folder.sync("")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Replace a small state file by `values` as JSON, atomically and durably (see `replace_file`)."""
+    content = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from han.score import pool
 from han.score.pool import Item, Report, Task, local_scorer
 from han.score.retries import Attempts
 from han.score.scorer import Scored
+from han.storage import write_json
 from han.types import Mistake
 
 _ANSWERS = pa.schema([("label", pa.int32()), ("rating", pa.int8()), ("num_tokens", pa.int32()), ("logits", pa.list_(pa.float32()))])
@@ -65,7 +65,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     about = {"model": loaded.fingerprint, "temperature": loaded.metrics.get("temperature"), "data": source, "test_split": bool(test)}
     figures |= about | {key: sum(record[key] for record, _ in results) for key in ("rows_in", "unlabelled", "quarantined")}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", figures)
     return figures
 
 

@@ -45,6 +45,14 @@ class Seen:
     waiting_s: float = 0.0  # this worker's seconds without a batch
 
 
+class NotFinite(ArithmeticError):
+    """A loss or a gradient that is infinite or not a number. All workers raise it at the same step, before the weights move."""
+
+    def __init__(self, quantity: str, learning_rate: float) -> None:
+        super().__init__(f"the {quantity} is not finite at learning rate {learning_rate:g}")
+        self.quantity, self.learning_rate = quantity, learning_rate
+
+
 class Learner:
     """A network, its optimisers and the position in the schedule. A checkpoint holds what `state` returns."""
 
@@ -79,7 +87,7 @@ class Learner:
             num_reviews, num_tokens, loss = int(sums[0]), int(sums[1]), float(sums[2])
             if num_reviews == 0:
                 return seen
-            rate = self._step(num_reviews)
+            rate = self._step(num_reviews, loss)
             total = seen.num_reviews + num_reviews
             seen = Seen(
                 num_reviews=total,
@@ -137,13 +145,20 @@ class Learner:
             sums = torch.stack([loss.new_tensor(batch.reviews.num_reviews), loss.new_tensor(len(batch.reviews.token_ids)), loss.detach()])
         return add_over_workers(self.network, self.dense, sums)
 
-    def _step(self, num_reviews: int) -> float:
-        """Divide the summed gradients by the reviews, clip them, move the weights; returns the learning rate used."""
+    def _step(self, num_reviews: int, loss: float) -> float:
+        """Divide the summed gradients by the reviews, clip them, move the weights; returns the learning rate used.
+
+        A loss or gradient that is not finite is `NotFinite`.
+        """
         rate = self.config.learning_rate * self._schedule()
+        if not math.isfinite(loss):
+            raise NotFinite("training loss", rate)
         rows = self.network.embedding.weight.grad
         assert rows is not None  # noqa: S101 - add_over_workers has just set it
         gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None] + [rows.values()]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])) / num_reviews
+        if not math.isfinite(float(norm)):
+            raise NotFinite("gradient", rate)
         scale = min(1.0, self.config.clip_norm / (float(norm) + 1e-6)) / num_reviews
         for gradient in gradients:
             gradient.mul_(scale)

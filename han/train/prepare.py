@@ -32,6 +32,7 @@ from han.cluster.datasets import configure_ray_data
 from han.config import ColumnsConfig, PrepareConfig, TextConfig, as_json, differences, read_json
 from han.data import sources
 from han.data.sources import Shard
+from han.storage import write_json
 from han.text import vectors
 from han.text.encode import Encoder
 from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
@@ -106,9 +107,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
         "counts": totals | {split: sum(rows.values()) for split, rows in files.items()} | {"words_counted": sum(counts.values())},
         "files": files,
     }
-    temporary = out / ".encoding.json"
-    temporary.write_text(json.dumps(encoding, indent=1))
-    temporary.rename(out / "encoding.json")
+    write_json(out / "encoding.json", encoding)
     shutil.rmtree(staging)
     return read_encoded(out)
 
@@ -352,7 +351,7 @@ def _vectors(staging: Path, vocab: Vocab, config: PrepareConfig, report: Report)
 def _write_encoder(out: Path, encoder: Encoder) -> None:
     encoder.vocab.write(out / "vocab.txt")
     if encoder.tokeniser.punkt is not None:
-        (out / "punkt.json").write_text(json.dumps(encoder.tokeniser.punkt))
+        write_json(out / "punkt.json", encoder.tokeniser.punkt)
 
 
 def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[str]:

@@ -13,7 +13,6 @@ run.json, in a run's folder:
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import math
 import queue
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from han.config import TrackConfig, read_json
+from han.storage import write_json
 from han.types import Mistake
 
 logger = logging.getLogger(__name__)
@@ -267,6 +267,5 @@ def _complain(name: str, error: Exception) -> None:
 def _note(out: Path, values: dict[str, Any]) -> None:
     """Add to run.json."""
     with _notes:
-        path, temporary = out / "run.json", out / ".run.json"
-        temporary.write_text(json.dumps((read_json(path) if path.exists() else {}) | values, indent=1))
-        temporary.rename(path)
+        path = out / "run.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | values)

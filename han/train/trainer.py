@@ -4,6 +4,7 @@ A run folder:
   config.json      what was asked for; another request on the same folder is refused
   checkpoints/     Ray Train's: one an epoch, the last two kept; each holds all that is needed to go on
   history.jsonl    one line an epoch
+  diverged.json    epoch and step of the first loss or gradient that was not finite, if any; such a run leaves no artifact
   run.json         its id, and the ids that trackers gave it (see `track`)
   tensorboard/     the history, and the loss within epochs
   artifact/        the network of the best epoch: written last
@@ -34,14 +35,16 @@ from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, differenc
 from han.model import artifact, metrics
 from han.model.metrics import best_epoch
 from han.model.network import HAN
+from han.storage import replace_file, write_json
 from han.train.encoded import EncodedFolder, read_encoded, windows
-from han.train.learn import Learner, Seen, batches
+from han.train.learn import Learner, NotFinite, Seen, batches
 from han.train.track import Trackers, claim, link
 from han.types import Mistake
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
+DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,8 @@ def fit(
         return read_run(out)
     _check_cluster(train)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(request, indent=1))
+    write_json(out / "config.json", request)
+    (out / DIVERGED).unlink(missing_ok=True)
     claim(out, track)
     resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
     TorchTrainer(
@@ -93,6 +97,8 @@ def fit(
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
     ).fit()
+    if (out / DIVERGED).exists():
+        raise Mistake(read_json(out / DIVERGED)["message"])
     _write_artifact(out, folder, model)
     return read_run(out)
 
@@ -127,13 +133,21 @@ def work(request: dict[str, Any]) -> None:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
             break
         started = time.monotonic()
-        seen = learner.train_epoch(
-            batches(next(tables), batch_tokens, np.random.default_rng([_seed(train.seed, epoch), rank])),
-            seed=_seed(train.seed, epoch, rank),
-            report=journal.step(epoch) if journal else lambda seen: None,
-        )
-        train_s = time.monotonic() - started
-        logits, labels = learner.evaluate(batches(next(tables), batch_tokens, None))
+        steps = _Steps(journal.step(epoch) if journal else lambda seen: None)
+        try:
+            seen = learner.train_epoch(
+                batches(next(tables), batch_tokens, np.random.default_rng([_seed(train.seed, epoch), rank])),
+                seed=_seed(train.seed, epoch, rank),
+                report=steps,
+            )
+            train_s = time.monotonic() - started
+            logits, labels = learner.evaluate(batches(next(tables), batch_tokens, None))
+            if not np.isfinite(logits).all():
+                raise NotFinite("logits on the development split", seen.learning_rate)
+        except NotFinite as error:  # on every worker at the same step: a retry would diverge again
+            if rank == 0:
+                write_json(out / DIVERGED, {"epoch": epoch, "step": steps.number, "message": _diverged(error, epoch, steps.number)})
+            break
         line = _line(epoch, seen, train_s, logits, labels, folder.labels)
         history.append(line)
         if best_epoch(history) == len(history) - 1:
@@ -143,6 +157,26 @@ def work(request: dict[str, Any]) -> None:
         _checkpoint(learner.state() | best, history, rank)
     if journal:
         journal.trackers.close()
+
+
+class _Steps:
+    """Counts the steps of an epoch and passes each report on."""
+
+    def __init__(self, report: Callable[[Seen], None]) -> None:
+        self.number, self.report = 1, report  # number: of the step in progress, from 1
+
+    def __call__(self, seen: Seen) -> None:
+        self.number += 1
+        self.report(seen)
+
+
+def _diverged(error: NotFinite, epoch: int, step: int) -> str:
+    """One line for the user: where the training diverged and what to try."""
+    last = f"the last checkpoint is of epoch {epoch - 1}" if epoch > 1 else "there is no checkpoint yet"
+    return (
+        f"training diverged: the {error.quantity} is not finite at epoch {epoch}, step {step}, learning rate {error.learning_rate:g} "
+        f"({last}): start a new run with a lower --train.learning-rate, or with a lower --train.clip-norm"
+    )
 
 
 def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
@@ -225,9 +259,8 @@ class _Journal:
     def epoch(self, history: list[dict[str, Any]]) -> None:
         line = history[-1]
         self.watched.epoch(line)
-        temporary = self.out / ".history.jsonl"
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        temporary.rename(self.out / "history.jsonl")
+        lines = "".join(json.dumps(entry) + "\n" for entry in history)
+        replace_file(self.out / "history.jsonl", lambda temporary: temporary.write_text(lines))
         self.trackers.epoch(history)
         print(
             f"epoch {line['epoch']}/{self.epochs}  development accuracy {line['accuracy']:.2%}  log loss {line['log_loss']:.4f}  "
@@ -274,7 +307,9 @@ def _finished(out: Path, request: dict[str, Any]) -> bool:
     if not out.exists() or not any(out.iterdir()):
         return False
     if not (out / "config.json").exists():
-        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+        if foreign := [path.name for path in out.iterdir() if not path.name.startswith(".config.json.")]:
+            raise Mistake(f"--out {out} holds something else ({foreign[0]}): give a new folder")
+        return False
     changed = differences(request, read_json(out / "config.json"))
     if changed:
         raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")

@@ -31,7 +31,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from han.config import ModelConfig, SweepConfig, TrackConfig, TrainConfig, as_json, from_json
-from han.storage import Folder
+from han.storage import Folder, replace_file
 from han.train import track as trackers
 from han.train.encoded import EncodedFolder, read_encoded
 from han.train.trainer import Run, fit, read_run
@@ -173,7 +173,8 @@ def _trial(config: dict[str, Any], *, fit: Fit) -> None:
         fit(Path(config["data"]), out, model, train, track=track, callbacks=[TuneReportCallback()])
     except Exception as error:
         # Tune keeps a pickled exception with the traceback of many processes; a table row needs one line.
-        (out.parent / f".{out.name}.failed").write_text(_reason(error))
+        reason = _reason(error)
+        replace_file(out.parent / f".{out.name}.failed", lambda temporary: temporary.write_text(reason, encoding="utf-8"))
         raise
 
 
@@ -294,7 +295,8 @@ def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, t
         shown = {"scores": again["accuracy"], "mean": again["mean"], "spread": again["standard_deviation"]}
         study.set_user_attr("retrained", {"metric": "development accuracy", **shown})
     sweeps.write_best(out, study, overrides, data=str(source), more=more)
-    (out / "report.html").write_text(report(study), encoding="utf-8")
+    page = report(study)
+    replace_file(out / "report.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return Sweep(study=study, best=sweeps.read_best(out))
 
 

@@ -15,9 +15,7 @@ epochs, accuracy, log_loss, reviews_per_s, train_s, folder, and reason (of a fai
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from han.config import SweepConfig, differences, read_json
+from han.storage import replace_file, write_json
 from han.tune.search_space import Value
 from han.types import Mistake
 
@@ -43,7 +42,7 @@ def claim(out: Path, request: dict[str, Any]) -> None:
         if out.exists() and (there := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
             raise Mistake(f"--out {out} holds something else ({there[0]}): give a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "sweep.json", request)
+        write_json(out / "sweep.json", request)
     changed = differences(request, read_json(out / "sweep.json"))
     if changed:
         raise Mistake(f"{out} holds a sweep with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
@@ -188,7 +187,7 @@ def write_trials(study: optuna.Study, path: Path) -> None:
         values = {f"value_{place}": value for place, value in enumerate(trial.values or [])}
         rows.append({"number": trial.number, "state": trial.state.name, **trial.params, **values, **trial.user_attrs, **times})
     names = sorted({name for row in rows for name in row}, key=lambda name: (name not in ("number", "state"), name))
-    _replace(path, lambda temporary: pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary))
+    replace_file(path, lambda temporary: pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary))
 
 
 def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, data: str, more: dict[str, Any]) -> None:
@@ -200,7 +199,7 @@ def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, d
         shutil.copytree(out / str(trial.user_attrs["folder"]) / "artifact", temporary)
         temporary.rename(out / "artifact")
     figures = {name: trial.user_attrs[name] for name in ("accuracy", "log_loss", "epochs", "train_s")}
-    _write(out / "best.json", {"trial": trial.number, "overrides": overrides, "data": data, "development": figures, **more})
+    write_json(out / "best.json", {"trial": trial.number, "overrides": overrides, "data": data, "development": figures, **more})
 
 
 def read_best(out: Path) -> dict[str, Any]:
@@ -236,13 +235,3 @@ def _sampler(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
     if config.sampler == "nsgaii":
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, config.trials // 4))
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    os.replace(temporary, path)

@@ -191,3 +191,11 @@ def test_an_encoded_folder_whose_vocabulary_was_changed_is_refused(folder: Encod
     (changed / "vocab.txt").write_text("\n".join([*folder.encoder.vocab.words, "new"]) + "\n")
     with pytest.raises(Mistake, match="a file was changed"):
         read_encoded(changed)
+
+
+def test_a_training_that_diverges_stops_in_one_line_and_leaves_no_model(folder: EncodedFolder, tmp_path: Path) -> None:
+    steep = TrainConfig(epochs=2, learning_rate=1e30, batch_tokens=8_192)
+    with pytest.raises(Mistake, match=r"not finite at epoch 1, step \d+, learning rate .*lower --train\.learning-rate") as caught:
+        fit(folder.path, tmp_path / "run", MODEL, steep)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "artifact").exists()

@@ -1,0 +1,75 @@
+"""Trainings that diverge, and state files that are written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from han.config import ModelConfig, TrainConfig
+from han.model.network import HAN
+from han.storage import replace_file, write_json
+from han.train.learn import LabelledBatch, Learner, NotFinite
+from han.types import RaggedBatch
+
+MODEL = ModelConfig(word_hidden=2, word_attention=3, sentence_hidden=2, sentence_attention=3, embedding_dropout=0, dropout=0)
+
+
+def learner(**train: object) -> Learner:
+    torch.manual_seed(0)
+    network = HAN(MODEL, num_words=9, embedding_size=4, num_classes=2)
+    return Learner(network, TrainConfig(**train), num_reviews=40, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def batches(num_steps: int) -> list[LabelledBatch]:
+    generator = np.random.default_rng(1)
+    reviews = [
+        RaggedBatch(
+            token_ids=torch.from_numpy(generator.integers(0, 9, 8)),
+            sentence_lengths=torch.full((4,), 2),
+            review_lengths=torch.full((2,), 2),
+        )
+        for _ in range(num_steps)
+    ]
+    return [LabelledBatch(reviews=batch, labels=torch.tensor([0, 1])) for batch in reviews]
+
+
+def test_training_stops_at_the_first_step_whose_loss_is_not_finite() -> None:
+    student, steps = learner(), []
+    student.network.read_out.bias.data[0] = float("inf")
+    before = student.network.embedding.weight.detach().clone()
+    with pytest.raises(NotFinite, match="training loss is not finite at learning rate"):
+        student.train_epoch(batches(20), seed=1, report=steps.append)
+    assert steps == []
+    assert torch.equal(student.network.embedding.weight, before)
+
+
+def test_training_stops_at_the_first_step_whose_gradient_is_not_finite() -> None:
+    student = learner()
+    student.network.read_out.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(NotFinite, match="gradient is not finite"):
+        student.train_epoch(batches(20), seed=1)
+    assert all(torch.isfinite(parameter).all() for parameter in student.network.parameters())
+
+
+def test_a_state_file_is_the_old_one_or_the_new_one_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "config.json", {"epochs": 1})
+
+    def full(temporary: Path) -> None:
+        temporary.write_text('{"epo')
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        replace_file(tmp_path / "config.json", full)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"epochs": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    order = []
+    flush, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("flush"), flush(descriptor)))
+    monkeypatch.setattr(os, "rename", lambda *names: (order.append("rename"), rename(*names)))
+    write_json(tmp_path / "config.json", {"epochs": 2})
+    assert order == ["flush", "rename", "flush"]
