@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from han.config import ColumnsConfig, ScoreConfig
@@ -69,8 +69,8 @@ def _check(data: str, model: str, job: Evaluate) -> None:
     from han.data import sources
     from han.model import artifact
 
-    artifact.find(model)
-    sources.find_shards(data, job.columns, labelled=True)
+    labels = artifact.load(artifact.find(model)).labels
+    sources.find_shards(data, replace(job.columns, label_names=job.columns.label_names or labels), labelled=True)
 
 
 def _summary(figures: dict[str, Any]) -> Table:

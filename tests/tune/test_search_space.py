@@ -84,7 +84,7 @@ def test_several_encoded_folders_are_one_more_choice() -> None:
         ("model.sentence_encoder=[1, 0]", "give values like its flag's, True"),
         ("train.seed=[1, 2]", "is no choice of a sweep"),
         ("train.epochs=[1, 2]", "is no choice of a sweep"),
-        ('model.dropout={low=0.0,high=0.5,when="model.word_hidden"}', "no yes-or-no setting"),
+        ('model.dropout={low=0.0,high=0.5,when="model.word_hidden"}', "not a boolean setting"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_one_line(vary: str, said: str) -> None:

@@ -189,7 +189,7 @@ def test_a_sweep_in_which_all_fail_says_why(tmp_path: Path) -> None:
     study = opened(tmp_path / "sweep", config)
     for trial, _ in asked(study, config):
         sweep.tell(study, trial, [], folder="", stopped="no memory", workers=1)
-    with pytest.raises(Mistake, match="none of 2 trials came to its end, the first because: no memory"):
+    with pytest.raises(Mistake, match="none of 2 trials finished; reason of the first: no memory"):
         sweep.best(study)
 
 
