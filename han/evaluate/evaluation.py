@@ -30,7 +30,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     If the input has a test split, only that split is measured. Records without a label, and records that cannot be scored, are left out and
     counted.
     """
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"metrics.json"}):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"metrics.json", "settings.toml"}):
         raise Mistake(f"--out {out} holds something else: give a new folder")
     model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
