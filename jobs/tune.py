@@ -57,17 +57,19 @@ def main(job: Tune, *, fit: Callable[..., Any] = trainer.fit) -> None:
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}  # the table has a line for each trial
     cli.connect(at_once * (cpus + 2), workers_print=False)
     found = search.sweep(
-        data,
-        out,
-        space=varied,
-        model=job.model,
-        train=job.train,
-        config=job.sweep,
-        concurrent=job.concurrent,
-        retrain=job.retrain,
+        search.SweepJob(
+            data=data,
+            out=out,
+            space=varied,
+            model=job.model,
+            train=job.train,
+            config=job.sweep,
+            concurrent=job.concurrent,
+            retrain=job.retrain,
+            track=job.track,
+        ),
         watch=Trials(total=job.sweep.trials),
         fit=fit,
-        track=job.track,
     )
     _told(found, out, full=job.sweep.trials * job.train.epochs)
 
