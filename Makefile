@@ -1,4 +1,4 @@
-# The front door: `make help`. Every verb sets the project up first, once, in .venv.
+# Development tasks: `make help` lists them. Every task installs the project into .venv first, once.
 #
 # PYTHON=path   another Python (3.11 or later) for .venv
 # TORCH='...'   what pip is asked for as torch, e.g. TORCH='torch==2.13.0 --index-url URL' for a CPU or another CUDA build
@@ -13,12 +13,12 @@ TORCH ?= torch==2.13.0
 OUT ?= out/train
 LOGDIR ?= out
 MODEL ?= imdb
+PORT ?= 8000
 PROMETHEUS_PORT ?= 9090
 GRAFANA_PORT ?= 3000
 READY := .venv/.installed
 RUN := .venv/bin/python
 BIN := .venv/bin
-SERVE := .venv/bin/serve
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 # reviews in DATA that no training sees, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
@@ -35,10 +35,10 @@ THERE = eval "$$($(RUN) -m deploy env)"
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
-help: ## List every verb
+help: ## List all tasks
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
 
-setup: $(READY) ## Make .venv and install everything in it; PYTHON=... and TORCH=... choose other builds
+setup: $(READY) ## Create .venv and install everything into it; PYTHON=... and TORCH=... choose other builds
 
 # torch alone first, so that no open range of another package brings a different one
 $(READY): pyproject.toml constraints.txt
@@ -47,6 +47,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) -c constraints.txt -e '.[dev]'
+	@echo "Compiling the kernels (half a minute, once)"
+	@$(RUN) -c "import han; han.load('imdb').score(['It works.'])"
 	@touch $@
 
 check: $(READY) ## Check the code: ruff, its formatter, mypy, and which package imports which
@@ -55,32 +57,32 @@ check: $(READY) ## Check the code: ruff, its formatter, mypy, and which package 
 	$(RUN) -m mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(READY) ## Lay the code out, mend what can be mended
+format: $(READY) ## Format the code and fix what ruff can fix
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page in a browser (a minute), on a real Ray (minutes)
+test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page in a browser (a minute), on Ray (minutes)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
 
-demo: $(READY) ## See it work, in two minutes once installed: train on generated reviews, score the bundled ones, draw attention.html
+demo: $(READY) ## See it work in two minutes: train on generated reviews, score the bundled ones, write attention.html
 	$(RUN) -m jobs.demo
 
-train: $(READY) ## From raw reviews to an evaluated model: DATA=path [OUT=out/train] [WORKERS=2] [PREPARE='--flags'] [ARGS='--train flags']
+train: $(READY) ## Train and evaluate a model from raw reviews: DATA=path [OUT=out/train] [WORKERS=2] [PREPARE='--flags'] [ARGS='--train flags']
 	@test -n "$(DATA)" || { echo "make train needs DATA: a folder, a file or an archive of reviews, e.g. make train DATA=sample" >&2; exit 2; }
 	$(RUN) -m jobs.prepare --input "$(DATA)" --out "$(OUT)/data" $(PREPARE)
 	$(RUN) -m jobs.train --data "$(OUT)/data" --out "$(OUT)/run" $(if $(WORKERS),--train.num-workers $(WORKERS)) $(ARGS)
 	$(if $(strip $(TEST_SPLIT)),$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation",@echo \
 	"no test split in $(DATA); with labelled reviews kept apart: $(RUN) -m jobs.evaluate --model $(OUT)/run --data REVIEWS --out $(OUT)/evaluation")
 
-serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [ARGS='num_replicas=2']
-	RAY_AUTH_MODE=token $(SERVE) run serve.app:build model="$(MODEL)" $(ARGS)
+serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [PORT=8000] [ARGS='--num-replicas 2']
+	$(RUN) -m jobs.serve --model "$(MODEL)" --port $(PORT) $(ARGS)
 
-watch: $(READY) ## Prometheus and Grafana on the Ray and the service of this machine: [PROMETHEUS_PORT=9090 GRAFANA_PORT=3000 ARGS='--service HOST:PORT']
+watch: $(READY) ## Start Prometheus and Grafana for Ray and the service on this machine: [PROMETHEUS_PORT=9090 GRAFANA_PORT=3000 ARGS='--service HOST:PORT']
 	$(RUN) -m deploy.watch --prometheus-port $(PROMETHEUS_PORT) --grafana-port $(GRAFANA_PORT) $(ARGS)
 
-tensorboard: $(READY) ## Watch the training curves of all runs under out/, or LOGDIR=path
+tensorboard: $(READY) ## Show the training curves of all runs under out/, or LOGDIR=path
 	$(RUN) -m tensorboard.main --logdir "$(LOGDIR)"
 
 jupyter: $(READY) ## Open the notebook that draws attention on a review
@@ -95,35 +97,35 @@ numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 reference: $(READY) ## Render docs/reference.md from the code
 	$(RUN) -m benchmarks.reference
 
-chaos-batch: $(READY) ## Kill batch scoring in every way its promises name; a line each, about 12 minutes [ARGS='--seed N --only D1']
+chaos-batch: $(READY) ## Kill the processes of batch scoring and check what is promised, about 12 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
 	$(RUN) -m tests.chaos.batch $(ARGS)
 
-chaos-serve: $(READY) ## The same for serving [ARGS='--only R1']
+chaos-serve: $(READY) ## The same for the service [ARGS='--only R1']
 	$(RUN) -m tests.chaos.serve $(ARGS)
 
-chaos-tune: $(READY) ## The same for sweeps: drivers killed, trials that fail, two nodes [ARGS='--seed N --only kills']
+chaos-tune: $(READY) ## The same for sweeps: killed drivers, failing trials, two nodes [ARGS='--seed N --only kills']
 	$(RUN) -m tests.chaos.tune $(ARGS)
 
-chaos-watch: $(READY) ## A real Prometheus (it has to be installed) on a run of train, score and serve: does every panel show something?
+chaos-watch: $(READY) ## Check with a real Prometheus (must be installed) that every panel of the dashboard shows data
 	$(RUN) -m tests.chaos.watch
 
-chaos-cluster: $(READY) ## Kill a node of three under training, a sweep, scoring and serving; about 7 minutes [ARGS='--seed N --only C1 C2']
+chaos-cluster: $(READY) ## Kill one of three nodes under training, a sweep, scoring and serving, about 7 minutes [ARGS='--seed N --only C1 C2']
 	$(RUN) -m tests.chaos.cluster $(ARGS)
 
-soak: $(READY) ## Score 200,000 reviews: memory flat, speed steady [ARGS='--data FILE']
+soak: $(READY) ## Score 200,000 reviews and check that memory is flat and speed steady [ARGS='--data FILE']
 	$(RUN) -m benchmarks.soak $(ARGS)
 
-bench-online: $(READY) ## Requests a second and latency beside an endpoint that does nothing [ARGS='--data FILE']
+bench-online: $(READY) ## Measure requests/s and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
 
-bench-scaling: $(READY) ## Score and train on 1, 2 and 4 processes, fit a model, write docs/scale.md; 8 minutes, machine to itself [ARGS='--data FILE']
+bench-scaling: $(READY) ## Measure scoring and training on 1, 2 and 4 processes and write docs/scale.md, 8 minutes on an idle machine [ARGS='--data FILE']
 	$(RUN) -m benchmarks.scaling $(ARGS)
 
-cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2], of each
+cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2] for each node
 	$(RUN) -m deploy up --nodes $(NODES) --cpus $(CPUS)
 
-cluster-down: $(READY) ## Stop exactly that
+cluster-down: $(READY) ## Stop that cluster
 	$(RUN) -m deploy down
 
 up: $(READY) ## Start or update a remote cluster: [CLUSTER=cluster.yaml]
@@ -135,28 +137,28 @@ up: $(READY) ## Start or update a remote cluster: [CLUSTER=cluster.yaml]
 down: $(READY) ## Stop the remote cluster and all its machines: [CLUSTER=...]
 	$(BIN)/ray down $(CLUSTER) --yes
 
-attach: $(READY) ## A shell on the remote head, with its dashboard and jobs API on http://127.0.0.1:8265 meanwhile: [CLUSTER=...]
+attach: $(READY) ## Open a shell on the remote head and forward its dashboard to http://127.0.0.1:8265: [CLUSTER=...]
 	RAY_AUTH_MODE=token $(BIN)/ray attach $(CLUSTER) --port-forward 8265
 
-doctor: $(READY) ## Ask the cluster whether jobs fit it: [ARGS='--data path --train.num-workers 8']
+doctor: $(READY) ## Check whether jobs fit the cluster: [ARGS='--data path --train.num-workers 8']
 	@$(THERE) && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
 
 submit: $(READY) ## Run a job on the cluster: JOB=train ARGS='--data path --out path' [WAIT=--no-wait]
 	@test -n "$(JOB)" || { echo "make submit needs JOB: prepare, train, tune, evaluate, score, verify, doctor, e.g. make submit JOB=doctor" >&2; exit 2; }
 	@$(THERE) && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
 
-status: $(READY) ## Nodes and jobs of the cluster
+status: $(READY) ## Show the nodes and jobs of the cluster
 	@$(THERE) && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
 
-logs: $(READY) ## What a submitted job printed, and prints: ID=raysubmit_...
+logs: $(READY) ## Follow the output of a submitted job: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make logs needs ID: make status lists them" >&2; exit 2; }
 	@$(THERE) && $(BIN)/ray job logs --follow $(ID)
 
-stop-job: $(READY) ## Stop a submitted job, which the same command goes on with: ID=raysubmit_...
+stop-job: $(READY) ## Stop a submitted job; the same command resumes it: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make stop-job needs ID: make status lists them" >&2; exit 2; }
 	@$(THERE) && $(BIN)/ray job stop $(ID)
 
-clean: ## Remove what make made (.venv, caches, builds); trained models in out/ stay
+clean: ## Remove .venv, caches and builds; trained models in out/ are kept
 	if [ -e $(READY) ]; then rm -rf .venv; fi
 	rm -rf build dist han_on_ray.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find han jobs serve tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-"""How fast is the service? `make bench-online`: beside a no-op, in one run and by turns, with Serve's own proxy and with HAProxy.
+"""Speed of the service beside a no-op, in one run and by turns, with Serve's own proxy and with HAProxy: `make bench-online`.
 
-The no-op is benchmarks/noop.py: all of the service but the scoring. Clients and servers share this machine, so what counts is the ratio.
+The no-op (benchmarks/noop.py) is the service without scoring. Clients and servers share this machine, so only ratios count.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -20,17 +21,19 @@ import httpx
 import yaml
 
 from benchmarks.numbers import Number, record
+from deploy.local import free_ports
 from han.config import ColumnsConfig
 from han.data.sources import find_shards, read, reviews
 from tests.chaos.load import Load, percentile_ms
-from tests.chaos.service import ROOT, free_port, until
+from tests.chaos.service import ROOT
 from tests.helpers.cluster import Cluster, head
+from tests.helpers.serving import until
 
-# name: (where it is, what builds it). The door alone is told too: what a stored answer costs that no replica is asked for.
-APPS = {"han": ("/", "serve.app:build"), "noop": ("/noop", "benchmarks.noop:build"), "door": ("/door", "benchmarks.noop:build_door")}
+# name: (prefix, builder). `cached` answers in the ingress: the cost of HTTP alone.
+APPS = {"han": ("/", "serve.app:build"), "noop": ("/noop", "benchmarks.noop:build"), "cached": ("/cached", "benchmarks.noop:build_cached")}
 CLIENTS, ROUNDS, LOW_PER_S = 16, 5, 5.0
-TEXTS_AT_ONCE = 128  # of median reviews: half of what may wait
-MOST_OVER_MS, LEAST_SHARE = 10.0, 0.35
+TEXTS_AT_ONCE = 128  # median reviews: half of the default max_waiting_tokens
+MAX_OVER_MS, MIN_SHARE = 10.0, 0.35
 _POST = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
@@ -54,11 +57,11 @@ def median_reviews(data: str, number: int) -> list[str]:
 
 
 class Bench:
-    """The applications on one Serve, one replica each, and the load they are measured with."""
+    """The applications on one Serve, one replica each, and the load that measures them."""
 
     def __init__(self, cluster: Cluster, texts: Sequence[str], seconds: float) -> None:
         self.texts, self.seconds = texts, seconds
-        port = free_port()
+        (port,) = free_ports(1)
         self.urls = {name: f"http://127.0.0.1:{port}{prefix.rstrip('/')}/v1/score" for name, (prefix, _) in APPS.items()}
         config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
         config["http_options"]["port"] = port
@@ -75,7 +78,7 @@ class Bench:
         print(f"a request is {len(self.body(1)):,} bytes, its answer {sizes['han']:,}", flush=True)
 
     def _warm(self, url: str) -> bytes:
-        """Ask until there is an answer, then each request that will be measured."""
+        """Wait for the first answer, then send each request of the measurement once."""
 
         def answer(num_texts: int) -> httpx.Response:
             return httpx.post(url, content=self.body(num_texts), headers={"content-type": "application/json"}, timeout=30)
@@ -88,7 +91,7 @@ class Bench:
         return json.dumps({"inputs": list(self.texts[:num_texts]) if num_texts > 1 else self.texts[0], "attention": "words"}).encode()
 
     def saturated(self, num_texts: int, rounds: int) -> dict[str, list[float]]:
-        """Requests a second of clients that each wait for their answer, by turns."""
+        """Requests/s in a closed loop, the applications by turns."""
         found: dict[str, list[float]] = {name: [] for name in APPS}
         for _ in range(rounds):
             for name, url in self.urls.items():
@@ -96,12 +99,12 @@ class Bench:
                     time.sleep(self.seconds)
                 bad = sum(reply.status != 200 for reply in load.replies)
                 if bad:
-                    print(f"  {name}: {bad} of {len(load.replies)} were not answered")
+                    print(f"  {name}: {bad} of {len(load.replies)} requests failed")
                 found[name].append((len(load.replies) - bad) / load.took_s)
         return found
 
     def latency_ms(self, name: str, per_s: float, seconds: float, percent: float) -> float:
-        """Open loop, from when a request was due."""
+        """A percentile in an open loop, measured from the time when a request was due."""
         with Load(self.urls[name], [self.body(1)], per_s=per_s) as load:
             time.sleep(seconds)
         return percentile_ms(load.replies, percent)
@@ -111,25 +114,25 @@ class Bench:
             Path(folder, "body.json").write_bytes(self.body(1))
             Path(folder, "post.lua").write_text(_POST % Path(folder, "body.json"))
             command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{self.seconds:g}s", "-s", f"{folder}/post.lua", self.urls[name]]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        if "Non-2xx" in told:
-            print(told)
-        (per_s,) = re.findall(r"Requests/sec:\s+([\d.]+)", told)
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        if "Non-2xx" in output:
+            print(output)
+        (per_s,) = re.findall(r"Requests/sec:\s+([\d.]+)", output)
         return float(per_s)
 
 
 def measure(mode: str, bench: Bench) -> dict[str, float]:
-    """All figures of one mode of Serve's proxy, printed as they are found."""
+    """All figures of one mode of Serve's proxy; prints them as they come."""
     figures: dict[str, float] = {}
     rates = bench.saturated(1, ROUNDS)
     for name in APPS:
         figures[f"{name}_per_s"] = statistics.median(rates[name])
-    for other in ("noop", "door"):
+    for other in ("noop", "cached"):
         figures[f"share_of_{other}"] = statistics.median(ours / theirs for ours, theirs in zip(rates["han"], rates[other], strict=True))
     spread = {name: f"{min(each):.0f} to {max(each):.0f}" for name, each in rates.items()}
-    print(f"{mode}: requests/s, median (spread) of {ROUNDS} rounds: " + told(figures, "_per_s"), spread, flush=True)
+    print(f"{mode}: requests/s, median (spread) of {ROUNDS} rounds: " + listed(figures, "_per_s"), spread, flush=True)
     print(
-        f"{mode}: of the no-op's {figures['share_of_noop']:.0%}, of a stored answer in the ingress {figures['share_of_door']:.0%}",
+        f"{mode}: of the no-op's {figures['share_of_noop']:.0%}, of a cached answer's {figures['share_of_cached']:.0%}",
         flush=True,
     )
     low: dict[str, list[float]] = {name: [] for name in APPS}
@@ -139,36 +142,37 @@ def measure(mode: str, bench: Bench) -> dict[str, float]:
     for name in APPS:
         figures[f"{name}_p50_ms"] = statistics.median(low[name])
     figures["over_ms"] = statistics.median(ours - theirs for ours, theirs in zip(low["han"], low["noop"], strict=True))
-    print(f"{mode}: p50 at {LOW_PER_S:g}/s, ms: {told(figures, '_p50_ms')}; over the no-op {figures['over_ms']:.1f} ms", flush=True)
+    print(f"{mode}: p50 at {LOW_PER_S:g}/s, ms: {listed(figures, '_p50_ms')}; over the no-op {figures['over_ms']:.1f} ms", flush=True)
     for name in ("han", "noop"):
         figures[f"{name}_p99_ms"] = bench.latency_ms(name, 0.7 * figures[f"{name}_per_s"], 4 * bench.seconds, 99)
-    print(f"{mode}: p99 at 70% of its own requests/s, ms: {told(figures, '_p99_ms')}", flush=True)
+    print(f"{mode}: p99 at 70% of its own requests/s, ms: {listed(figures, '_p99_ms')}", flush=True)
     for num_texts in (8, 32):
         for name, each in bench.saturated(num_texts, 1).items():
             figures[f"{name}_{num_texts}_texts"] = num_texts * each[0]
-        print(f"{mode}: texts/s with {num_texts} a request: {told(figures, f'_{num_texts}_texts')}", flush=True)
-    for name in APPS:
-        figures[f"{name}_wrk"] = bench.wrk_per_s(name)
-    print(f"{mode}: requests/s by wrk: {told(figures, '_wrk')}; share {figures['han_wrk'] / figures['noop_wrk']:.0%}", flush=True)
+        print(f"{mode}: texts/s with {num_texts} a request: {listed(figures, f'_{num_texts}_texts')}", flush=True)
+    if shutil.which("wrk"):
+        for name in APPS:
+            figures[f"{name}_wrk"] = bench.wrk_per_s(name)
+        print(f"{mode}: requests/s by wrk: {listed(figures, '_wrk')}; share {figures['han_wrk'] / figures['noop_wrk']:.0%}", flush=True)
     return figures
 
 
-def told(figures: dict[str, float], ending: str) -> str:
+def listed(figures: dict[str, float], ending: str) -> str:
     return ", ".join(f"{name.removesuffix(ending)} {value:.1f}" for name, value in figures.items() if name.endswith(ending))
 
 
 def write(mode: str, figures: dict[str, float], *, data: str, command: str) -> None:
-    """One file for each figure that is published."""
-    what = f"median review of {data} with word attention, {'HAProxy' if mode == 'haproxy' else 'default proxy'}"
+    """Write one file for each published figure."""
+    subject = f"median review of {data} with word attention, {'HAProxy' if mode == 'haproxy' else 'default proxy'}"
     texts = ", ".join(f"{num}: {figures[f'han_{num}_texts']:.0f}" for num in (8, 32))
     values = {
         "share": (
-            f"requests/s beside the no-op's: {what}",
+            f"requests/s beside the no-op's: {subject}",
             f"{figures['share_of_noop']:.0%} ({figures['han_per_s']:.0f} of {figures['noop_per_s']:.0f})",
         ),
-        "over": (f"p50 over the no-op's at {LOW_PER_S:g}/s: {what}", f"{figures['over_ms']:.1f} ms"),
-        "p99": (f"p99 at 70% load: {what}", f"{figures['han_p99_ms']:.0f} ms"),
-        "texts": (f"texts/s with 1, 8, 32 texts a request: {what}", f"1: {figures['han_per_s']:.0f}, {texts}"),
+        "over": (f"p50 over the no-op's at {LOW_PER_S:g}/s: {subject}", f"{figures['over_ms']:.1f} ms"),
+        "p99": (f"p99 at 70% load: {subject}", f"{figures['han_p99_ms']:.0f} ms"),
+        "texts": (f"texts/s with 1, 8, 32 texts a request: {subject}", f"1: {figures['han_per_s']:.0f}, {texts}"),
     }
     for name, (meant, value) in values.items():
         record(Number(name=f"60-online-{mode}-{name}", what=meant, value=value, command=command))
@@ -176,24 +180,24 @@ def write(mode: str, figures: dict[str, float], *, data: str, command: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="sample", help="reviews, of which the median one is asked for: a file, a folder or sample")
+    parser.add_argument("--data", default="sample", help="reviews, of which the median one is sent: a file, a folder or sample")
     parser.add_argument("--modes", nargs="+", choices=("default", "haproxy"), default=["default", "haproxy"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of one turn")
     parser.add_argument("--record", action="store_true", help="write the figures to docs/numbers")
     arguments = parser.parse_args()
     texts = median_reviews(arguments.data, 32)
     print(f"{len(texts[0]):,} characters, load average {os.getloadavg()[0]:.1f}", flush=True)
-    os.environ["PYTHONPATH"] = str(ROOT)  # so that Ray's processes find benchmarks.noop
+    os.environ["PYTHONPATH"] = str(ROOT)  # for benchmarks.noop in Ray's processes
     for mode in arguments.modes:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(mode == "haproxy"))
         with head() as cluster:
             figures = measure(mode, Bench(cluster, texts, arguments.seconds))
         short = [
             name
-            for name, holds in (("share", figures["share_of_noop"] >= LEAST_SHARE), ("p50", figures["over_ms"] <= MOST_OVER_MS))
+            for name, holds in (("share", figures["share_of_noop"] >= MIN_SHARE), ("p50", figures["over_ms"] <= MAX_OVER_MS))
             if not holds
         ]
-        print(f"{mode}: {'falls short: ' + ', '.join(short) if short else 'both targets are met'}", flush=True)
+        print(f"{mode}: {'below target: ' + ', '.join(short) if short else 'both targets are met'}", flush=True)
         if arguments.record:
             data = "the bundled reviews" if arguments.data == "sample" else Path(arguments.data).name
             write(mode, figures, data=data, command=f"make bench-online ARGS='--data {Path(arguments.data).name}'")

@@ -85,7 +85,7 @@ def render() -> str:
 
 def modules() -> dict[str, ModuleType]:
     """Every job by its name: a module of jobs/ that can be run."""
-    found = (path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
+    found = (path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "def run() -> None:" in path.read_text(encoding="utf-8"))
     return {name: importlib.import_module(f"jobs.{name}") for name in found}
 
 

@@ -1,7 +1,7 @@
-"""Is scoring flat in memory and steady in speed? `python -m benchmarks.soak [--num-reviews 200000] [--data FILE]` (make soak).
+"""Whether the memory and the speed of scoring stay constant: `python -m benchmarks.soak [--num-reviews 200000] [--data FILE]` (make soak).
 
-The same reviews are scored twice, a tenth of them and all, with word attention. Peak resident memory is the largest that any process of the
-job's Ray had; the rate of a tenth is that of its shards, in the order in which they were finished, start-up excluded.
+A tenth of the reviews is scored, then all of them, with word attention. Peak resident memory is the largest of any process of the job's
+Ray. The rate of a tenth is that of its shards in the order in which they finished, without start-up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_GROWTH, LEAST_SPEED = 1.2, 0.85
 
 
 class Memory(Repeated):
-    """The largest resident memory, in MB, of each kind of process below this one, looked at four times a second."""
+    """The largest resident memory, in MB, of each kind of child process, polled four times a second."""
 
     def __init__(self) -> None:
         self.peak_mb: dict[str, float] = {}
@@ -48,15 +48,15 @@ class Memory(Repeated):
 
 
 def _kind(command: list[str]) -> str:
-    told = " ".join(command)
+    line = " ".join(command)
     for mark, name in (("MapWorker", "scorer"), ("jobs.score", "driver"), ("raylet/raylet", "raylet"), ("gcs_server", "gcs")):
-        if mark in told:
+        if mark in line:
             return name
     return "other"
 
 
 def write_dump(path: Path, num_reviews: int, data: Path | None) -> None:
-    """Reviews of a file, again and again, or generated ones."""
+    """Reviews of a file, repeated as often as needed, or generated reviews."""
     texts = pq.read_table(data, columns=["text"])["text"].to_pylist() if data else [r.text for r in planted.generate(5_000, seed=1)]
     rows = itertools.islice(itertools.cycle(texts), num_reviews)
     schema = pa.schema([("review_id", pa.string()), ("text", pa.string())])

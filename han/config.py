@@ -1,7 +1,7 @@
-"""One frozen tree of settings. A field is a flag, a line of config.json and a parameter a sweep may override.
+"""The settings, as frozen dataclasses. A field is a flag, a key of config.json and a parameter that a sweep may vary.
 
-`PrepareConfig` decides what the numbers mean (it is part of an encoding's fingerprint); `ModelConfig` and `TrainConfig` decide what is
-learnt from them; `ScoreConfig` decides how fast, never what.
+`PrepareConfig` decides how text is encoded and is part of an encoding's fingerprint. `ModelConfig` and `TrainConfig` decide what is
+trained. `ScoreConfig` decides how fast reviews are scored, never the result.
 """
 
 from __future__ import annotations
@@ -10,39 +10,50 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
 from han.types import AttentionDetail, Mistake
 
 T = TypeVar("T")
+TagRule: TypeAlias = Literal["html", "any"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnsConfig:
-    """Which columns of the input hold what, and what integer labels are called."""
+    """Names of the input's columns, and names of integer labels."""
 
     text: str = "text"
-    """the review"""
+    """column of the review's text"""
     label: str = "label"
-    """its class: a name, or an integer that indexes label-names; -1 or null is an unlabelled review"""
+    """column of the label: a name, or an integer that indexes label-names; -1 or null means unlabelled"""
     review_id: str = "review_id"
-    """any value that names the review; without this column the id is <file name>:<row>"""
+    """column of the review's id; without it the id is <file name>:<row>"""
     rating: str = "rating"
-    """stars, if any; used only to report accuracy by rating"""
+    """column of the star rating, used only to report accuracy by rating"""
     label_names: tuple[str, ...] = ()
     """names of integer labels, in order, e.g. --columns.label-names negative positive; built in for IMDB"""
+    csv_types: Literal["infer", "text"] = "infer"
+    """types of CSV columns: infer reads a column of numbers as numbers (not the text, the id or the label); text keeps all strings"""
+    delimiter: str | None = None
+    """character between the fields of a CSV file, e.g. ';'; the default is a comma, and a tab for .tsv"""
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0'):
+            raise Mistake(f"delimiter is {self.delimiter!r}: give one ASCII character that is neither a quote nor a line break")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """How a review is cut into sentences of tokens."""
+    """How a review is split into sentences of tokens."""
 
     max_characters: int = 50_000
-    """a longer text is refused as too_long, never cut (IMDB's longest is 14,282)"""
+    """longer texts are refused as too_long, never truncated (IMDB's longest has 14,282)"""
     max_sentences: int | None = None
-    """sentences kept of a review; None keeps all"""
+    """maximum number of sentences of a review; None keeps all"""
     max_tokens: int | None = None
-    """tokens kept of a sentence; None keeps all"""
+    """maximum number of tokens of a sentence; None keeps all"""
+    tags: TagRule = "html"
+    """tags that are blanked before tokenising: html (tags of HTML) or any (everything that looks like a tag, the rule of version 0.1.0)"""
 
     def __post_init__(self) -> None:
         _at_least(self, max_characters=1, max_sentences=1, max_tokens=1)
@@ -50,12 +61,12 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabConfig:
-    """Which words get a row of their own; the others are <unk>."""
+    """Which words are in the vocabulary; all others are <unk>."""
 
     min_count: int = 3
-    """a word seen less often in what is trained on is <unk>"""
+    """words that occur less often in the training text are <unk>"""
     max_size: int = 60_000
-    """rows at most, <unk> among them; the most frequent words stay"""
+    """maximum size of the vocabulary including <unk>; the most frequent words are kept"""
 
     def __post_init__(self) -> None:
         _at_least(self, min_count=1, max_size=2)
@@ -63,17 +74,17 @@ class VocabConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorsConfig:
-    """What the embedding starts from."""
+    """Initial word vectors."""
 
     source: str = "in-domain"
-    """in-domain (word2vec on all that is trained on, as in the paper), random, the path of a .vec or .txt file, or glove.6B.200d (or 50d,
-    100d, 300d), which is downloaded"""
+    """in-domain (word2vec on all training text, as in the paper), random, the path of a .vec or .txt file, or glove.6B.200d (50d, 100d,
+    300d), which is downloaded"""
     size: int = 200
-    """dimensions of in-domain and random vectors; a file brings its own"""
+    """dimensions of in-domain and random vectors; a file has its own"""
     epochs: int = 5
     """passes over the text (in-domain)"""
     window: int = 5
-    """words each side that count as context (in-domain)"""
+    """context words on each side (in-domain)"""
 
     def __post_init__(self) -> None:
         _at_least(self, size=1, epochs=1, window=1)
@@ -81,20 +92,20 @@ class VectorsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareConfig:
-    """Everything that decides what an encoded folder holds."""
+    """All settings that decide the content of an encoded folder."""
 
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     text: TextConfig = field(default_factory=TextConfig)
     vocab: VocabConfig = field(default_factory=VocabConfig)
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
     punkt_sample: int = 2_000
-    """reviews from which Punkt learns this corpus's abbreviations; 0 keeps it untrained"""
+    """reviews from which Punkt learns abbreviations; 0 uses untrained Punkt"""
     drop_duplicates: bool | None = None
-    """drop copies of test and development reviews from all that is trained on; None is on for IMDB, off elsewhere"""
+    """drop copies of test and development reviews from the training text; None means yes for IMDB, no for other data"""
     limit: int | None = None
-    """labelled reviews kept for training and development, chosen by hash; None keeps all"""
+    """number of labelled reviews for training and development, chosen by hash; None keeps all"""
     seed: int = 1
-    """of the word vectors and of the order of the reviews"""
+    """seed of the word vectors and of the order of the reviews"""
 
     def __post_init__(self) -> None:
         _at_least(self, punkt_sample=0, limit=1)
@@ -102,22 +113,22 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes of the network (Yang et al., NAACL 2016, section 3). The embedding is as wide as the data's word vectors."""
+    """Sizes of the network (Yang et al., NAACL 2016, section 3). The embedding has the width of the word vectors of the data."""
 
     word_hidden: int = 50
-    """units of the word GRU, each way"""
+    """units of the word GRU in each direction"""
     word_attention: int = 100
     """size of the word attention's hidden layer"""
     sentence_encoder: bool = True
-    """a GRU over the sentences, as in the paper; without it attention weighs the bare sentence vectors"""
+    """use a GRU over the sentences, as in the paper; without it attention weighs the sentence vectors themselves"""
     sentence_hidden: int = 50
-    """units of the sentence GRU, each way (sentence-encoder)"""
+    """units of the sentence GRU in each direction (with sentence-encoder)"""
     sentence_attention: int = 100
     """size of the sentence attention's hidden layer"""
     embedding_dropout: float = 0.4
-    """share of embedding elements dropped in training"""
+    """dropout of embeddings in training"""
     dropout: float = 0.4
-    """share of sentence and review vector elements dropped in training"""
+    """dropout of sentence and review vectors in training"""
 
     def __post_init__(self) -> None:
         _at_least(self, word_hidden=1, word_attention=1, sentence_hidden=1, sentence_attention=1)
@@ -128,32 +139,32 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How the network learns. Batches are counted in tokens over all workers, so more workers do not change the optimisation."""
+    """How the network is trained. Batch sizes count tokens over all workers, so more workers do not change the optimisation."""
 
     seed: int = 1
-    """of the initial weights, the order of the reviews and dropout"""
+    """seed of the initial weights, the order of the reviews and dropout"""
     epochs: int = 5
-    """passes over the training reviews at most"""
+    """maximum passes over the training reviews"""
     patience: int = 3
-    """epochs without a better development accuracy before training stops"""
+    """training stops after so many epochs without a better development accuracy"""
     batch_tokens: int = 16_384
-    """tokens a step, over all workers together (about 60 reviews of IMDB)"""
+    """tokens in a step over all workers (16,384 are about 60 IMDB reviews)"""
     learning_rate: float = 1e-3
-    """peak of Adam's rate: it warms up over the first tenth and falls to 0 at the last epoch's end"""
+    """peak learning rate of Adam; it warms up over the first tenth of the steps and falls to 0 at the end"""
     weight_decay: float = 0.0
-    """of the dense weights, decoupled (AdamW)"""
+    """decoupled weight decay of the dense weights (AdamW)"""
     clip_norm: float = 1.0
-    """longest gradient of a step"""
+    """maximum norm of a step's gradient"""
     num_workers: int = 1
     """data-parallel processes"""
     cpus_per_worker: int = 1
-    """CPUs, and torch threads, of a worker"""
+    """CPUs and torch threads of a worker"""
     gpu: bool = False
-    """one GPU a worker, NCCL between them"""
+    """use one GPU for each worker, with NCCL between them"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast, on GPUs only"""
+    """bfloat16 uses autocast; GPUs only"""
     max_failures: int = 3
-    """deaths of workers survived by a restart from the last checkpoint"""
+    """restarts from the last checkpoint after workers die"""
 
     def __post_init__(self) -> None:
         _at_least(self, epochs=1, patience=1, batch_tokens=1, num_workers=1, cpus_per_worker=1, max_failures=0)
@@ -165,34 +176,57 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackConfig:
-    """Where a run's figures go beside its folder and TensorBoard. No part of what a run is: it may change when a run goes on."""
+    """Trackers that receive the metrics of a run, beside its folder and TensorBoard. They may change when a run resumes."""
 
     mlflow: str | None = None
-    """tracking URI of MLflow: http://host:5000, or sqlite:////folder/mlflow.db; needs han-on-ray[mlflow]"""
+    """MLflow's tracking URI: http://host:5000, or sqlite:////folder/mlflow.db; needs han-on-ray[mlflow]"""
     experiment: str = "han-on-ray"
-    """MLflow's experiment, made if it is not there"""
+    """MLflow's experiment, created if it does not exist"""
     wandb: str | None = None
-    """project, or entity/project, of Weights & Biases, where `wandb login` knows you; needs han-on-ray[wandb]"""
+    """project or entity/project of Weights & Biases, after `wandb login`; needs han-on-ray[wandb]"""
     wandb_offline: bool = False
-    """write the run's folder alone, for `wandb sync` later"""
+    """write only the run's folder, for `wandb sync` later"""
     name: str | None = None
-    """what trackers call the run; None is its folder's name"""
+    """name of the run for trackers; None uses the name of its folder"""
     group: str | None = None
-    """what trackers file it under, with others"""
+    """group of runs for trackers"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """How a search space is searched."""
+
+    trials: int
+    """number of settings to try; the first is what the flags say"""
+    seed: int = 1
+    """seed of the search; --train.seed is the seed of each training"""
+    sampler: Literal["tpe", "random", "gp", "nsgaii"] = "tpe"
+    """Optuna's sampler"""
+    reduction_factor: int = 4
+    """successive halving (ASHA): one in so many trials continues after grace, grace x factor, ... epochs; 1 stops no trial early"""
+    grace: int = 1
+    """epochs before a trial may be stopped"""
+    cost: bool = False
+    """two objectives: development log loss, and training milliseconds for each review; no trial is stopped early"""
+    warm_start: str | None = None
+    """folder of an earlier sweep; its best settings (a quarter of --trials) are tried after the first"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, trials=1, reduction_factor=1, grace=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
-    """How a dump is scored: never what a score is."""
+    """How a dump is scored. These settings never change a score."""
 
     num_actors: int | None = None
-    """scoring processes; None is one a CPU"""
+    """scoring processes; None uses one for each CPU"""
     batch_tokens: int = 16_384
-    """tokens in one forward pass at most, unless a single review has more"""
+    """maximum tokens in a forward pass, unless a single review has more"""
     gpu: bool = False
-    """one GPU an actor"""
+    """use one GPU for each process"""
     stall_s: float = 300.0
-    """seconds without progress in a batch (a fifth of it for a record on its own) after which a worker counts as hung and is ended"""
+    """seconds without progress in a batch (a fifth of that for a single record) after which a worker counts as hung and is stopped"""
 
     def __post_init__(self) -> None:
         _at_least(self, num_actors=1, batch_tokens=1)
@@ -202,20 +236,20 @@ class ScoreConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """What a folder of scores holds, and what it puts up with."""
+    """Content of a folder of scores, and how many bad records it tolerates."""
 
     attention: AttentionDetail = "words"
-    """how much of the attention goes into the answer"""
+    """detail of the attention in the output"""
     carry: tuple[str, ...] | None = None
-    """columns of the input that are kept beside the answers; None keeps all"""
+    """columns of the input to keep; None keeps all"""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
-    """of the Parquet files"""
+    """compression codec of the Parquet files"""
     rows_per_file: int | None = None
-    """rows of a Parquet file at most; None is one file a shard of the input"""
+    """maximum rows of a Parquet file; None writes one file for each shard of the input"""
     max_bad_ratio: float = 0.01
-    """share of the records that may be quarantined; with more nothing is published (exit code 3)"""
+    """share of records that may be quarantined; above it nothing is published (exit code 3)"""
     bad_files: Literal["stop", "quarantine"] = "stop"
-    """a file that cannot be read, or breaks off: end the job (exit code 2), or set aside what is lost of it and go on"""
+    """when a file cannot be read or is truncated: stop (exit code 2), or quarantine its lost records and continue"""
 
     def __post_init__(self) -> None:
         _at_least(self, rows_per_file=1)
@@ -231,6 +265,8 @@ def as_json(config: object) -> dict[str, Any]:
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
     """The dataclass `kind` from `as_json`'s dicts. A name the tree does not have is a `Mistake`, a missing one takes its default."""
     hints = get_type_hints(kind)
+    if kind is TextConfig:  # version 0.1.0 had no such setting
+        values = {"tags": "any", **values}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise Mistake(f"{kind.__name__} has no setting {', '.join(unknown)}: it has {', '.join(sorted(hints))}")

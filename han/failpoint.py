@@ -1,4 +1,4 @@
-"""A named moment at which a process is to die, so that tests can kill it exactly there. Off unless a job's command line names one."""
+"""Named points at which a process can kill itself, so that tests can stop it exactly there. Off by default."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ OF_A_PART = ("read", "staged", "synced", "renamed", "quarantined", "recorded")
 OF_THE_DRIVER = ("gathered", "verified", "set-aside", "published", "manifest", "success")
 OF_A_PROMOTION = ("copied", "renamed", "pointed")
 
-_reached: Counter[tuple[str, str]] = Counter()  # how often this process came by, by folder and point
+_reached: Counter[tuple[str, str]] = Counter()  # times that this process reached a point, by folder and point
 
 
 class Failpoint:
-    """Kills its process by SIGKILL at a point of the lists above, once in the life of a folder; `None` never does."""
+    """Kills its process by SIGKILL at one of the points above, once for each folder. Without a spec it does nothing."""
 
     def __init__(self, spec: str | None, folder: Folder) -> None:
-        """spec: name, or name:n for the n-th time that a process comes by."""
+        """spec: name, or name:n for the n-th time that the process reaches the point."""
         self._name, _, times = (spec or "").partition(":")
         self._times = int(times or 1)
         self._folder = folder

@@ -1,7 +1,7 @@
-"""An output folder, on a disk or in a bucket: what stands under a name is whole.
+"""An output folder, on a disk or in a bucket. A file under its final name is complete.
 
-A disk has rename, which is atomic for files and folders alike, and locks that end with their process. A bucket has neither; but an object
-is there only once its last byte is, so writing a small one is atomic too. Nothing else of the two is told apart above this file.
+A disk has an atomic rename for files and folders, and locks that end with their process. A bucket has neither, but an object appears only
+after its last byte, so writing a small object is atomic too. Code above this module does not depend on other differences.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pyarrow.fs import FileSelector, FileType
 from han.types import Mistake
 
 log = logging.getLogger(__name__)
-_MOST_REMOVED = 100  # more often than anybody finishes: something else is wrong
+_LOCK_TRIES = 100  # more removals of the lock's folder than jobs can finish meanwhile: something else is wrong
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 class Folder:
-    """Names in a folder; a name may have slashes. Errors of the disk or the network are OSErrors with an errno."""
+    """Operations on names in a folder; a name may have slashes. Errors of the disk or the network are OSErrors with an errno."""
 
     def __init__(self, place: str) -> None:
         self.place = place.rstrip("/")
@@ -41,25 +41,29 @@ class Folder:
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.place}/{name}")
 
-    def beside(self) -> Folder:
-        """A hidden neighbour on the same disk, for what is to enter this folder by one rename."""
+    def sibling(self) -> Folder:
+        """A hidden folder next to this one, on the same disk. Its content can enter this folder by one rename."""
         parent, _, name = self.place.rpartition("/")
         return Folder(f"{parent}/.{name}.publishing")
 
     def exists(self, name: str = "") -> bool:
         return bool(self.system.get_file_info(self._at(name)).type != FileType.NotFound)
 
+    def is_link(self, name: str = "") -> bool:
+        """Whether the name is a symbolic link; a bucket has none."""
+        return self.on_disk and os.path.islink(self._at(name))
+
     def is_folder(self) -> bool:
         return bool(self.system.get_file_info(self.path).type == FileType.Directory)
 
     def names(self, name: str = "", *, recursive: bool = False) -> list[str]:
-        """What lies in a folder, sorted: names relative to it; nothing where there is no such folder."""
+        """The names in a folder, sorted and relative to it; none if there is no such folder."""
         base = self._at(name)
         found = self.system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
         return sorted(info.path.removeprefix(f"{base}/") for info in found)
 
     def size(self, name: str) -> int | None:
-        """Bytes, None where there is no such file."""
+        """Bytes of a file, None if there is no such file."""
         info = self.system.get_file_info(self._at(name))
         return int(info.size) if info.type == FileType.File else None
 
@@ -74,14 +78,14 @@ class Folder:
         return self.system.open_input_file(self._at(name))
 
     def create(self, name: str) -> pa.NativeFile:
-        """A file to write; on a disk it is there from now on, so its name must say that it is unfinished."""
+        """A file to write. On a disk it is visible at once, so its name must show that it is unfinished."""
         return self.system.open_output_stream(self._at(name))
 
     def make(self, name: str = "") -> None:
         self.system.create_dir(self._at(name), recursive=True)
 
     def write(self, name: str, content: bytes, *, durable: bool) -> None:
-        """The whole file at once, in place of what is there. durable: before anything that follows, also if the power fails."""
+        """Replace a file atomically. durable: the file and its name are on the disk, also after a power failure, before this returns."""
         unfinished = f"{name}.{secrets.token_hex(4)}.tmp" if self.on_disk else name
         with self.create(unfinished) as file:
             file.write(content)
@@ -89,9 +93,11 @@ class Folder:
             if durable:
                 self.sync(unfinished)
             self.move(unfinished, name)
+            if durable:
+                self.sync(os.path.dirname(name))
 
     def sync(self, name: str) -> None:
-        """What was written reaches the disk; a bucket has it already."""
+        """Flush a file, or the names in a folder, to the disk. A bucket needs no flush."""
         if self.on_disk:
             descriptor = os.open(self._at(name), os.O_RDONLY)
             try:
@@ -100,7 +106,7 @@ class Folder:
                 os.close(descriptor)
 
     def move(self, name: str, to: str, *, into: Folder | None = None) -> None:
-        """A file, or on a disk a folder, gets another name, here or in another folder of the same disk or bucket."""
+        """Rename a file, or on a disk a folder, here or into another folder of the same disk or bucket."""
         target = (into or self)._at(to)
         if self.on_disk:
             os.rename(self._at(name), target)
@@ -108,7 +114,11 @@ class Folder:
             self.system.move(self._at(name), target)
 
     def remove(self, name: str = "") -> None:
-        """A file or a folder with all that is in it; what is not there is fine, and so is another process that removes it too."""
+        """Remove a file, a folder with its content, or a link without its target. It may be missing, or be removed by another process."""
+        if self.is_link(name):
+            with suppress(FileNotFoundError):
+                os.unlink(self._at(name))
+            return
         while (kind := self.system.get_file_info(self._at(name)).type) != FileType.NotFound:
             with suppress(FileNotFoundError):
                 if kind == FileType.Directory:
@@ -117,7 +127,7 @@ class Folder:
                     self.system.delete_file(self._at(name))
 
     def remove_empty(self) -> None:
-        """This folder, unless something is in it."""
+        """Remove this folder unless it has content."""
         if self.on_disk:
             with suppress(OSError):
                 os.rmdir(self.path)
@@ -126,9 +136,9 @@ class Folder:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` while the body runs; if another process does, a `Mistake` that says which.
+        """Hold the lock `name` while the body runs. If another process holds it, a `Mistake` names that process.
 
-        The lock ends with its process, however that dies, so there is no stale one to judge. On a disk alone: a bucket has no locks.
+        The lock ends with its process, however that dies, so a stale lock cannot exist. A bucket has no locks.
         """
         if not self.on_disk:
             yield
@@ -143,38 +153,38 @@ class Folder:
             os.close(descriptor)
 
     def _lock(self, name: str) -> int:
-        removed = 0  # times that the lock's folder was, since we looked, by one who has just finished
+        removed = 0  # times that another job removed the lock's folder because it had just finished
         while True:
             try:
                 self.make(name.rpartition("/")[0])
-                descriptor = os.open(self._at(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except (FileExistsError, FileNotFoundError):  # the first from mkdir, where the folder is gone before it is looked at
+                descriptor = os.open(self._at(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            except (FileExistsError, FileNotFoundError):  # mkdir raises the first if the folder is removed before it is checked
                 removed += 1
-                if removed == _MOST_REMOVED:
+                if removed == _LOCK_TRIES:
                     raise
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace") or "that starts just now"
+                holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace") or "which is just starting"
                 os.close(descriptor)
                 raise Mistake(f"{self.place} is being written by another process, {holder}: wait for it, or give a new folder") from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     os.close(descriptor)
                     raise
-                log.warning("%s lies on a disk without locks: start no second job on it", self.place)
+                log.warning("%s is on a disk without locks: do not start a second job on it", self.place)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._at(name))):
                     return descriptor
-            os.close(descriptor)  # of a lock that is no longer there
+            os.close(descriptor)  # the lock file was removed
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
 
 
 def filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
-    """Where a path or URI lies, and its name there."""
+    """The filesystem of a path or URI, and the path in it."""
     if "://" in path:
         return cast(tuple[pa.fs.FileSystem, str], pa.fs.FileSystem.from_uri(path))
     return pa.fs.LocalFileSystem(), os.path.abspath(path)

@@ -58,6 +58,21 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """N texts as numbers: the R reviews that are not refused, end to end in the order of the texts."""
+
+    kept: NDArray[np.int64]  # [R], places of the reviews among the N texts
+    refused: tuple[tuple[int, Refusal], ...]  # [N - R], places of the other texts, and why
+    token_ids: Int32s  # [T], 0 is <unk>
+    spans: Int32s  # [T, 2], as in Tokens
+    sentence_lengths: Int32s  # [S], tokens in each sentence, all >= 1
+    review_lengths: Int32s  # [R], sentences in each review, all >= 1
+    num_tokens: Int32s  # [R], all >= 1
+    num_unknown: Int32s  # [R], tokens whose id is 0
+    num_characters_cut: Int32s  # [R], as in Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedBatch:
     """R reviews of many lengths, stored flat. A dataclass, because Ray cannot rebuild a tuple of tensors."""
 

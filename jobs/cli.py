@@ -1,101 +1,154 @@
-"""What every job does at its door: settings from the command line, absolute paths, Ray, one line for a mistake, exit codes."""
+"""What all commands share: settings from flags and TOML, absolute paths, Ray, one line for a user error, exit codes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
-import ray
 import tyro
-from ray.exceptions import RayError
 
+import han
+from han.config import ColumnsConfig, as_json
 from han.types import Mistake, TooManyBad
 
 Config = TypeVar("Config")
-Caused = TypeVar("Caused", bound=Exception)
-EXIT_MISTAKE, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO = 2, 3, 4, 5
+Caused = TypeVar("Caused", bound=BaseException)
+EXIT_USER_ERROR, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO, EXIT_RAY = 2, 3, 4, 5, 6
+EXIT_CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 EXIT_CODES = {
-    0: "done, or it was already and nothing was done",
-    1: "a fault of this program: a traceback (what else it means to a job is in its description)",
-    EXIT_MISTAKE: "a mistake in the input, the settings or the size of the cluster; one line says which",
-    EXIT_TOO_MANY_BAD: "more bad records than --max-bad-ratio; nothing is published, everything is kept",
-    EXIT_INTERRUPTED: "interrupted by SIGTERM, SIGINT or `ray job stop`; the same command goes on",
-    EXIT_IO: "the disk or the network failed; one line with the path; mend that, and the same command goes on",
+    0: "done, or already complete",
+    1: "a bug of this program, with a traceback (some jobs give it another meaning in their description)",
+    EXIT_USER_ERROR: "user error in the input or the settings, or the cluster is too small; one line says what to change",
+    EXIT_TOO_MANY_BAD: "more bad records than --max-bad-ratio; nothing is published, all work is kept",
+    EXIT_INTERRUPTED: "interrupted by SIGTERM, SIGINT or `ray job stop`; run the same command to resume",
+    EXIT_IO: "disk or network failure; one line names the path; fix it and run the same command to resume",
+    EXIT_RAY: "Ray stopped working, or a worker ran out of memory; run the same command to resume",
 }
-STYLE = (tyro.conf.FlagConversionOff,)  # --train.gpu True, not --train.gpu and --train.no-gpu
+SETTINGS_FILE = "settings.toml"  # in the folder of a run: the settings that repeat it
+STYLE = (tyro.conf.ConsolidateSubcommandArgs,)
+_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+_RAY_FAILED = "Ray stopped working ({kind}): run the same command to resume"
+_OUT_OF_MEMORY = (
+    "a worker ran out of memory: use fewer workers (--num-actors, --train.num-workers) or smaller batches, then run the command to resume"
+)
 
-Verb = Annotated[  # a flag that stands for itself: --rollback, and not --rollback True
-    bool,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=(0, 1),
-        metavar="",
-        instance_from_str=lambda given: given in ([], ["True"]),
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+verbose = False  # --verbose: show the lines of Ray and of libraries
 
 
 class _Interrupted(BaseException):
-    """SIGTERM, as `ray job stop` and every scheduler send it."""
+    """SIGTERM, which `ray job stop` and schedulers send."""
 
 
-def run(kind: type[Config], job: Callable[[Config], None], *, defaults: Callable[[], Config | None] = lambda: None) -> None:
-    """Parse the command line into `kind`, call the job. What a user can mend, here or in a worker, is one line and an exit code.
+def run(
+    kind: type[Config],
+    job: Callable[[Config], None],
+    *,
+    defaults: Callable[[], Config | None] = lambda: None,
+    examples: Sequence[str] = (),
+) -> None:
+    """Parse the command line into `kind` and call the job. A user error, here or in a worker, becomes one line and an exit code.
 
-    defaults: of the flags that are not given, None for those of `kind`.
+    defaults: values of flags that are not given; None uses those of `kind`. examples: arguments, printed at the end of the help.
     """
     try:
-        _on_sigterm()
-        job(tyro.cli(kind, default=cast(Any, defaults()), config=STYLE))
+        _handle_sigterm()
+        job(parse(kind, sys.argv[1:], defaults=defaults, examples=examples))
+        sys.stdout.flush()
     except (KeyboardInterrupt, _Interrupted):
-        _leave("interrupted: the same command goes on where this one stopped", EXIT_INTERRUPTED)
+        _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _leave_closed_pipe()
     except TooManyBad as error:
-        _leave(f"error: {error}", EXIT_TOO_MANY_BAD)
+        _exit(f"error: {error}", EXIT_TOO_MANY_BAD)
     except Exception as error:
-        if mistake := _cause(error, Mistake):
-            _leave(f"error: {mistake}", EXIT_MISTAKE)
-        if (failed := _cause(error, OSError)) and failed.errno is not None:
-            _leave(f"error: {failed}: mend that, and the same command goes on where this one stopped", EXIT_IO)
+        _explain(error)
         raise
 
 
-def _on_sigterm() -> None:
-    def interrupt(signum: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _Interrupted
+def parse(
+    kind: type[Config],
+    arguments: Sequence[str],
+    *,
+    defaults: Callable[[], Config | None] = lambda: None,
+    examples: Sequence[str] = (),
+) -> Config:
+    """The settings that the arguments name. A flag of a boolean stands alone (`--dry-run`) or before a value (`--dry-run True`)."""
+    global verbose
+    arguments = list(arguments)
+    if arguments == ["--version"]:
+        print(f"han {han.__version__}")
+        sys.exit(0)
+    if "--verbose" in arguments:
+        arguments.remove("--verbose")
+        verbose = True
+    default = _read_settings(kind, _take(arguments, "--config")) if "--config" in arguments else defaults()
+    try:
+        settings: Config = tyro.cli(
+            kind, prog=_program_name(), args=_plain_booleans(arguments, kind), default=cast(Any, default), config=STYLE
+        )
+        return settings
+    except SystemExit as leaving:
+        if leaving.code == 0 and {"-h", "--help"} & set(arguments):
+            print("every command also takes:\n  --config FILE.toml  read settings from a file; flags override it")
+            print("  --verbose           show the log lines of Ray and of libraries\n  --version")
+            for number, example in enumerate(examples):
+                print(f"{'' if number else chr(10) + 'examples:' + chr(10)}  {command()} {example}")
+        raise
 
-    signal.signal(signal.SIGTERM, interrupt)
+
+def _program_name() -> str:
+    """`han score`, or `python -m jobs.score`."""
+    return command() if not sys.argv[0].startswith("han\0") else f"han {sys.argv[0].rpartition(chr(0))[2]}"
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(code)
+def command(job: str | None = None) -> str:
+    """How a command is called here, so that what is printed can be pasted: `han score`, `.venv/bin/python -m jobs.score`.
+
+    job: another command than the one that runs.
+    """
+    program = sys.argv[0]
+    if program.startswith("han\0"):  # set by the dispatcher: the path of `han`, then the command
+        _, path, own = program.split("\0")
+        name = Path(path).name if shutil.which(Path(path).name) == path else path
+        return shlex.join([name, job or own])
+    interpreter = next(iter(sys.orig_argv), "python")
+    return f"{shlex.quote(interpreter)} -m jobs.{job or Path(program).stem}"
 
 
-def hidden(flag: str) -> str | None:
-    """The value of a flag that no help shows; it is taken off the command line."""
-    if flag not in sys.argv[:-1]:
-        return None
-    place = sys.argv.index(flag)
-    value = sys.argv[place + 1]
-    del sys.argv[place : place + 2]
-    return value
+def columns_flags(columns: ColumnsConfig) -> str:
+    """The flags that name these columns, with a leading space; nothing where all have their default names."""
+    given = []
+    for field in dataclasses.fields(columns):
+        value = getattr(columns, field.name)
+        if value != field.default:
+            values = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+            given += [f"--columns.{field.name.replace('_', '-')}", *values]
+    return f" {shlex.join(given)}" if given else ""
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that does not exist: two runs are never told to write to one folder."""
+    candidates = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in range(1, 1_000))
+    return next((candidate for candidate in candidates if not candidate.exists()), path)
 
 
 def path(value: str, flag: str) -> str:
     """An absolute path, before Ray sees it; a URI stays as it is.
 
-    A submitted job runs in a temporary folder, so there a relative path is a `Mistake`: it would be lost with the job.
+    A relative path of a submitted job is a `Mistake`: the job runs in a temporary folder, and its output would be lost.
     """
     if "://" in value or os.path.isabs(value):
         return value
+    if not value:
+        raise Mistake(f"{flag} is empty: give a path")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise Mistake(
             f"{flag} {value} is relative, and a submitted job's folder is temporary: "
@@ -105,70 +158,172 @@ def path(value: str, flag: str) -> str:
 
 
 def local(value: str, flag: str) -> Path:
-    """Like `path`, for what has to be a folder on storage that every node has mounted."""
+    """Like `path`, for a folder on storage that every node has mounted."""
     if "://" in value:
         raise Mistake(f"{flag} {value} is a URI: give a folder that every node has mounted")
     return Path(path(value, flag))
 
 
 def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start one here with `at_least` so many logical CPUs.
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray here with at least `at_least` logical CPUs.
 
-    workers_print: whether what workers print shows here.
+    workers_print: whether lines that workers print are shown here.
     """
+    print("starting Ray", flush=True)
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # trackers tell their servers, not their makers
-    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
     os.environ.update(quiet)
-    # Not ray.init()'s own choice: it would join any Ray that another command happens to run on this machine, and die with it.
-    if ray.is_initialized():
-        pass
-    elif os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-    else:
-        ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
-    _on_sigterm()  # Ray has put its own handler in its place
-    there = ray.cluster_resources()
-    print(f"Ray: {int(there.get('CPU', 0))} CPUs, {int(there.get('GPU', 0))} GPUs, {len(ray.nodes())} node(s)", flush=True)
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about GPUs that are not used
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    if not ray.is_initialized():
+        try:
+            # Not ray.init()'s own choice: it would join any Ray that runs on this machine, and die with it.
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(**options)
+            else:
+                ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            if _cause(error, Mistake):
+                raise
+            where = os.environ.get("RAY_ADDRESS")
+            reason = " ".join(str(error).split())[:200]
+            todo = f"no Ray answers at RAY_ADDRESS {where}: start one or unset RAY_ADDRESS" if where else "Ray did not start: try again"
+            _exit(f"error: {todo} ({reason})", EXIT_USER_ERROR if where else EXIT_RAY)
+    _handle_sigterm()  # Ray has installed its own handler
+    resources = ray.cluster_resources()
+    print(f"Ray: {int(resources.get('CPU', 0))} CPUs, {int(resources.get('GPU', 0))} GPUs, {plural(len(ray.nodes()), 'node')}", flush=True)
 
 
 def num_cpus() -> int:
-    """Of this machine: where jobs run if they join no cluster."""
+    """CPUs of this machine, where jobs run if they join no cluster."""
     return os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
+    """Seconds in a unit that reads well: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def show(title: str, settings: dict[str, Any]) -> None:
-    """The resolved settings, one line each."""
+def plural(number: int, noun: str) -> str:
+    """1 node, 2 nodes, 1,000 nodes."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def show(title: str, settings: object) -> None:
+    """The title, and the settings that differ from their defaults, one line each; all of them with --verbose."""
     print(title)
-    for name, value in _flat(settings):
+    values = dict(_flat(as_json(settings)))
+    usual = {} if verbose else _defaults(type(settings))
+    changed = {name: value for name, value in values.items() if name not in usual or usual[name] != value}
+    for name, value in changed.items():
         print(f"  {name:<32} {json.dumps(value) if not isinstance(value, str) else value}")
     sys.stdout.flush()
 
 
-def progress() -> Callable[[str, int, int], None]:
-    """A reporter of steps of work: one line that moves on a terminal, a line every few seconds in a log."""
-    started: dict[str, float] = {}
-    shown: dict[str, float] = {}
-    live = sys.stdout.isatty()
+def write_settings(settings: object, folder: Path) -> None:
+    """Write the TOML file that repeats a run into its folder: `--config FOLDER/settings.toml`."""
+    import tomli_w
 
-    def report(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        first = started.setdefault(what, now)
-        if done < total and now - shown.get(what, 0.0) < (0.2 if live else 2.0):
-            return
-        shown[what] = now
-        left = f"  {(now - first) / done * (total - done):,.0f} s left" if 0 < done < total else ""
-        took = f"  {now - first:,.1f} s" if done == total else ""
-        print(f"{what}: {done:,}/{total:,}{left}{took}", end="\r" if live and done < total else "\n", flush=True)
+    content = tomli_w.dumps(_without_none(as_json(settings)))
+    unfinished = folder / f".{SETTINGS_FILE}"
+    unfinished.write_text(f"# {command()} --config {SETTINGS_FILE}\n{content}", encoding="utf-8")
+    unfinished.replace(folder / SETTINGS_FILE)
 
-    return report
+
+def _read_settings(kind: type[Config], file: str) -> Config:
+    """Settings of a TOML file; what it leaves out has its default, or must be given as a flag."""
+    import tomllib
+
+    try:
+        values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Mistake(f"--config {file} cannot be read ({error.strerror}): give a TOML file, such as {SETTINGS_FILE} of a run") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Mistake(f"--config {file} is not TOML: {error}") from None
+    return cast(Config, _from_values(kind, values, where=file))
+
+
+def _from_values(kind: Any, values: dict[str, Any], *, where: str) -> Any:
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise Mistake(f"{where} has the setting {unknown[0]}, which does not exist: there are {', '.join(fields)}")
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name in values:
+            nested = dataclasses.is_dataclass(hints[name]) and isinstance(values[name], dict)
+            value = _from_values(hints[name], values[name], where=where) if nested else values[name]
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+        elif not has_default:
+            arguments[name] = tyro.MISSING
+    return kind(**arguments)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: a setting that is absent has its default, which is None."""
+    kept = {name: value for name, value in values.items() if value is not None}
+    plain = {name: value for name, value in kept.items() if not isinstance(value, dict)}
+    return plain | {name: _without_none(value) for name, value in kept.items() if isinstance(value, dict)}
+
+
+def _take(arguments: list[str], flag: str) -> str:
+    """The value of a flag, which is removed."""
+    place = arguments.index(flag)
+    if place + 1 == len(arguments):
+        raise Mistake(f"{flag} needs a value")
+    value = arguments[place + 1]
+    del arguments[place : place + 2]
+    return value
+
+
+def _plain_booleans(arguments: Sequence[str], kind: Any) -> list[str]:
+    """`--dry-run True` as `--dry-run`, and `--dry-run False` as `--no-dry-run`, for the flags that are booleans."""
+    flags = set(_boolean_flags(kind))
+    plain: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if equals and name in flags and value in _BOOLEANS:
+            plain.append(name if _BOOLEANS[value] else _negative(name))
+        elif word in _BOOLEANS and plain[-1:] and plain[-1] in flags:
+            plain[-1] = plain[-1] if _BOOLEANS[word] else _negative(plain[-1])
+        else:
+            plain.append(word)
+    return plain
+
+
+def _negative(flag: str) -> str:
+    """--no-dry-run, --train.no-gpu."""
+    group, dot, name = flag.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}no-{name}"
+
+
+def _boolean_flags(kind: Any, prefix: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        plain, flat = (get_args(hint)[0], "name=''" in repr(hint)) if get_origin(hint) is Annotated else (hint, False)
+        if plain is bool:
+            yield f"--{prefix}{name.replace('_', '-')}"
+        elif dataclasses.is_dataclass(plain):
+            yield from _boolean_flags(plain, prefix if flat else f"{prefix}{name.replace('_', '-')}.")
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """The flat settings of a dataclass whose fields have defaults; required ones are left out."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+            values[field.name] = as_json(made) if dataclasses.is_dataclass(made) else made
+    return dict(_flat(json.loads(json.dumps(values))))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -178,13 +333,59 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
+def _handle_sigterm() -> None:
+    def interrupt(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Interrupted
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """Nobody reads the output any more (`| head`): end quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_CLOSED_PIPE)
+
+
+def _explain(error: Exception) -> None:
+    """Exit with one line if the error is a user's, the disk's, the network's or Ray's; return if it is a bug."""
+    if mistake := _cause(error, Mistake):
+        _exit(f"error: {mistake}", EXIT_USER_ERROR)
+    if (failed := _cause(error, OSError)) and failed.errno is not None:
+        _exit(f"error: {failed}: fix this, then run the same command to resume", EXIT_IO)
+    if "ray" not in sys.modules:
+        return
+    from ray import exceptions
+
+    if _cause(error, exceptions.OutOfMemoryError):
+        _exit(f"error: {_OUT_OF_MEMORY}", EXIT_RAY)
+    kinds = (
+        exceptions.RaySystemError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.ActorDiedError,
+        exceptions.ActorUnavailableError,
+        exceptions.OwnerDiedError,
+        exceptions.GetTimeoutError,
+        exceptions.WorkerCrashedError,
+    )
+    if died := next(filter(None, (_cause(error, kind) for kind in kinds)), None):
+        _exit(f"error: {_RAY_FAILED.format(kind=type(died).__name__)}", EXIT_RAY)
+
+
 def _cause(error: BaseException | None, kind: type[Caused]) -> Caused | None:
     """An error of that kind inside one that Ray may have wrapped."""
     while error is not None:
         cause = getattr(error, "cause", None)
         if isinstance(cause, kind):
             return cause
-        if isinstance(error, kind) and not isinstance(error, RayError):
+        if isinstance(error, kind) and not hasattr(error, "as_instanceof_cause"):  # Ray's wrapper is of both kinds, its text a traceback
             return error
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

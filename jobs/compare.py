@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m jobs.compare out/one out/other --out compare.html`."""
+"""Runs side by side: `han compare out/one out/other --out compare.html`."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from han.evaluate import compare
 from han.types import Mistake
 from jobs import cli
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from han.evaluate.compare import Compared
+
+EXAMPLES = ("out/one out/other", "out/sweep --out compare.html")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compare:
-    """Show in which settings runs differ, and what came of it."""
+    """Show the settings in which runs differ, and their metrics."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """folders of jobs.train, finished or not, or of a sweep, which is all its trials"""
+    """folders of runs, finished or not, or of a sweep, which means all its trials"""
     out: str | None = None
-    """a page with the curves too, e.g. compare.html; a file that is there is not written over"""
+    """also write a page with the curves, e.g. compare.html; an existing file is not replaced"""
 
 
 def main(job: Compare) -> None:
+    if job.out is not None and Path(cli.path(job.out, "--out")).exists():
+        raise Mistake(f"--out {job.out} exists already: give a new name")
+    from rich.console import Console
+
+    from han.evaluate import compare
+
     runs = compare.read([cli.local(run, "RUN") for run in job.runs])
     console = Console(markup=False, highlight=False)
     about = [("state", [run.state for run in runs]), ("data", [run.data or "unknown" for run in runs])]
@@ -37,13 +48,11 @@ def main(job: Compare) -> None:
         print(f"note: {warning}")
     if job.out is not None:
         path = Path(cli.path(job.out, "--out"))
-        if path.exists():
-            raise Mistake(f"--out {path} exists already: give a new name")
         path.write_text(compare.page(runs, title=f"{len(runs)} runs compared"), encoding="utf-8")
         print(f"with curves: {os.path.relpath(path)}")
 
 
-def _by_epoch(runs: Sequence[compare.Compared]) -> list[tuple[str, list[str]]]:
+def _by_epoch(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     last = max((len(run.history) for run in runs), default=0)
     return [
         (str(epoch + 1), [f"{run.history[epoch]['accuracy']:.2%}" if epoch < len(run.history) else "" for run in runs])
@@ -51,12 +60,18 @@ def _by_epoch(runs: Sequence[compare.Compared]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _table(title: str, runs: Sequence[compare.Compared], rows: Sequence[tuple[str, Sequence[str]]]) -> Table:
+def _table(title: str, runs: Sequence[Compared], rows: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    from rich.table import Table
+
     table = Table("", *(run.name for run in runs), title=title, title_justify="left")
     for name, values in rows:
         table.add_row(name, *values)
     return table
 
 
+def run() -> None:
+    cli.run(Compare, main, examples=EXAMPLES)
+
+
 if __name__ == "__main__":
-    cli.run(Compare, main)
+    run()

@@ -1,51 +1,52 @@
-"""What this cluster has, and what does not fit it: `python -m jobs.doctor --data data --out run --train.num-workers 8`."""
+"""Check whether jobs fit the cluster: `han doctor --data data --out run --train.num-workers 8`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from han.cluster import doctor, nodes
-from han.cluster.doctor import Need
-from han.cluster.nodes import Asked
 from han.config import ScoreConfig, TrainConfig
 from han.types import Mistake
 from jobs import cli
 
+if TYPE_CHECKING:
+    from han.cluster.doctor import Need
+
+EXAMPLES = ("--jobs train --data data --out run --train.num-workers 8", "--jobs score --input 'dump/*.parquet' --out scores")
 Job = Literal["train", "tune", "score", "serve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """As in serve/config.yaml."""
+    """Resources of the service, as in serve/config.yaml."""
 
     num_replicas: int = 1
     """processes that score"""
     cpus: float = 1.0
     """CPUs of each"""
     gpu: bool = False
-    """one GPU for each"""
+    """use one GPU for each"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doctor:
-    """Look at the cluster before it costs an hour. Give the flags of the jobs that are to run; each finding says what to do.
+    """Check the cluster before a job starts. Pass the flags of the jobs you plan to run; each finding says what to do.
 
-    Exit codes: 0 all is well; 2 something is not, or a mistake in the flags.
+    Exit codes: 0 all checks are green; 2 a check is red, or user error in the flags.
     """
 
     jobs: tuple[Job, ...] = ("train", "tune", "score", "serve")
-    """which must fit, each on a cluster of its own"""
+    """jobs that must fit, one at a time"""
     data: str | None = None
-    """an encoded folder, to be read on every node"""
+    """an encoded folder that every node must read"""
     model: str | None = None
-    """a run or an artifact"""
+    """a run or an artifact that every node must read"""
     input: str | None = None
-    """reviews"""
+    """reviews that every node must read"""
     out: str | None = None
-    """where a job is to write, from every node"""
+    """folder that every node must be able to write to"""
     concurrent: int = 1
-    """trials at once (tune)"""
+    """number of trials at once (tune)"""
     train: TrainConfig = field(default_factory=TrainConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     serve: Serving = field(default_factory=Serving)
@@ -53,8 +54,10 @@ class Doctor:
 
 def main(job: Doctor) -> None:
     places = {"data": job.data, "model": job.model, "input": job.input, "out": job.out}
+    from han.cluster import doctor, nodes
+
     asked = [
-        Asked(flag=f"--{name}", path=cli.path(path, f"--{name}"), written=name == "out")
+        nodes.Asked(flag=f"--{name}", path=cli.path(path, f"--{name}"), written=name == "out")
         for name, path in places.items()
         if path and (name, path) not in (("model", "imdb"), ("input", "sample"))
     ]
@@ -71,13 +74,15 @@ def main(job: Doctor) -> None:
 
 
 def needs(job: Doctor) -> dict[Job, Need]:
-    """What each job holds at once, a bundle a process; what asks for no CPU is left out."""
+    """Resources that each job holds at once, one bundle for each process; processes that request no CPU are left out."""
+    from han.cluster.doctor import Need
+
     train, score, serve = job.train, job.score, job.serve
     worker = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
     actor = {"CPU": 1.0} | ({"GPU": 1.0} if score.gpu else {})
     replica = {"CPU": serve.cpus} | ({"GPU": 1.0} if serve.gpu else {})
-    trial = [worker] * train.num_workers + [{"CPU": 1.0}] * 2  # its driver, and who reads its data
-    fewer = "lower --train.num-workers or --train.cpus-per-worker" + (", or give --train.gpu False" if train.gpu else "")
+    trial = [worker] * train.num_workers + [{"CPU": 1.0}] * 2  # its driver, and the tasks that read its data
+    fewer = "lower --train.num-workers or --train.cpus-per-worker" + (", or drop --train.gpu" if train.gpu else "")
     return {
         "train": Need(job="train", bundles=(worker,) * train.num_workers, lower=fewer),
         "tune": Need(job="tune", bundles=tuple(trial * job.concurrent), lower=f"{fewer}, or --concurrent"),
@@ -86,5 +91,9 @@ def needs(job: Doctor) -> dict[Job, Need]:
     }
 
 
+def run() -> None:
+    cli.run(Doctor, main, examples=EXAMPLES)
+
+
 if __name__ == "__main__":
-    cli.run(Doctor, main)
+    run()

@@ -1,60 +1,82 @@
-"""How good a model is: `python -m jobs.evaluate --model run --data reviews/test.parquet --out evaluation`."""
+"""Metrics of a model on labelled reviews: `han evaluate --model run --data reviews/test.parquet --out evaluation`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from han.config import ColumnsConfig, ScoreConfig, as_json
-from han.evaluate.evaluation import evaluate
+from han.config import ColumnsConfig, ScoreConfig
 from jobs import cli
-from jobs.fetch import fetch
-from jobs.progress import Rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLES = (
+    "--model run --data test.csv --out evaluation --columns.text body --columns.label stars",
+    "--model imdb --data imdb --out evaluation",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
-    """Compare a model's answers with labels. The only job that opens a test split; data that has one is judged by it alone."""
+    """Compare a model's predictions with labels. Only this job opens a test split. If the data has a test split, only that is used."""
 
     data: str
-    """labelled reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive,
-    `sample`, or `imdb`"""
+    """labelled reviews: a file, a glob or a folder of Parquet, CSV, JSONL (.gz, .zst), an aclImdb folder or archive, `sample` or `imdb`"""
     out: str
-    """the folder for metrics.json: new, or what the same command left"""
+    """folder for metrics.json: new, or from the same command"""
     model: str = "imdb"
-    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
+    """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     num_actors: int | None = None
-    """scoring processes; None is one a CPU"""
+    """scoring processes; None uses one for each CPU"""
     gpu: bool = False
-    """one GPU an actor"""
+    """use one GPU for each process"""
 
 
 def main(job: Evaluate) -> None:
+    from jobs.fetch import fetch
+
     out = cli.local(job.out, "--out")
     data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else cli.path(job.data, "--data")
     model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
-    cli.show(f"evaluate {model} on {data}", as_json(job))
+    cli.show(f"evaluate {model} on {data}", job)
+    _check(data, model, job)
     cli.connect()
+    from rich.console import Console
+
+    from han.evaluate.evaluation import evaluate
+    from jobs.progress import Rows
+
     config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)
     figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
+    cli.write_settings(job, out)
     console = Console()
     for table in (_summary(figures), _confusion(figures), *_slices(figures)):
         console.print(table)
     split = " (test split)" if figures["test_split"] else ""
     print(
-        f"model {figures['model']} on {figures['num_reviews']:,} labelled reviews of {data}{split}; "
+        f"model {figures['model']} on {cli.plural(figures['num_reviews'], 'labelled review')} of {data}{split}; "
         f"{figures['rows_in']:,} read, {figures['unlabelled']:,} without a label, {figures['quarantined']:,} that cannot be scored"
     )
-    print(f"accuracy {figures['accuracy']:.2%}; all figures in {out / 'metrics.json'}")
-    print(f"next: python -m jobs.explain --model {model} --input {data} --out attention.html")
+    print(f"accuracy {figures['accuracy']:.2%}; all metrics in {out / 'metrics.json'}")
+    page = cli.unused(out.parent / "attention.html")
+    print(f"next: {cli.command('explain')} --model {model} --input {data}{cli.columns_flags(job.columns)} --out {page}")
+
+
+def _check(data: str, model: str, job: Evaluate) -> None:
+    """Find errors in the model's path and in the data before Ray starts."""
+    from han.data import sources
+    from han.model import artifact
+
+    artifact.find(model)
+    sources.find_shards(data, job.columns, labelled=True)
 
 
 def _summary(figures: dict[str, Any]) -> Table:
-    table = Table("figure", "value", title=f"{figures['num_reviews']:,} reviews")
+    from rich.table import Table
+
+    table = Table("metric", "value", title=f"{figures['num_reviews']:,} reviews")
     table.add_row("accuracy", f"{figures['accuracy']:.2%} {_interval(figures)}")
     for name in ("f1", "auc", "log_loss", "brier", "expected_calibration_error"):
         table.add_row(name.replace("_", " "), "-" if figures[name] is None else f"{figures[name]:.4f}")
@@ -62,13 +84,17 @@ def _summary(figures: dict[str, Any]) -> Table:
 
 
 def _confusion(figures: dict[str, Any]) -> Table:
-    table = Table("label \\ answer", *figures["confusion"], title="reviews by label and answer")
+    from rich.table import Table
+
+    table = Table("label \\ prediction", *figures["confusion"], title="reviews by label and prediction")
     for label, answers in figures["confusion"].items():
         table.add_row(label, *(f"{number:,}" for number in answers.values()))
     return table
 
 
 def _slices(figures: dict[str, Any]) -> list[Table]:
+    from rich.table import Table
+
     tables = []
     for key, name, title in (("accuracy_by_length", "tokens", "by length"), ("accuracy_by_rating", "rating", "by rating")):
         table = Table(name, "reviews", "accuracy", title=f"accuracy {title}")
@@ -84,5 +110,9 @@ def _interval(row: dict[str, Any]) -> str:
     return f"({low:.2%} to {high:.2%})"
 
 
+def run() -> None:
+    cli.run(Evaluate, main, examples=EXAMPLES)
+
+
 if __name__ == "__main__":
-    cli.run(Evaluate, main)
+    run()

@@ -1,4 +1,4 @@
-"""The official data, checked and kept: `python -m jobs.fetch --name imdb`. `--input imdb` and `--vectors.source glove.6B.200d` call it."""
+"""Download official data and verify it: `han fetch --name imdb`. `--input imdb` and `--vectors.source glove.6B.200d` call it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-from han.data import download, imdb
 from han.types import Mistake
 from jobs import cli
 
@@ -19,21 +16,23 @@ GLOVE = re.compile(r"glove\.6B\.(50|100|200|300)d")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """Download a data set, or go on with a download that broke off; what is there already is only checked."""
+    """Download a data set and verify its checksum. An interrupted download resumes; a complete one is only verified."""
 
     name: str
     """imdb (84 MB), or glove.6B.50d, .100d, .200d or .300d (862 MB)"""
     out: str = str(CACHE)
-    """the folder it is kept in"""
+    """the folder to keep it in"""
 
 
 def main(job: Fetch) -> None:
     print(f"{job.name} is in {fetch(job.name, cli.local(job.out, '--out'))}")
-    print("next: python -m jobs.prepare --input imdb --out data")
+    print(f"next: {cli.command('prepare')} --input imdb --out data")
 
 
 def fetch(name: str, folder: Path = CACHE) -> Path:
-    """The folder of Parquet files of IMDB, or the text file of GloVe's vectors; downloaded if need be."""
+    """The folder of Parquet files of IMDB, or the text file of GloVe's vectors; downloaded if it does not exist."""
+    from han.data import download, imdb
+
     if name == "imdb":
         if not (folder / "imdb").is_dir():
             archive = _download(imdb.URL, folder, imdb.CHECKSUMS, "give its path with --input")
@@ -54,6 +53,10 @@ def fetch(name: str, folder: Path = CACHE) -> Path:
 
 
 def _download(url: str, folder: Path, checksums: dict[str, str], instead: str) -> Path:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from han.data import download
+
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("[progress.description]{task.description}", *columns) as bar:
         task = bar.add_task(url.rsplit("/", 1)[-1])
@@ -66,5 +69,9 @@ def _download(url: str, folder: Path, checksums: dict[str, str], instead: str) -
         )
 
 
+def run() -> None:
+    cli.run(Fetch, main, examples=("--name imdb", "--name glove.6B.200d"))
+
+
 if __name__ == "__main__":
-    cli.run(Fetch, main)
+    run()

@@ -1,4 +1,4 @@
-"""Raw reviews to an encoded folder: `python -m jobs.prepare --input reviews.parquet --out data`."""
+"""Raw reviews to an encoded folder: `han prepare --input reviews.parquet --out data`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
-from han.train.prepare import prepare
 from jobs import cli
-from jobs.fetch import GLOVE, fetch
+
+EXAMPLES = (
+    "--input imdb --out data",
+    "--input reviews.csv --out data --columns.text body --columns.label stars --columns.label-names negative positive",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare(PrepareConfig):
-    """Count words, build the vocabulary and the word vectors, encode every review. Run again: nothing changed, nothing done."""
+    """Count words, build the vocabulary and the word vectors, encode every review. Does nothing if the folder is up to date."""
 
     input: str
     """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, `imdb` to download it,
-    or `sample` for the bundled ones"""
+    or `sample` for the bundled reviews"""
     out: str
-    """the encoded folder: new, or what the same command left"""
+    """the encoded folder: new, or from the same command"""
     dev_ids: str | None = None
-    """file of development review ids, one a line; without it dev_ids.txt beside the input, else a tenth by hash of the text"""
+    """file with the ids of the development reviews, one a line; default: dev_ids.txt beside the input, else a tenth by hash of the text"""
 
 
 def main(job: Prepare) -> None:
+    from jobs.fetch import GLOVE, fetch
+
     out = cli.local(job.out, "--out")
     source = str(fetch("imdb")) if job.input == "imdb" else job.input if job.input == "sample" else cli.path(job.input, "--input")
     known = job.vectors.source in ("in-domain", "random")
@@ -32,19 +37,36 @@ def main(job: Prepare) -> None:
     vectors = job.vectors.source if known else str(fetch(job.vectors.source)) if glove else cli.path(job.vectors.source, "--vectors.source")
     beside = Path(source) / "dev_ids.txt"
     dev_ids = Path(cli.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
-    settings = {name: value for name, value in as_json(job).items() if name not in ("input", "out", "dev_ids")}
-    cli.show(f"prepare {source} -> {out}", settings | {"dev_ids": str(dev_ids or "a tenth by hash")})
+    cli.show(f"prepare {source} -> {out}", job)
+    print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)
+    _check(source, job)
     cli.connect()
-    config = PrepareConfig(**{name: getattr(job, name) for name in settings} | {"vectors": replace(job.vectors, source=vectors)})
-    folder = prepare(source, out, config, dev_ids=dev_ids, report=cli.progress())
+    from han.train.prepare import prepare
+    from jobs.progress import Steps
+
+    names = [name for name in as_json(job) if name not in ("input", "out", "dev_ids")]
+    config = PrepareConfig(**{name: getattr(job, name) for name in names} | {"vectors": replace(job.vectors, source=vectors)})
+    folder = prepare(source, out, config, dev_ids=dev_ids, report=Steps())
+    cli.write_settings(job, out)
     counts = folder.counts
     print(
-        f"{counts['train']:,} training and {counts['development']:,} development reviews, {counts['unlabelled']:,} unlabelled for words; "
-        f"{counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
+        f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews used "
+        f"for words; {counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
         f"vectors of {folder.vectors.shape[1]}; labels {', '.join(folder.labels)}; encoding {folder.fingerprint}"
     )
-    print(f"next: python -m jobs.train --data {out} --out {out.parent / 'run'}")
+    print(f"next: {cli.command('train')} --data {out} --out {cli.unused(out.parent / 'run')}")
+
+
+def _check(source: str, job: Prepare) -> None:
+    """Find errors in the input before Ray starts."""
+    from han.data import sources
+
+    sources.find_shards(source, job.columns, labelled=True)
+
+
+def run() -> None:
+    cli.run(Prepare, main, examples=EXAMPLES)
 
 
 if __name__ == "__main__":
-    cli.run(Prepare, main)
+    run()

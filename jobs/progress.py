@@ -1,4 +1,4 @@
-"""How far the scoring is: a line that moves on a terminal, a line every other second in a log."""
+"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -6,31 +6,97 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-_LIVE_S, _LOG_S = 0.2, 2.0  # seconds between two lines
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_LOG_S = 2.0  # seconds between two lines of a log
 
 
 @dataclass(slots=True, kw_only=True)
 class Rows:
-    """A reporter of rows done: how many of how many, how many a second, how many seconds are left."""
+    """Reports rows done: how many of how many, rows a second, seconds left."""
 
     live: bool = field(default_factory=sys.stdout.isatty)
     clock: Callable[[], float] = time.monotonic
     _began: float | None = None
     _shown: float = -_LOG_S
+    _bar: Progress | None = None
 
     def __call__(self, what: str, done: int, total: int, *, exact: bool = True) -> None:
-        """total: rows in all, 0 where nobody knows, an estimate unless `exact`; equal to `done`, it is the last line."""
+        """total: all rows, 0 if unknown, an estimate unless `exact`; a call with total equal to done is the last."""
         now = self.clock()
         self._began = now if self._began is None else self._began
-        over = done == total
-        if not over and now - self._shown < (_LIVE_S if self.live else _LOG_S):
-            return
-        self._shown = now
-        of = f" of {'' if exact else 'about '}{total:,}" if total else ""
-        line = f"{what} {done:,}{of} rows"
-        if done and now > self._began:
-            rate = done / (now - self._began)
-            line += f", {rate:,.0f} a second"
-            line += f", {(total - done) / rate:,.0f} s left" if total > done else ""
-        print(f"\r\x1b[2K{line}" if self.live else line, end="" if self.live and not over else "\n", flush=True)
+        is_over = done == total
+        if self.live:
+            self._bar = self._bar or _bar("rows")
+            _advance(self._bar, what, done, total, exact=exact)
+            if is_over:
+                self._bar.stop()
+                self._bar = None
+        elif is_over or now - self._shown >= _LOG_S:
+            self._shown = now
+            print(_line(what, done, total, now - self._began, exact=exact), flush=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Steps:
+    """Reports steps of work, one after another: each has its own bar, or its own lines."""
+
+    live: bool = field(default_factory=sys.stdout.isatty)
+    clock: Callable[[], float] = time.monotonic
+    _began: dict[str, float] = field(default_factory=dict)
+    _shown: dict[str, float] = field(default_factory=dict)
+    _bars: dict[str, Progress] = field(default_factory=dict)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = self.clock()
+        began = self._began.setdefault(what, now)
+        if self.live:
+            bar = self._bars.setdefault(what, _bar("shards"))
+            _advance(bar, what, done, total, exact=True)
+            if done == total:
+                bar.stop()
+        elif done == total or now - self._shown.get(what, -_LOG_S) >= _LOG_S:
+            self._shown[what] = now
+            left = f"  {(now - began) / done * (total - done):,.0f} s left" if 0 < done < total else ""
+            took = f"  {now - began:,.1f} s" if done == total else ""
+            print(f"{what}: {done:,}/{total:,}{left}{took}", flush=True)
+
+
+def _line(what: str, done: int, total: int, seconds: float, *, exact: bool) -> str:
+    of = f" of {'' if exact else 'about '}{total:,}" if total else ""
+    line = f"{what} {done:,}{of} rows"
+    if done and seconds > 0:
+        rate = done / seconds
+        line += f", {rate:,.0f} a second"
+        line += f", {(total - done) / rate:,.0f} s left" if total > done else ""
+    return line
+
+
+def _bar(unit: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(highlight=False), refresh_per_second=5)
+    bar.add_task("", total=None, count=f"0 {unit}", unit=unit)
+    bar.start()
+    return bar
+
+
+def _advance(bar: Progress, what: str, done: int, total: int, *, exact: bool) -> None:
+    task = bar.tasks[0]
+    rate = f", {task.speed:,.0f} a second" if task.speed else ""
+    about = "" if exact or done == total else "about "
+    count = f"{done:,}/{about}{total:,} {task.fields['unit']}{rate}" if total else f"{done:,} {task.fields['unit']}{rate}"
+    bar.update(task.id, description=what, completed=done, total=total or None, count=count)

@@ -1,4 +1,4 @@
-"""A dump of reviews to Parquet with attention: `python -m jobs.score --input 'dump/*.parquet' --out scores`."""
+"""A dump of reviews to Parquet with attention: `han score --input 'dump/*.parquet' --out scores`."""
 
 from __future__ import annotations
 
@@ -6,90 +6,112 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
-from han.score import batch_job, publish
-from han.score.batch_job import Plan
-from han.score.pool import Asked, Task, local_scorer
+from han.config import ColumnsConfig, OutputConfig, ScoreConfig
 from jobs import cli
-from jobs.progress import Rows
+
+if TYPE_CHECKING:
+    from han.score.batch_job import Plan
+    from han.score.pool import BatchScorer, Task
+
+EXAMPLES = (
+    "--input 'dump/*.parquet' --out scores",
+    "--input reviews.csv --columns.text body --out scores --dry-run",
+    "--input s3://bucket/dump --out s3://bucket/scores --model models/best --attention sentences",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Score every review of an input on all CPUs. The same command goes on where a killed one stopped, and does nothing once it is over.
+    """Score every review of an input on all CPUs. The same command resumes an interrupted job, and does nothing once it is complete.
 
-    Exit codes: 0 published; 2 a mistake in the input or the settings; 3 more bad records than --max-bad-ratio; 4 interrupted, to be
-    gone on with; 5 the disk or the network failed.
+    Exit codes: 0 published; 2 user error; 3 more bad records than --max-bad-ratio; 4 interrupted, resumable; 5 disk or network failure;
+    6 Ray stopped working, resumable.
     """
 
     input: str
-    """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst) or of texts, an aclImdb folder or archive, or `sample`"""
+    """reviews: a file, a glob or a folder of Parquet, CSV, JSONL (.gz, .zst) or .txt files, an aclImdb folder or archive, or `sample`"""
     out: str
-    """the folder of scores, or s3://bucket/folder: new, or what the same command left"""
+    """the folder of scores, or s3://bucket/folder: new, or from the same command"""
     model: str = "imdb"
-    """the folder of a run, a sweep or an artifact, models/best once one is promoted, or imdb, the shipped model"""
+    """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: int | None = None
-    """score only so many records, from the first on"""
+    """score only the first so many records"""
     via: Literal["pool", "serve"] = "pool"
-    """who scores: a pool of processes of this job's own, or the replicas of the application that serves requests on this Ray"""
+    """where reviews are scored: in a pool of processes of this job, or in the replicas of the deployed service"""
     application: str = "han"
-    """its name (--via serve)"""
+    """name of the service's application (--via serve)"""
     dry_run: bool = False
-    """score a small sample, say how many records there are and what all of them would take, and write nothing"""
+    """score a small sample, estimate records, time and size, and write nothing"""
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
     pool: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
 
 
-def main(job: Score, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: str | None = None) -> None:
-    """ask: who is asked, in every actor, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
-    if job.via == "serve":
-        from serve import bulk  # Serve takes a second to load
-
-        ask = functools.partial(bulk.ask, application=job.application)
+def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpoint: str | None = None) -> None:
+    """ask: makes what an actor scores with, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
     out = cli.path(job.out, "--out")
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
     model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
-    cli.show(f"score {source} -> {out}", as_json(job))
+    cli.show(f"score {source} -> {out}", job)
+    print("loading the model", flush=True)
+    from han.score import batch_job, publish
+    from han.score.pool import local_scorer
+    from jobs.progress import Rows
+
     plan = batch_job.plan(source, out, model=model, columns=job.columns, config=job.pool, output=job.output, limit=job.limit)
     if job.dry_run:
         _estimate(plan)
         return
+    if job.via == "serve":
+        from serve import batch_client
+
+        ask = functools.partial(batch_client.ask, application=job.application)
     began = time.monotonic()
     scores = batch_job.published(plan)
     if scores is None:
         cli.connect()
-        began = time.monotonic()
-        scores = batch_job.score(plan, Rows(), ask=ask, failpoint=failpoint)
+        scores = batch_job.score(plan, Rows(), make_scorer=ask or local_scorer, failpoint=failpoint)
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
-        print(f"the input's column {name} is now {new}: {name} is this model's")
+        print(f"the input's column {name} is now {new}, because {name} holds the prediction")
     if not scores.rows_now and counts["rows_in"]:
         print(f"already complete: {out} holds these scores since {scores.manifest['run']['finished']}; nothing was done")
     elif scores.rows_now < counts["rows_in"]:
-        print(f"{counts['rows_in'] - scores.rows_now:,} of {counts['rows_in']:,} records were done before, and are not done again")
-    reasons = publish.told(scores.manifest["reasons"])
+        print(f"resumed: {counts['rows_in'] - scores.rows_now:,} of {counts['rows_in']:,} records were complete and were kept")
+    reasons = publish.summary(scores.manifest["reasons"])
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
+    if scores.accuracy is not None:
+        print(f"{scores.accuracy:.2%} of {scores.num_labelled:,} labelled records have the predicted label")
     if scores.rows_now:
-        print(f"{took_s:,.1f} s, {scores.rows_now / took_s:,.0f} a second with start-up; model {scores.manifest['job']['model']}")
-    print(f"next: read {out}/scores with any reader of Parquet, check it: python -m jobs.verify --out {out}")
+        print(
+            f"{took_s:,.1f} s including start-up, {scores.rows_now / took_s:,.0f} records a second; model {scores.manifest['job']['model']}"
+        )
+    print(f"next: read {out}/scores with any Parquet reader, or verify it: {cli.command('verify')} --out {out}")
 
 
 def _estimate(plan: Plan) -> None:
-    found = batch_job.estimate(plan)
-    num_actors = min(len(plan.items), plan.config.num_actors or cli.num_cpus())
+    from han.score import batch_job
+
+    found = batch_job.estimate(plan, num_cpus=cli.num_cpus())
     about = "" if found.is_exact else "about "
-    rows = f"{about}{found.num_rows:,} records in {len(plan.items):,} shards"
-    took_s = found.num_rows / found.rows_per_s / max(1, num_actors)
-    print(f"{rows}; {found.num_sampled:,} were scored now, {found.num_quarantined:,} of them quarantined")
-    print(f"{found.rows_per_s:,.0f} a second and process: some {cli.duration(took_s)} on {num_actors} processes, and start-up")
-    print(f"some {found.output_mb:,.1f} MB of Parquet; nothing was written")
+    rows = f"{about}{found.num_rows:,} records in {cli.plural(len(plan.items), 'shard')}"
+    print(f"{rows}; {found.num_sampled:,} were scored as a sample, {found.num_quarantined:,} of them quarantined")
+    start_up = f"of which start-up takes {cli.duration(found.start_up_s)}"
+    print(
+        f"{found.rows_per_s:,.0f} records a second in each process: about {cli.duration(found.took_s)} "
+        f"with --num-actors {found.num_actors}, {start_up}"
+    )
+    print(f"about {found.output_mb:,.1f} MB of Parquet; nothing was written")
+
+
+def run() -> None:
+    cli.run(Score, main, examples=EXAMPLES)
 
 
 if __name__ == "__main__":
-    cli.run(Score, functools.partial(main, failpoint=cli.hidden("--failpoint")))
+    run()

@@ -1,4 +1,4 @@
-"""An encoded folder to a model: `python -m jobs.train --data data --out run`."""
+"""An encoded folder to a model: `han train --data data --out run`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Annotated, cast
 
 import tyro
 
-from han.config import ModelConfig, TrackConfig, TrainConfig, as_json
-from han.train.trainer import fit
-from han.tune import search_space
-from han.tune.sweep import read_best
+from han.config import ModelConfig, TrackConfig, TrainConfig
 from jobs import cli
+
+EXAMPLES = (
+    "--data data --out run --train.num-workers 2",
+    "--data data --out run --train.gpu --train.precision bfloat16 --train.num-workers 4",
+    "--data data --from sweep --out run --train.epochs 8",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Train a HAN with Ray Train. The same command goes on where a killed one stopped."""
+    """Train a HAN with Ray Train. If it is interrupted, the same command resumes from the last epoch."""
 
     data: str
-    """an encoded folder, from jobs.prepare"""
+    """an encoded folder, from `prepare`"""
     out: str
-    """the run's folder: new, or what the same command left"""
+    """the folder of the run: new, or from the same command"""
     sweep: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """a finished sweep (jobs.tune): its best data and settings are the defaults of all other flags"""
+    """a finished sweep, from `tune`: its best data and settings become the defaults of all other flags"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -32,27 +35,49 @@ class Train:
 
 def main(job: Train) -> None:
     data, out = cli.local(job.data, "--data"), cli.local(job.out, "--out")
-    cli.show(f"train {data} -> {out}", {"model": as_json(job.model), "train": as_json(job.train), "track": as_json(job.track)})
+    cli.show(f"train {data} -> {out}", job)
+    _check(data)
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
+    from han.train.trainer import fit
+
     run = fit(data, out, job.model, job.train, track=job.track)
+    cli.write_settings(job, out)
     best = run.best
     print(
-        f"best of {len(run.history)} epochs: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
+        f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
         f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
-    print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out {out.parent / 'evaluation'}")
+    evaluation = cli.unused(out.parent / "evaluation")
+    print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
+
+
+def _check(data: object) -> None:
+    """Find errors in the encoded folder before Ray starts."""
+    from pathlib import Path
+
+    from han.types import Mistake
+
+    if not (Path(str(data)) / "encoding.json").is_file():
+        raise Mistake(f"{data} is not an encoded folder: it has no encoding.json. Make one with {cli.command('prepare')}")
 
 
 def defaults() -> Train | None:
-    """What flags that are not given mean under --from, which is read before all others."""
+    """Values of flags that are not given, under --from. --from is read before all other flags."""
     given = next((later for flag, later in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--from"), None)
     given = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), given)
     if given is None:
         return None
+    from han.tune import search_space
+    from han.tune.sweep import read_best
+
     best = read_best(cli.local(given, "--from"))
     model, train = search_space.override(ModelConfig(), TrainConfig(), best["overrides"])
     return Train(data=best["data"], out=cast(str, tyro.MISSING), sweep=given, model=model, train=train)
 
 
+def run() -> None:
+    cli.run(Train, main, defaults=defaults, examples=EXAMPLES)
+
+
 if __name__ == "__main__":
-    cli.run(Train, main, defaults=defaults)
+    run()

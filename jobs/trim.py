@@ -1,45 +1,43 @@
-"""A smaller model of a model: `python -m jobs.trim --model run --data data --out small --num-words 35000`."""
+"""A smaller copy of a model: `han trim --model run --data data --out small --num-words 35000`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
+from typing import TYPE_CHECKING, Any
 
 from han.config import TrainConfig
-from han.model import artifact, metrics
-from han.model.network import HAN
-from han.train.encoded import EncodedFolder, read_encoded
-from han.train.learn import Learner, batches
 from han.types import Mistake
 from jobs import cli
+
+if TYPE_CHECKING:
+    from han.model.network import HAN
+    from han.train.encoded import EncodedFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trim:
-    """Keep a model's most frequent words, their vectors in float16, and say what it costs on the development split."""
+    """Keep the most frequent words of a model, with float16 vectors, and print the cost on the development split."""
 
     model: str
-    """the folder of a run, a sweep or an artifact, or models/best once one is promoted"""
+    """folder of a run, a sweep or an artifact, or models/best after `promote`"""
     data: str
-    """the encoded folder it learnt from, for its development split"""
+    """the encoded folder it was trained on, for its development split"""
     out: str
     """the smaller artifact: a new folder"""
     num_words: int = 35_000
-    """words kept"""
+    """number of words to keep"""
 
 
 def main(job: Trim) -> None:
+    from han.model import artifact
+    from han.train.encoded import read_encoded
+
     out, data = cli.local(job.out, "--out"), cli.local(job.data, "--data")
     model = artifact.load(artifact.find(cli.path(job.model, "--model")))
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
         raise Mistake(
-            f"{data} is encoded as {folder.fingerprint}, the model reads {model.encoder.fingerprint}: give the data it learnt from"
+            f"{data} is encoded as {folder.fingerprint}, the model reads {model.encoder.fingerprint}: give the data it was trained on"
         )
     encoder, network = artifact.trim(model, job.num_words)
     before, after = _development(folder, model.network), _development(folder, network)
@@ -49,11 +47,19 @@ def main(job: Trim) -> None:
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"
     print(f"{len(model.encoder.vocab):,} words -> {len(encoder.vocab):,}; development accuracy {change}; {size_mb:.1f} MB in {out}")
-    print(f"next: python -m jobs.evaluate --model {out} --data <labelled test reviews> --out evaluation")
+    print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out evaluation")
 
 
 def _development(folder: EncodedFolder, network: HAN) -> dict[str, Any]:
-    """Figures of a network on the development split; an id that it has no row for is <unk>."""
+    """Metrics of a network on the development split; ids that it has no row for are <unk>."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+
+    from han.model import metrics
+    from han.train.learn import Learner, batches
+
     files = folder.files["development"]
     table = pa.concat_tables([pq.read_table(folder.path / "development" / name) for name in files]).combine_chunks()
     ids = table["token_ids"].combine_chunks()
@@ -64,5 +70,9 @@ def _development(folder: EncodedFolder, network: HAN) -> dict[str, Any]:
     return metrics.measure(metrics.softmax(logits), labels, label_names=folder.labels)
 
 
+def run() -> None:
+    cli.run(Trim, main, examples=("--model run --data data --out small --num-words 35000",))
+
+
 if __name__ == "__main__":
-    cli.run(Trim, main)
+    run()

@@ -1,46 +1,50 @@
-"""Whether a folder of scores is what it says: `python -m jobs.verify --out scores`."""
+"""Check a finished folder of scores: `han verify --out scores`."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from han.config import as_json
-from han.score.verify import Kind, Verdict, verify
 from jobs import cli
-from jobs.progress import Rows
 
+if TYPE_CHECKING:
+    from han.score.verify import Verdict
+
+EXAMPLES = ("--out scores", "--out s3://bucket/scores --unique-ids")
 EXIT_BROKEN = 1
-_CHECKS: dict[Kind, str] = {
+_CHECKS = {
     "manifest": "parts: every record is scored or quarantined, once",
-    "files": "files: all there, byte for byte, and no others",
+    "files": "files: complete, byte for byte, and no others",
     "quarantine": "quarantined records: each once, with place and reason",
     "answers": "rows: label, probabilities, counts and model agree",
-    "attention": "rows: attention as asked for, its sums 1",
-    "spans": "rows: spans one after the other, words in their sentences",
+    "attention": "rows: attention has the requested detail and sums to 1",
+    "spans": "rows: spans in order, words inside their sentences",
     "slices": "rows: spans inside the text, without white space at their ends",
-    "ids": "ids: each there once",
+    "ids": "ids: each occurs once",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verify:
-    """Check a finished folder of jobs.score against all that it promises, without Ray.
+    """Check a finished folder of `score` against everything it promises, without Ray.
 
-    Exit code 0: everything holds. 1: something does not, and it is printed what and where. 2: there is no finished folder.
+    Exit code 0: all checks hold. 1: a check fails, and the output says what and where. 2: there is no finished folder.
     """
 
     out: str
-    """the folder of scores that jobs.score finished, local or a URI"""
+    """the folder of scores, local or a URI"""
     unique_ids: bool = False
-    """a review id that is there more than once is a problem too; the input may have repeated it"""
+    """report review ids that occur more than once, even if the input repeated them"""
 
 
 def main(job: Verify) -> None:
+    from han.score.verify import Kind, verify
+    from jobs.progress import Rows
+
     out = cli.path(job.out, "--out")
-    cli.show(f"verify {out}", as_json(job))
+    cli.show(f"verify {out}", job)
     began = time.monotonic()
     verdict = verify(out, unique_ids=job.unique_ids, report=Rows())
     took_s = time.monotonic() - began
@@ -51,21 +55,25 @@ def main(job: Verify) -> None:
     for note in verdict.notes:
         print(f"note: {note}")
     if verdict.listing is None or verdict.num_problems:
-        _tell(verdict)
+        _print_problems(verdict)
         sys.exit(EXIT_BROKEN)
     counts, model = verdict.listing.counts, verdict.listing.model
     print(f"OK: {counts['rows_in']:,} records in = {counts['scored']:,} scored + {counts['quarantined']:,} quarantined")
     print(f"{counts['num_tokens']:,} tokens; model {model}; {took_s:,.1f} s, {counts['rows_in'] / took_s:,.0f} records a second")
 
 
-def _tell(verdict: Verdict) -> None:
+def _print_problems(verdict: Verdict) -> None:
     print(f"problems: {verdict.num_problems:,}")
     for problem in verdict.problems:
         print(f"  {problem}")
     if verdict.num_problems > len(verdict.problems):
         print(f"  and {verdict.num_problems - len(verdict.problems):,} more")
-    print("next: move this folder away, and run its jobs.score again")
+    print(f"next: move this folder away, and run the {cli.command('score')} that wrote it again")
+
+
+def run() -> None:
+    cli.run(Verify, main, examples=EXAMPLES)
 
 
 if __name__ == "__main__":
-    cli.run(Verify, main)
+    run()

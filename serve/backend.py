@@ -1,42 +1,49 @@
-"""What stands behind the HTTP door: something that scores. On Serve it is the replicas, in a test it is whatever the test needs."""
+"""The interface between the HTTP routes and the model: replicas on Serve, one process without Ray, or a fake in a test."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from han.model.artifact import Artifact
 from han.types import AttentionDetail, Refusal
-from serve.errors import Problem
 
-Answer: TypeAlias = bytes | Refusal  # ready JSON of a `Score`, or why there is none
-CHARACTERS_A_TOKEN = 4  # of IMDB 4.3: near enough to bound work before a text is cut into words
-_SELF_TEST_S = 2.0
-LONG_TOKENS = 2_048  # a text of more never holds up others: it takes 40 ms and more, a median review 6 ms
+Answer: TypeAlias = bytes | Refusal  # the JSON of a `Score`, or the reason why there is none
+CHARACTERS_A_TOKEN = 4  # 4.3 on IMDB: close enough to bound the work before a text is tokenised
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text, estimated from its length; at least 1."""
+    return len(text) // CHARACTERS_A_TOKEN + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What one replica says of a request's texts."""
+    """The answers of one replica to the texts of a request."""
 
-    results: list[Answer]  # one for each text, in their order
+    results: list[Answer]  # one for each text, in the order of the request
     model: str  # fingerprint of the artifact that scored all of them
-    retries: int = 0
+    retries: int = 0  # times the request was sent again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What `GET /v1/model` tells."""
+    """The body of `GET /v1/model`."""
 
     model: str  # fingerprint
     labels: tuple[str, ...]
     metrics: dict[str, Any]
     max_characters: int  # of a text
 
+    @classmethod
+    def of(cls, model: Artifact) -> About:
+        limit = model.encoder.tokeniser.config.max_characters
+        return cls(model=model.fingerprint, labels=model.labels, metrics=model.metrics, max_characters=limit)
+
 
 class Backend(Protocol):
-    """All calls may raise `Problem`; a call that is cancelled stops its work."""
+    """Every call may raise `Problem`. Cancelling a call stops its work."""
 
     async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers: ...
 
@@ -46,13 +53,4 @@ class Backend(Protocol):
         """Return if a fixed review scores as it did when the model was loaded."""
 
     async def metrics(self) -> str:
-        """Everything counted by all processes, as Prometheus reads it."""
-
-
-async def ready(backend: Backend) -> None:
-    """Return if something scores as it should, soon; a `Problem` otherwise."""
-    try:
-        async with asyncio.timeout(_SELF_TEST_S):
-            await backend.self_test()
-    except TimeoutError:
-        raise Problem(503, "unavailable", f"no model answered within {_SELF_TEST_S:g} s", retry_after_s=1) from None
+        """The sums over all processes in Prometheus's text format."""

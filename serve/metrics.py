@@ -1,6 +1,7 @@
-"""Counts of one process, and the sum over many: what /metrics tells is right however many processes there are, and after one has died.
+"""Counts of one process, and their sum over all processes of the service.
 
-A process sends all it has counted since it started, not what is new, so a message that is lost or arrives twice changes nothing.
+`ray.util.metrics` does not serve `/metrics`: its counts are up to 10 s late and stay apart by process, at an agent on each node.
+Here a process sends its totals since its start, never differences, so a message that is lost or repeated changes nothing.
 """
 
 from __future__ import annotations
@@ -8,36 +9,37 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 Series = dict[str, float]  # by name and labels as Prometheus writes them: han_requests_total{code="200",route="/v1/score"}
 
 FAMILIES = {
-    "han_requests_total": ("counter", "requests answered, by route and status; 499 is a client that left"),
-    "han_request_seconds": ("histogram", "from a request's arrival at the ingress to its answer, by route"),
+    "han_requests_total": ("counter", "requests answered, by route and status; 499: the client left"),
+    "han_request_seconds": ("histogram", "time from a request's arrival at the ingress to its answer, by route"),
     "han_texts_total": ("counter", "texts scored for requests, by attention"),
     "han_shed_total": ("counter", "requests refused with 429"),
-    "han_retries_total": ("counter", "requests sent again because their replica had died, was gone or said nothing"),
-    "han_requests_in_flight": ("gauge", "requests taken on and not answered"),
-    "han_tokens_in_flight": ("gauge", "tokens (characters / 4) taken on and not answered"),
-    "han_batch_texts": ("histogram", "texts scored together"),
-    "han_batch_tokens": ("histogram", "tokens (characters / 4) scored together"),
+    "han_retries_total": ("counter", "calls sent again: retries after the death of a replica, and hedged requests"),
+    "han_requests_in_flight": ("gauge", "requests accepted and not answered"),
+    "han_tokens_in_flight": ("gauge", "tokens (characters / 4) accepted and not answered"),
+    "han_batch_texts": ("histogram", "texts in a batch"),
+    "han_batch_tokens": ("histogram", "tokens (characters / 4) in a batch"),
     "han_batch_seconds": ("histogram", "time to score a batch"),
     "han_queue_seconds": ("histogram", "time a text waits for its batch"),
     "han_queue_texts": ("gauge", "texts that wait for a batch"),
     "han_bulk_texts_total": ("counter", "texts scored for batch jobs"),
     "han_model_info": ("gauge", "replicas that score, by fingerprint of their model"),
 }
-# told as 0 before they first happen: Prometheus sees no rise in a series that begins with 1
-_ALWAYS = ("han_shed_total", "han_retries_total")
+_ALWAYS = ("han_shed_total", "han_retries_total")  # sent as 0 from the start: Prometheus sees no rise in a series that begins with 1
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
-_TOKENS = (64, 256, 1024, 4096, 16384, 65536)
-_BOUNDS: dict[str, tuple[float, ...]] = {"han_batch_texts": _TEXTS, "han_batch_tokens": _TOKENS}
+_BOUNDS: dict[str, tuple[float, ...]] = {
+    "han_batch_texts": (1, 2, 4, 8, 16, 32, 64, 128),
+    "han_batch_tokens": (64, 256, 1024, 4096, 16384, 65536),
+}
+_SILENT_S = 3.0  # a process that is silent for longer has no gauges
+_ENDED_S = 600.0  # a process that is silent for longer has ended: its counts are kept as one sum
 
 
 class Metrics:
-    """What one process has counted."""
+    """The counts of one process."""
 
     def __init__(self) -> None:
         self.counts: defaultdict[str, float] = defaultdict(float)  # only grow
@@ -51,35 +53,38 @@ class Metrics:
         self.gauges[series(name, **labels)] += number
 
     def observe(self, name: str, value: float, **labels: str) -> None:
-        bounds = _BOUNDS.get(name, _SECONDS)
-        for bound in bounds:
+        """Add a value to a histogram."""
+        for bound in _BOUNDS.get(name, _SECONDS):
             self.count(f"{name}_bucket", float(value <= bound), **labels, le=f"{bound:g}")
         self.count(f"{name}_bucket", 1, **labels, le="+Inf")
         self.count(f"{name}_sum", value, **labels)
         self.count(f"{name}_count", 1, **labels)
 
     def state(self) -> tuple[Series, Series]:
-        """All counts and all gauges, to be sent."""
+        """All counts and all gauges."""
         return dict(self.counts), dict(self.gauges)
 
 
-@dataclass(slots=True)
-class Total:
-    """The last state of every process that ever sent one. Counts of the dead stay; gauges go with their process."""
+class TotalMetrics:
+    """The sum over all processes. The counts of a process that ended stay; its gauges go."""
 
-    states: dict[str, tuple[Series, Series]] = field(default_factory=dict)
-    seen_s: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[float, Series, Series]] = {}  # time, counts and gauges of the last message, by process
+        self._ended: defaultdict[str, float] = defaultdict(float)
 
-    def put(self, source: str, state: tuple[Series, Series]) -> None:
-        self.states[source] = state
-        self.seen_s[source] = time.monotonic()
+    def put(self, process: str, state: tuple[Series, Series]) -> None:
+        """Replace the state of a process."""
+        now_s = time.monotonic()
+        self.states[process] = (now_s, *state)
+        for ended in [name for name, (seen_s, *_) in self.states.items() if now_s - seen_s > _ENDED_S]:
+            for key, value in self.states.pop(ended)[1].items():
+                self._ended[key] += value
 
-    def text(self, *, silent_s: float) -> str:
-        """The sum, as Prometheus reads it. silent_s: a process that has been silent for longer has no gauges any more."""
-        now = time.monotonic()
-        counts = [counts for counts, _ in self.states.values()]
-        gauges = [gauges for source, (_, gauges) in self.states.items() if now - self.seen_s[source] <= silent_s]
-        return text([*counts, *gauges])
+    def text(self) -> str:
+        """The sums in Prometheus's text format."""
+        now_s = time.monotonic()
+        gauges = [gauges for seen_s, _, gauges in self.states.values() if now_s - seen_s <= _SILENT_S]
+        return text([self._ended, *(counts for _, counts, _ in self.states.values()), *gauges])
 
 
 def series(name: str, **labels: str) -> str:
@@ -88,7 +93,7 @@ def series(name: str, **labels: str) -> str:
 
 
 def text(states: Iterable[Series]) -> str:
-    """The sum of all states in Prometheus's text format."""
+    """The sum of the states in Prometheus's text format."""
     sums: defaultdict[str, float] = defaultdict(float, dict.fromkeys(_ALWAYS, 0.0))
     for state in states:
         for key, value in state.items():
@@ -102,5 +107,4 @@ def text(states: Iterable[Series]) -> str:
 
 def _family(key: str) -> str:
     name = key.partition("{")[0]
-    base = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
-    return name if name in FAMILIES else base
+    return name if name in FAMILIES else name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")

@@ -1,16 +1,55 @@
-"""The shapes of requests and answers, for the OpenAPI document. `request` reads what is sent; tests hold the two together."""
+"""The shapes of requests and answers: they check what is sent, and they are the schemas of the OpenAPI document."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from han.types import AttentionDetail
-from serve.errors import MEANINGS
+from serve.errors import MEANINGS, Problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=50_000)]
+MAX_CHARACTERS, MAX_TEXTS = 50_000, 32  # defaults, for the document; the limits in force are the model's and the options'
+
+
+def _check_number(texts: Any, info: ValidationInfo) -> Any:
+    """Check the number of texts before any of them, so that a million elements cost little."""
+    most = (info.context or {}).get("max_texts", MAX_TEXTS)
+    if isinstance(texts, list) and len(texts) > most:
+        field = "inputs" if info.field_name == "inputs" else f"inputs[0].{info.field_name}"
+        raise Problem(413, "too_many", f"{len(texts):,} texts; a request may have {most:,}: send several requests", field=field)
+    if isinstance(texts, list) and not texts:
+        raise PydanticCustomError("invalid", "the list of texts is empty")
+    return texts
+
+
+def _check_text(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise PydanticCustomError("invalid", "a text is a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("invalid_utf8", "the text has half of a surrogate pair") from None
+    return text
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON has one kind of number
+
+
+Text = Annotated[str, BeforeValidator(_check_text), Field(json_schema_extra={"maxLength": MAX_CHARACTERS})]
+Texts = Annotated[list[Text], BeforeValidator(_check_number), Field(json_schema_extra={"minItems": 1, "maxItems": MAX_TEXTS})]
+TextOrTexts = Annotated[
+    Annotated[Text, Tag("one")] | Annotated[Texts, Tag("many")],
+    Discriminator(
+        lambda value: "one" if isinstance(value, str) else "many" if isinstance(value, list) else None,
+        custom_error_type="invalid",
+        custom_error_message="inputs is a text or a list of texts",
+    ),
+]
+Size = Annotated[int, Field(ge=1), BeforeValidator(_as_integer)]
 
 
 class ScoreRequest(BaseModel):
@@ -18,8 +57,17 @@ class ScoreRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"inputs": "I loved it. Not dull for a minute!", "attention": "words"}]}
     )
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1, max_length=32)] = Field(description="a review, or a list of them")
-    attention: AttentionDetail = Field("words", description="how much of the attention is told")
+    inputs: TextOrTexts = Field(description="a review, or a list of them")
+    attention: AttentionDetail = Field("words", description="how much attention an answer has")
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def fields(self) -> list[str]:
+        """The name of each text in an error."""
+        return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{place}]" for place in range(len(self.inputs))]
 
 
 class Word(BaseModel):
@@ -42,7 +90,7 @@ class Score(BaseModel):
     sentences: list[Sentence] | None = Field(description='in reading order; null if attention is "none"')
     num_tokens: int
     num_unknown: int = Field(description="tokens that are not in the model's vocabulary")
-    num_characters_cut: int = Field(description="code points that the model's limits left out")
+    num_characters_cut: int = Field(description="code points that the model's limits cut")
     model: str = Field(description="fingerprint of the model")
 
 
@@ -62,7 +110,7 @@ class Limits(BaseModel):
 class ModelAnswer(BaseModel):
     model: str = Field(description="fingerprint: equal means the same answer to every text")
     labels: list[str]
-    metrics: dict[str, Any] = Field(description="figures on the development split and, if it was ever opened, on the test split")
+    metrics: dict[str, Any] = Field(description="metrics on the development split and, if measured, on the test split")
     limits: Limits
     request_id: str
 
@@ -79,8 +127,8 @@ class Status(BaseModel):
 
 class Error(BaseModel):
     code: str = Field(description="for programs")
-    message: str = Field(description="for people; it does not repeat what was sent")
-    field: str | None = Field(description="what it is about, e.g. inputs[3]")
+    message: str = Field(description="for people; never repeats what was sent")
+    field: str | None = Field(description="the part of the request, e.g. inputs[3]")
 
 
 class ErrorAnswer(BaseModel):
@@ -92,10 +140,16 @@ class TextTensor(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Literal["text"]
-    shape: list[int] = Field(description="[n] or [n, 1]")
+    shape: Annotated[list[Size], Field(fail_fast=True, min_length=1, max_length=2, description="[n] or [n, 1] for n texts, else 422")]
     datatype: Literal["BYTES"]
-    data: Annotated[list[Text], Field(min_length=1, max_length=32)]
+    data: Texts
     parameters: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> TextTensor:
+        if self.shape not in ([len(self.data)], [len(self.data), 1]):
+            raise PydanticCustomError("invalid", "shape is [n] or [n, 1] for n texts")
+        return self
 
 
 class InferRequest(BaseModel):
@@ -104,10 +158,12 @@ class InferRequest(BaseModel):
         json_schema_extra={"examples": [{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["I loved it."]}]}]},
     )
 
-    inputs: Annotated[list[TextTensor], Field(min_length=1, max_length=1)]
-    id: str | None = None
+    inputs: Annotated[list[TextTensor], Field(fail_fast=True, min_length=1, max_length=1)]
+    id: Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[dict[str, Any]] | None = Field(None, description="taken, and all outputs are sent")
+    outputs: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
+        None, description="accepted; all outputs are sent anyway"
+    )
 
 
 class Tensor(BaseModel):
@@ -148,12 +204,12 @@ SCORING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def responses(*statuses: int, error: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
-    """What FastAPI is to tell of a route's failures. 404 and 405 belong to no route."""
+    """The documented failures of a route. 404 and 405 belong to no route."""
     return {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
 
 
 def body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The body of a route that reads it by itself."""
+    """The documented body of a route that reads it by itself."""
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}}
     }

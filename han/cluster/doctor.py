@@ -1,4 +1,4 @@
-"""What fits a cluster and what is wrong with it: pure judgements over the facts of each node (see `ray_doctor`), each with what to do."""
+"""Checks whether jobs fit a cluster and whether it is healthy: pure functions of the facts of each node (see `cluster.nodes`)."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from dataclasses import dataclass, field
 
 Bundle = Mapping[str, float]  # resources that one process needs on one node, e.g. {"CPU": 2, "GPU": 1}
 
-MAX_SKEW_S = 5.0  # seconds that clocks may differ: logs are read side by side, and tokens of clouds expire
-MIN_DISK_MB = 1_000.0  # free: a checkpoint of the largest model with the scores of a shard is some 200 MB
-MAX_DISK_USED = 0.95  # share: beyond it Ray makes no objects on a node (its local_fs_capacity_threshold)
+MAX_SKEW_S = 5.0  # allowed clock difference in seconds: logs are compared, and cloud tokens expire
+MIN_DISK_MB = 1_000.0  # free MB: a checkpoint of the largest model and the scores of a shard need about 200 MB
+MAX_DISK_USED = 0.95  # share of the disk above which Ray creates no objects on a node (local_fs_capacity_threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A path or URI of a job as one node sees it."""
+    """A path or URI of a job, as one node sees it."""
 
     flag: str
     path: str
-    problem: str | None  # why it cannot be used there, None where it can
-    content: str  # of an input: equal on all nodes, if they see the same; of an output: ""
+    problem: str | None  # why the node cannot use it; None if it can
+    content: str  # of an input: equal on all nodes that see the same content; "" for an output
     free_mb: float | None  # of an output on a disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What one node said of itself; `problem` alone where it said nothing."""
+    """Facts of one node; only `problem` is set if it did not answer."""
 
     name: str
     resources: Bundle
     problem: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     places: tuple[Place, ...] = ()
-    temp: str = ""  # Ray's folder for its logs and for objects that memory cannot hold
+    temp: str = ""  # Ray's folder for logs and spilled objects
     temp_free_mb: float = MIN_DISK_MB
     temp_used: float = 0.0  # share
-    memory_mb: float = 0.0  # shared memory, free or in Ray's store; 0 where the system has none to ask for
-    skew_s: float = 0.0  # its clock less the driver's
-    skew_within_s: float = 0.0  # uncertainty of that: half the time of the question
+    memory_mb: float = 0.0  # shared memory, free or in Ray's store; 0 if the system does not report it
+    skew_s: float = 0.0  # its clock minus the driver's
+    skew_within_s: float = 0.0  # uncertainty: half of the round trip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """All that is judged."""
+    """All facts that are checked."""
 
     nodes: tuple[Node, ...]
     dashboard: str | None  # host:port
-    status: int | None  # HTTP status of its jobs API to a request without a token, None where none was to be had
+    status: int | None  # HTTP status of the jobs API for a request without a token; None if it did not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a job as configured asks for: bundles that must all find room at once."""
+    """Resources that a job needs: bundles that must fit at the same time."""
 
     job: str
     bundles: tuple[Bundle, ...]
-    lower: str  # what to turn where it does not fit
+    lower: str  # what to change if it does not fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the doctor's; `mend` is None where nothing is to be done."""
+    """One line of the report; `mend` is None if nothing needs to be done."""
 
     about: str
     seen: str
@@ -68,7 +68,7 @@ class Finding:
 
 
 def findings(cluster: Cluster, needs: Sequence[Need]) -> list[Finding]:
-    """All judgements, good ones too, in the order in which one would mend them."""
+    """All findings, also positive ones, in the order in which to fix them."""
     answered = [node for node in cluster.nodes if node.problem is None]
     return [
         *_nodes(cluster.nodes),
@@ -180,7 +180,7 @@ def _places(nodes: Sequence[Node]) -> Iterator[Finding]:
 
 
 def _fit(need: Need, nodes: Sequence[Node]) -> Finding:
-    """Whether all bundles find room on empty nodes: largest first, each where the least is left over."""
+    """Whether all bundles fit on empty nodes: largest first, each on the node with the least room left."""
     room = [dict(node.resources) for node in nodes]
     for bundle in sorted(need.bundles, key=lambda bundle: (-bundle.get("GPU", 0), -bundle.get("CPU", 0))):
         able = [left for left in room if all(left.get(kind, 0) >= amount for kind, amount in bundle.items())]

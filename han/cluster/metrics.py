@@ -1,8 +1,8 @@
-"""What training and scoring tell Prometheus: set by the one process that knows it, served by Ray's exporter on that process's node.
+"""Metrics of training and scoring for Prometheus: set by the process that knows them, exported by Ray on that process's node.
 
-Ray sends what was set every 10 seconds, from a thread of its own, so setting a value costs microseconds and waits for nobody. It adds
-labels of its own, WorkerId among them: sum over those. Labels of ours are few: never a text, a file or an id of a review.
-A gauge is gone 20 seconds after it was last set, so all are set again each time.
+Ray exports values every 10 seconds in its own thread, so setting a value takes microseconds and never blocks. Ray adds labels such as
+WorkerId: sum over them. Our own labels never contain a text, a file or the id of a review. A gauge disappears 20 seconds after its last
+update, so all gauges are set again each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Family(NamedTuple):
-    """One metric, as Prometheus has it."""
+    """One metric of Prometheus."""
 
     name: str
     kind: str  # counter or gauge
@@ -51,7 +51,7 @@ def run_name(out: str) -> str:
 
 
 class Training:
-    """Rank 0's figures of a run."""
+    """Metrics of a run, from rank 0."""
 
     def __init__(self, out: str, *, num_reviews: int, epochs: int) -> None:
         """num_reviews: of one epoch, over all workers."""
@@ -63,7 +63,7 @@ class Training:
     def seen(self, epoch: int, num_reviews: int, loss: float | None = None) -> None:
         """Reviews of this epoch so far, and their mean loss."""
         before = (epoch - 1) * self._num_reviews
-        self._told = before if self._told is None else self._told  # a resumed run begins at its epoch
+        self._told = before if self._told is None else self._told  # a resumed run starts at its epoch
         if before + num_reviews > self._told:
             _counter("ray_han_train_reviews_total").inc(before + num_reviews - self._told, self._labels)
             self._told = before + num_reviews
@@ -79,7 +79,7 @@ class Training:
 
 
 def waited(windows: Iterator[T], out: str, *, rank: int) -> Iterator[T]:
-    """The same windows; the seconds that this worker waits for each are counted."""
+    """The same windows; counts the seconds that this worker waits for each."""
     labels = {"run": run_name(out), "rank": str(rank)}
     while True:
         began = time.monotonic()
@@ -91,7 +91,7 @@ def waited(windows: Iterator[T], out: str, *, rank: int) -> Iterator[T]:
 
 
 class Scoring:
-    """The driver's figures of a job."""
+    """Metrics of a scoring job, from its driver."""
 
     def __init__(self, out: str, *, model: str, num_shards: int) -> None:
         self._labels = {"run": run_name(out), "model": model}
@@ -99,8 +99,8 @@ class Scoring:
         self._gauges: dict[str, float] = {}
 
     def rows(self, done: int, total: int) -> None:
-        """Records done by this driver, and in all: 0 where nobody knows."""
-        if done > self._told:  # fewer where a shard was begun again
+        """Records that this driver has done, and all records; 0 if the total is unknown."""
+        if done > self._told:  # fewer after a shard was restarted
             _counter("ray_han_score_rows_total").inc(done - self._told, self._labels)
             self._told = done
         if total:
@@ -108,7 +108,7 @@ class Scoring:
         _set(self._gauges, self._labels)
 
     def shards(self, done: int, reasons: dict[str, int]) -> None:
-        """Shards finished, and what was set aside in the newest."""
+        """Finished shards, and the records that the newest one quarantined."""
         self._gauges |= {"ray_han_score_shards_done": done, "ray_han_score_shards_left": self._num_shards - done}
         _set(self._gauges, self._labels)
         for reason, number in reasons.items():
@@ -131,6 +131,6 @@ def _gauge(name: str) -> Gauge:
 
 
 def _as_ray_wants(name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Ray puts `ray_` before a name, and `_total` behind a counter's."""
+    """Ray adds the prefix `ray_`, and the suffix `_total` to a counter."""
     family = next(family for family in FAMILIES if family.name == name)
     return name.removeprefix("ray_").removesuffix("_total"), family.help, family.labels

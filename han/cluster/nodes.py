@@ -1,4 +1,4 @@
-"""Ray: ask every node what it has and sees; the head what its dashboard says to a stranger. What that means is judged in `doctor`."""
+"""Collects the facts of every node with Ray, and the answer of the head's dashboard to a request without a token. `doctor` judges them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ import han
 from han.cluster.doctor import Cluster, Node, Place
 from han.storage import filesystem
 
-ANSWER_S = 120.0  # deadline of a node's answer; it may have to start a process first
+ANSWER_S = 120.0  # deadline of a node's answer; it may start a process first
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 # asked for its size only
 PACKAGES = ("ray", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A path or URI that a job is to use."""
+    """A path or URI that a job will use."""
 
     flag: str
     path: str  # absolute
@@ -58,7 +58,7 @@ def examine(asked: Sequence[Asked]) -> Cluster:
 
 
 def facts(asked: Sequence[Asked], marks: dict[str, str]) -> dict[str, Any]:
-    """What the node that runs this says of itself: fields of `doctor.Node`."""
+    """Facts of the node that runs this: fields of `doctor.Node`."""
     temp = ray.get_runtime_context().get_temp_dir()
     disk = shutil.disk_usage(temp)
     memory = Path(SHARED_MEMORY)
@@ -73,7 +73,7 @@ def facts(asked: Sequence[Asked], marks: dict[str, str]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what has to be equal on all nodes; a package that is not there is "missing"."""
+    """Versions that must be equal on all nodes; "missing" for a package that is not installed."""
     found = {"python": platform.python_version(), "han": han.__version__}
     for package in PACKAGES:
         try:
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def look(asked: Asked, mark: str | None) -> Place:
-    """How this node sees a path; mark: a file that the driver left where an output will be."""
+    """How this node sees a path. mark: a file that the driver left where an output will be."""
     place = Place(flag=asked.flag, path=asked.path, problem=None, content="", free_mb=None)
     try:
         if not asked.written:
@@ -99,12 +99,12 @@ def look(asked: Asked, mark: str | None) -> Place:
         if not os.access(folder, os.W_OK):
             return replace(place, problem=f"{folder} is not writable for the user that runs Ray")
         return replace(place, free_mb=shutil.disk_usage(folder).free / 1e6)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these
+    except (OSError, ValueError) as error:  # the kinds of pyarrow's errors
         return replace(place, problem=" ".join(str(error).split())[:300])
 
 
 def jobs_api_status(dashboard: str) -> int | None:
-    """What the dashboard's jobs API answers to someone without a token."""
+    """HTTP status of the dashboard's jobs API for a request without a token."""
     try:
         with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=20) as answer:
             return int(answer.status)
@@ -115,7 +115,7 @@ def jobs_api_status(dashboard: str) -> int | None:
 
 
 def _content(path: str) -> str | None:
-    """What is there, as one line that is equal for equal files: names and sizes are, times may not be."""
+    """The content of a path as one line that is equal for equal files: names and sizes, without times."""
     if "://" not in path and glob.has_magic(path):
         sizes = [os.path.getsize(found) for found in glob.glob(path)]
         return f"{len(sizes):,} files of {sum(sizes):,} bytes" if sizes else None
@@ -129,7 +129,7 @@ def _content(path: str) -> str | None:
 
 
 def _leave_mark(path: str) -> str | None:
-    """A new empty file where an output will be; None where that cannot be."""
+    """Create an empty file where an output will be; None if that fails."""
     if "://" in path:
         return None
     try:
@@ -141,7 +141,7 @@ def _leave_mark(path: str) -> str | None:
 
 
 def _existing(path: str) -> str:
-    """The path, or the nearest folder above it that exists: jobs make the rest."""
+    """The path, or the nearest existing folder above it: jobs create the rest."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
@@ -160,7 +160,7 @@ def _answer(node: dict[str, Any], name: str, question: Any) -> Node:
 
 
 def _with_skew(node: Node, where: dict[str, Any]) -> Node:
-    """Its clock less this one, and how far off that may be. A worker runs there already, so the question takes milliseconds."""
+    """The clock difference to this process, and its uncertainty. A worker already runs there, so the call takes milliseconds."""
     before = time.time()
     there = ray.get(_on(where, _now).remote(), timeout=ANSWER_S)
     after = time.time()
@@ -172,6 +172,6 @@ def _now() -> float:
 
 
 def _names(nodes: Sequence[dict[str, Any]]) -> list[str]:
-    """As `ray status` calls them; with some of the id where a name is not enough."""
+    """Names as in `ray status`, with a part of the id if a name is ambiguous."""
     names = [node["NodeName"] for node in nodes]
     return [name if names.count(name) == 1 else f"{name}/{node['NodeID'][:6]}" for name, node in zip(names, nodes, strict=True)]

@@ -1,6 +1,6 @@
-"""Files of reviews: which ones an input means, what their names say, their bytes, and what reading a part of one gives.
+"""Files of reviews: which files an input names, what a file's name says, its bytes, and the types that readers return.
 
-A path may be a URI such as s3://bucket/dump: pyarrow reads both, so a file in a bucket needs no other code than one on the disk.
+A path may be a URI such as s3://bucket/dump. pyarrow reads both, so a bucket needs no code of its own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,22 +29,36 @@ Split: TypeAlias = Literal["train", "test", "unsup"]
 BadReason: TypeAlias = Literal["malformed", "invalid_utf8", "missing_text", "wrong_type", "too_large", "unreadable", "poison", "failed"]
 
 KINDS = (
-    ".parquet, .csv, .jsonl (the last two also .gz or .zst), a folder of them, a folder of .txt files (one review each), an aclImdb "
-    "folder, or its .tar.gz"
+    ".parquet, .csv, .tsv, .jsonl (all but Parquet also as .gz or .zst), a folder of them, a folder of .txt files (one review each), an "
+    "aclImdb folder, or its .tar.gz"
 )
 BOMB_BYTES = 1 << 30  # a compressed file may grow to this,
 BOMB_RATIO = 200  # or to this many times its size
 EXCERPT = 200  # characters
-BATCH_BYTES = 64 << 20  # of records that are read together, so that a thousand of 16 MB each are never held at once
+BATCH_BYTES = 64 << 20  # largest batch: 1,024 records of 16 MB each must not be in memory at once
+FILE_SHARDS = 16  # shards of a file that is not large, so that one file keeps the CPUs of one machine busy
+SMALLEST_RANGE = 256 << 10  # bytes; some 200 reviews, a second of work
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"\.(?:(?P<parquet>parquet|pq)|(?P<csv>csv)(?:\.gz|\.zst)?|(?P<jsonl>jsonl|ndjson|json)(?:\.gz|\.zst)?)$")
+_NAME = re.compile(r"\.(?:(?P<parquet>parquet|pq)|(?P<csv>csv|tsv)(?:\.gz|\.zst)?|(?P<jsonl>jsonl|ndjson|json)(?:\.gz|\.zst)?)$")
 _TEXT = re.compile(r"[^._].*\.txt(?:\.gz|\.zst)?", re.DOTALL)
 _ARCHIVE = (".tar.gz", ".tgz")
 # train.csv, reviews_test.jsonl, and test-00000-of-00004.parquet as Hugging Face names its files
 _SPLIT = re.compile(r"(?:.*[-_.])?(train|test|unsup)|(train|test|unsup)(?:ervised)?-\d+-of-\d+")
 _CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
+
+
+class InputChanged(Mistake):
+    """An input file is no longer the file that was found at the start of the job. One line that names the file."""
+
+
+class Member(NamedTuple):
+    """A file of a folder that is read as one input."""
+
+    name: str  # relative to the folder
+    size: int  # bytes
+    mtime_ns: int  # time of the last modification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +69,21 @@ class Shard:
     kind: Kind
     split: Split  # what the file's name says, else train
     group: int  # Parquet: row group; elsewhere 0
-    start: int  # Parquet: row in its group; JSONL: byte at which a line starts; folder, texts: file; elsewhere 0
+    start: int  # Parquet: row in its group; JSONL, CSV: byte at which a record starts; folder, texts: position of a file; elsewhere 0
     stop: int  # exclusive; -1: to the end
     first_row: int  # row in the file of the shard's first record, from 0
     schema: pa.Schema  # columns of every `Batch.table`, the same for all shards of an input
+    # Without repr: the name of a shard must not depend on when its file was copied.
+    identity: tuple[int | str, ...] | None = field(default=None, repr=False)  # of the file when it was found; None for folders
+    members: tuple[Member, ...] = field(default=(), repr=False)  # folder, texts: the files of this shard when they were found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRecord:
-    """A record that cannot be a review, and why."""
+    """A record that cannot be read as a review, and the reason."""
 
     row: int  # in the file, from 0
-    byte_offset: int | None  # at which its line starts; None where rows are not lines
+    byte_offset: int | None  # start of its line; None unless the file is JSON lines
     reason: BadReason
     excerpt: str  # escaped to ASCII, at most 200 characters
 
@@ -77,7 +94,7 @@ class Batch:
 
     table: pa.Table  # Shard.schema: the input's columns unchanged; strings are UTF-8 and the text is never null
     rows: NDArray[np.int64]  # row in the file of each row of `table`, ascending
-    byte_offsets: NDArray[np.int64] | None  # where the line of each row of `table` starts; None where rows are not lines
+    byte_offsets: NDArray[np.int64] | None  # start of the line of each row of `table`; None unless the file is JSON lines
     bad: tuple[BadRecord, ...]  # the records that are not in `table`, ascending
 
 
@@ -92,14 +109,14 @@ def make_batch(
 
 
 def without(batch: Batch, bad: Mapping[int, BadRecord]) -> Batch:
-    """The batch with the rows at some positions of its table moved to `bad`."""
+    """The batch after the rows at the positions in `bad` were moved from its table to its bad records."""
     kept = np.setdiff1d(np.arange(len(batch.rows)), list(bad))
     offsets = None if batch.byte_offsets is None else batch.byte_offsets[kept]
     return make_batch(batch.table.take(kept), batch.rows[kept], (*batch.bad, *bad.values()), offsets)
 
 
 def in_batches(records: Iterable[T], num_records: int, size: Callable[[T], int]) -> Iterator[list[T]]:
-    """At most `num_records` together, and few enough that their sizes in bytes add up to little more than BATCH_BYTES."""
+    """Lists of at most `num_records` records; a list ends early once its sizes, in bytes, exceed BATCH_BYTES."""
     batch: list[T] = []
     num_bytes = 0
     for record in records:
@@ -113,21 +130,23 @@ def in_batches(records: Iterable[T], num_records: int, size: Callable[[T], int])
 
 
 def find_files(source: str) -> list[tuple[str, Kind]]:
-    """(absolute path or URI, kind) of each file of a file, a glob or a folder, sorted. Finding none is a `Mistake`.
+    """(absolute path or URI, kind) of each input file, sorted. `source` is a file, a glob or a folder; no file is a `Mistake`.
 
-    A folder is searched without its subfolders, and names that begin with `_` or `.` are passed over, as Spark and Arrow do. Its .txt
-    files are reviews only where it holds no other kind of file: a README.txt beside a dump is none.
+    Subfolders of a folder are not searched. Names that begin with `_` or `.` are ignored, as Spark and Arrow do. The .txt files of a
+    folder are reviews only if it holds no file of another kind: a README.txt next to a dump is not a review.
     """
+    if not source:
+        raise Mistake(f"the input is an empty string: give {KINDS}")
     source = source.rstrip("/") or "/"
     system, path = filesystem(source)
     prefix = source.removesuffix(path) if "://" in source else ""
-    there = system.get_file_info(path).type
-    if there == pa.fs.FileType.File:
+    found = system.get_file_info(path).type
+    if found == pa.fs.FileType.File:
         kind = _kind(path)
         if kind is None:
-            raise Mistake(f"{source} is of no kind that can be read: give {KINDS}")
+            raise Mistake(f"{source} is not a supported kind of file: give {KINDS}")
         return [(prefix + path, kind)]
-    if there == pa.fs.FileType.Directory:
+    if found == pa.fs.FileType.Directory:
         children = system.get_file_info(pa.fs.FileSelector(path))
         if any(child.type == pa.fs.FileType.Directory and child.base_name in ("train", "test") for child in children):
             return [(prefix + path, "folder")]
@@ -137,7 +156,7 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
     else:
         raise Mistake(f"{source} is missing: give a file, a folder, a glob, or sample")
     kinds = {name: _kind(name) for name in sorted(names) if file_name(name)[0] not in "._"}
-    if there == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
+    if found == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
         return [(prefix + path, "texts")]
     files: list[tuple[str, Kind]] = [(prefix + name, kind) for name, kind in kinds.items() if kind and kind != "tar"]
     if not files:
@@ -150,6 +169,11 @@ def _kind(name: str) -> Kind | None:
         return "tar"
     match = _NAME.search(name.lower())
     return cast(Kind, match.lastgroup) if match else None
+
+
+def shard_bytes(size: int, largest: int) -> int:
+    """Bytes of a shard of a file of `size` bytes: the file gives FILE_SHARDS shards, unless they would be very small or very large."""
+    return max(min(largest, size // FILE_SHARDS), min(largest, SMALLEST_RANGE))
 
 
 def is_text(name: str) -> bool:
@@ -169,7 +193,7 @@ def file_name(path: str) -> str:
 
 
 def split_of(path: str) -> Split:
-    """What the file's name says, else train."""
+    """The split in the file's name, else train."""
     match = _SPLIT.fullmatch(_NAME.sub("", file_name(path).lower()))
     return cast(Split, match[1] or match[2]) if match else "train"
 
@@ -179,7 +203,7 @@ def is_compressed(path: str) -> bool:
 
 
 def expansion(path: str) -> float:
-    """How many times larger the file is once decompressed, going by its first 4 MB; 1 where it is not compressed."""
+    """Decompressed size over file size, estimated from the first 4 MB that come out; 1 if the file is not compressed."""
     codec = _CODECS.get(os.path.splitext(path.lower())[1])
     if codec is None:
         return 1.0
@@ -189,19 +213,40 @@ def expansion(path: str) -> float:
         return float(len(content) / max(1, file.tell()))
 
 
-def identity(path: str) -> list[int | str]:
-    """What changes when an input does: of a file its size in bytes and time of change in ns, in a bucket its ETag too; of a folder the
-    number of files in it, at any depth, and a digest of the names, sizes and times of change of all of them."""
+def identity(path: str) -> tuple[int | str, ...]:
+    """What changes when a file does: its size in bytes, its time of modification in ns and, in a bucket, its ETag. Empty: no such file."""
     system, name = filesystem(path)
     info = system.get_file_info(name)
-    if info.type == pa.fs.FileType.Directory:
-        inside = system.get_file_info(pa.fs.FileSelector(name, recursive=True))
-        files = sorted((each.path, each.size, each.mtime_ns) for each in inside if each.type == pa.fs.FileType.File)
-        return [len(files), hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()]
+    if info.type == pa.fs.FileType.NotFound:
+        return ()
     if isinstance(system, pa.fs.LocalFileSystem):
-        return [info.size, info.mtime_ns]
+        return info.size, info.mtime_ns
     with system.open_input_file(name) as file:
-        return [info.size, info.mtime_ns, bytes(file.metadata().get("ETag", b"")).decode("latin-1")]
+        return info.size, info.mtime_ns, bytes(file.metadata().get("ETag", b"")).decode("latin-1")
+
+
+def members_identity(members: Iterable[Member]) -> tuple[int | str, ...]:
+    """What changes when a folder does: the number of its files, and a digest of their names, sizes and times of modification."""
+    listed = sorted(members)
+    return len(listed), hashlib.sha256(repr([tuple(member) for member in listed]).encode(errors="surrogateescape")).hexdigest()
+
+
+def changed_member(before: Iterable[Member], now: Iterable[Member]) -> str | None:
+    """The name of the first file that differs between two listings of a folder."""
+    names = {member.name for member in set(before) ^ set(now)}
+    return min(names) if names else None
+
+
+def refuse_changed_member(folder: str, member: Member) -> None:
+    """`InputChanged` if a file of a folder is not the file that was found at the start of the job."""
+    system, path = filesystem(f"{folder}/{member.name}")
+    info = system.get_file_info(path)
+    if (info.size, info.mtime_ns) != (member.size, member.mtime_ns):
+        raise InputChanged(changed_message(f"{folder}/{member.name}"))
+
+
+def changed_message(path: str) -> str:
+    return f"{path} changed or was removed while the job ran: nothing is published. Run the job again once the input no longer changes"
 
 
 def size_of(path: str) -> int:
@@ -211,7 +256,7 @@ def size_of(path: str) -> int:
 
 @contextmanager
 def open_bytes(path: str, *, limit: int | None = None) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed by its ending. To grow over `limit` (None: like a bomb) is a `Mistake`."""
+    """A file's bytes, decompressed according to its ending. More than `limit` bytes (None: a decompression bomb) are a `Mistake`."""
     system, name = filesystem(path)
     with system.open_input_file(name) as file:
         codec = _CODECS.get(os.path.splitext(path.lower())[1])
@@ -223,7 +268,7 @@ def open_bytes(path: str, *, limit: int | None = None) -> Iterator[BinaryIO]:
 
 
 class _Capped(io.RawIOBase):
-    """A decompressed stream that stops a bomb."""
+    """A decompressed stream that stops at a limit."""
 
     def __init__(self, stream: pa.NativeFile, limit: int, what: str) -> None:
         self._stream, self._limit, self._what = stream, limit, what
@@ -236,13 +281,13 @@ class _Capped(io.RawIOBase):
         num_bytes = cast(int, self._stream.readinto(buffer))
         self._num_bytes += num_bytes
         if self._num_bytes > self._limit:
-            raise Mistake(f"{self._what}, but over {self._limit:,} when decompressed, the most that is read: split it, or leave it out")
+            raise Mistake(f"{self._what}, but over {self._limit:,} when decompressed, which is the limit: split it, or leave it out")
         return num_bytes
 
 
 @contextmanager
 def blaming(path: str) -> Iterator[None]:
-    """A file that cannot be decoded is a user's `Mistake`; a disk or a network that fails (its error has an errno) is not."""
+    """Turn a decoding error into a `Mistake` that names the file. An error of the disk or the network (it has an errno) passes through."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, EOFError, UnicodeDecodeError, OSError) as error:
@@ -253,13 +298,13 @@ def blaming(path: str) -> Iterator[None]:
 
 
 def excerpt(content: bytes | str) -> str:
-    """The beginning of what was read, safe to print: ASCII, at most 200 characters."""
+    """The first characters of a record, safe to print: ASCII, at most 200 characters."""
     start = content[:EXCERPT]
     return escaped(start.decode("latin-1") if isinstance(start, bytes) else start)[:EXCERPT]
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    """Whether the text can be encoded as UTF-8: half a surrogate pair cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""The Large Movie Review Dataset (aclImdb v1, Maas et al., ACL 2011), as a folder or straight from its archive.
+"""The Large Movie Review Dataset (aclImdb v1, Maas et al., ACL 2011), as a folder or as its archive.
 
-A review is named <train|test>/<neg|pos|unsup>/<number>_<stars>. From the archive only regular files of such names are read; nothing is
-ever written under a name that an archive supplies, so nothing depends on `tarfile`'s own filters, which early releases of Python 3.11
-can be talked past.
+A review is named <train|test>/<neg|pos|unsup>/<number>_<stars>. Only regular files with such names are read from the archive, and no file
+is written under a name from the archive. So nothing depends on the filters of `tarfile`, which can be bypassed in early releases of
+Python 3.11.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from han.config import ColumnsConfig
-from han.data.files import BadReason, BadRecord, Batch, Shard, Split, blaming, excerpt, make_batch, open_bytes
+from han.data.files import (
+    BadReason,
+    BadRecord,
+    Batch,
+    Member,
+    Shard,
+    Split,
+    blaming,
+    excerpt,
+    make_batch,
+    open_bytes,
+    refuse_changed_member,
+)
 from han.storage import filesystem
 from han.types import Mistake
 
@@ -41,7 +53,7 @@ _LABEL = {"neg": 0, "pos": 1, "unsup": -1}
 
 
 class Name(NamedTuple):
-    """What a review's id says."""
+    """The parts of a review's id."""
 
     split: Split
     label: int  # 0 negative, 1 positive, -1 none
@@ -49,11 +61,11 @@ class Name(NamedTuple):
     order: tuple[int, str]  # of the reviews of a split: both classes in turn
 
 
-Review: TypeAlias = tuple[str, Name, bytes]  # id, what it says, content
+Review: TypeAlias = tuple[str, Name, bytes]  # id, its parts, content
 
 
 def parse_id(review_id: str) -> Name | None:
-    """None where this data set names no review so."""
+    """The parts of an id; None if this data set has no such id."""
     match = _ID.fullmatch(review_id)
     if match is None:
         return None
@@ -66,9 +78,10 @@ def look_at_folder(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
     splits: tuple[Split, ...] = ("train", "test", "unsup")
     for split in splits:
         part = replace(whole, split=split, schema=_schema(columns))
-        num_files = len(_list_folder(part))
-        for start in range(0, num_files, SHARD_ROWS):
-            shards.append(replace(part, start=start, stop=min(start + SHARD_ROWS, num_files), first_row=start))
+        members = _list_split(whole.path, split)
+        for start in range(0, len(members), SHARD_ROWS):
+            mine = tuple(members[start : start + SHARD_ROWS])
+            shards.append(replace(part, start=start, stop=start + len(mine), first_row=start, members=mine))
     if not shards:
         raise Mistake(f"{whole.path} holds no review named like train/pos/1_7.txt: give a folder in the layout of aclImdb")
     return shards
@@ -78,25 +91,35 @@ def read_folder(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterat
     system, root = filesystem(shard.path)
 
     def reviews() -> Iterator[Review]:
-        for review_id, name in _list_folder(shard)[shard.start : shard.stop]:
-            with system.open_input_stream(f"{root}/{review_id}.txt") as file:
-                yield review_id, name, file.read(MAX_REVIEW_BYTES + 1)
+        for member in shard.members:
+            review_id = member.name.removesuffix(".txt")
+            try:
+                with system.open_input_stream(f"{root}/{member.name}") as file:
+                    content = file.read(MAX_REVIEW_BYTES + 1)
+            finally:
+                refuse_changed_member(shard.path, member)
+            yield review_id, cast(Name, parse_id(review_id)), content
 
-    yield from _batches(reviews(), shard, batch_rows)
+    yield from _batches(reviews(), shard, columns, batch_rows)
+
+
+def list_folder(folder: str) -> list[Member]:
+    """Every review of an aclImdb folder."""
+    return [member for split in FOLDERS for member in _list_split(folder, cast(Split, split))]
 
 
 def look_at_archive(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    """One shard a split. The whole archive is gone through once, so what is wrong with it comes out before any work."""
+    """One shard for each split. The whole archive is read once, so that its errors are found before any work."""
     splits = {name.split for _, name, _ in read_archive(whole.path)}
     return [replace(whole, split=split, schema=_schema(columns)) for split in sorted(splits)]
 
 
 def read_archived(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
-    yield from _batches((review for review in read_archive(shard.path) if review[1].split == shard.split), shard, batch_rows)
+    yield from _batches((review for review in read_archive(shard.path) if review[1].split == shard.split), shard, columns, batch_rows)
 
 
 def read_archive(path: str) -> Iterator[Review]:
-    """Every review of a .tar.gz, in the archive's order. What the official archive cannot hold is a `Mistake`."""
+    """Every review of a .tar.gz, in the archive's order. Content that the official archive cannot have is a `Mistake`."""
     seen: set[str] = set()
     with blaming(path), open_bytes(path, limit=MAX_ARCHIVE_BYTES) as stream:
         try:
@@ -171,19 +194,20 @@ def _schema(columns: ColumnsConfig) -> pa.Schema:
     return pa.schema(list(zip((columns.review_id, columns.text, columns.label, columns.rating), _SCHEMA.types, strict=True)))
 
 
-def _list_folder(shard: Shard) -> list[tuple[str, Name]]:
-    system, root = filesystem(shard.path)
-    listed = []
-    for folder in FOLDERS[shard.split]:
+def _list_split(root_folder: str, split: Split) -> list[Member]:
+    """The reviews of a split, both classes in turn."""
+    system, root = filesystem(root_folder)
+    listed: list[tuple[tuple[int, str], Member]] = []
+    for folder in FOLDERS[split]:
         for info in system.get_file_info(pa.fs.FileSelector(f"{root}/{folder}", allow_not_found=True)):
             stem, _, ending = info.base_name.rpartition(".")
             name = parse_id(f"{folder}/{stem}")
             if name is not None and ending == "txt":
-                listed.append((f"{folder}/{stem}", name))
-    return sorted(listed, key=lambda each: each[1].order)
+                listed.append((name.order, Member(f"{folder}/{info.base_name}", info.size, info.mtime_ns)))
+    return [member for _, member in sorted(listed)]
 
 
-def _batches(reviews: Iterator[Review], shard: Shard, batch_rows: int) -> Iterator[Batch]:
+def _batches(reviews: Iterator[Review], shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
     next_row = shard.first_row
     while some := list(itertools.islice(reviews, batch_rows)):
         good: dict[int, tuple[str, Name]] = {}
@@ -199,5 +223,5 @@ def _batches(reviews: Iterator[Review], shard: Shard, batch_rows: int) -> Iterat
                 except UnicodeDecodeError:
                     reason = "invalid_utf8"
             bad.append(BadRecord(row=row, byte_offset=None, reason=reason, excerpt=excerpt(content)))
-        yield make_batch(_table(good.values(), texts, shard.schema), list(good), bad)
+        yield make_batch(_table(good.values(), texts, _schema(columns)).select(shard.schema.names), list(good), bad)
         next_row += len(some)

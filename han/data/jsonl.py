@@ -1,7 +1,7 @@
-r"""JSON lines: bytes -> lines -> records -> a table with the same columns all along.
+r"""JSON lines: bytes -> lines -> records -> a table with the same columns for every batch.
 
-Lines end at b"\n" alone: U+2028, \x0b or U+0085 in a review never break a row. Objects need not have the same keys; the columns are
-those of the first records, and what fits none of them is handed back, never bent or dropped in silence.
+Only b"\n" ends a line: U+2028, \x0b or U+0085 in a review never break a row. Objects need not have the same keys. The columns are those
+of the first records. A record with a value that does not fit its column is returned as a bad record.
 """
 
 from __future__ import annotations
@@ -28,33 +28,35 @@ from han.data.files import (
     is_unicode,
     make_batch,
     open_bytes,
+    shard_bytes,
     size_of,
 )
 from han.types import Mistake
 
 Record: TypeAlias = dict[str, Any]
 
-RANGE_BYTES = 16 << 20  # of a file that is not compressed, for one shard
+RANGE_BYTES = 16 << 20  # largest shard of a plain file
 LONGEST_LINE = 16 << 20  # bytes
-DEEPEST = 32  # objects and lists in one another: a list is two levels in Parquet, of which its readers take 100
-SCHEMA_RECORDS = 1_000  # records that decide the columns, or those in the first RANGE_BYTES
+DEEPEST = 32  # levels of nesting: a list is two levels in Parquet, whose readers accept 100
+SCHEMA_RECORDS = 1_000  # records that decide the columns; fewer if they exceed RANGE_BYTES
 
 _MISFITS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def look_at_jsonl(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    """Shards of some 16 MB that begin and end with a line; a compressed file is one shard."""
+    """Shards that begin and end with a line, of at most some 16 MB; a compressed file is one shard."""
     whole = replace(whole, schema=_guess_schema(whole.path, columns))
     if is_compressed(whole.path):
         return [whole]
+    size = size_of(whole.path)
     with open_bytes(whole.path) as stream:
-        starts = [(0, 0), *_line_starts(stream)]
-    stops = [start for start, _ in starts[1:]] + [size_of(whole.path)]
+        starts = [(0, 0), *_line_starts(stream, shard_bytes(size, RANGE_BYTES))]
+    stops = [start for start, _ in starts[1:]] + [size]
     return [replace(whole, start=start, stop=stop, first_row=row) for (start, row), stop in zip(starts, stops, strict=True)]
 
 
 def read_jsonl(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
-    """Blank lines are neither records nor bad, but count as rows."""
+    """Blank lines are not records, but they count as rows."""
     with open_bytes(shard.path) as stream:
         lines = _read_lines(stream, start=shard.start, stop=shard.stop, first_row=shard.first_row)
         for some in in_batches(lines, batch_rows, size=lambda line: len(line.content or b"")):
@@ -92,7 +94,7 @@ class _Line:
 
 
 def _read_lines(stream: BinaryIO, *, start: int, stop: int, first_row: int) -> Iterator[_Line]:
-    """Lines that are not blank from byte `start`, where a line starts, to byte `stop` (-1: the end)."""
+    """The lines from byte `start`, which begins a line, to byte `stop` (-1: the end), without blank lines."""
     if start:
         stream.seek(start)
     buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
@@ -110,10 +112,10 @@ def _read_lines(stream: BinaryIO, *, start: int, stop: int, first_row: int) -> I
         offset, row = offset + length, row + 1
 
 
-def _line_starts(stream: BinaryIO) -> Iterator[tuple[int, int]]:
+def _line_starts(stream: BinaryIO, range_bytes: int) -> Iterator[tuple[int, int]]:
     """(byte, row) of the first line that starts in each range of the file but the first."""
     position = row = 0
-    while chunk := stream.read(RANGE_BYTES):
+    while chunk := stream.read(range_bytes):
         newline = chunk.find(b"\n")
         if position and 0 <= newline < len(chunk) - 1:
             yield position + newline + 1, row + 1
@@ -122,8 +124,8 @@ def _line_starts(stream: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _parse(line: _Line) -> Record | BadReason:
-    """The line's object. NaN, Infinity, 1e400, other values than objects and nesting over DEEPEST are malformed; of two equal keys the
-    last counts; raw control characters inside strings are let through."""
+    """The object on a line. Malformed are NaN, Infinity, 1e400, a value that is not an object, and nesting over DEEPEST. Of two equal keys
+    the last counts. Raw control characters in strings are accepted."""
     if line.content is None:
         return "too_large"
     try:
@@ -152,7 +154,7 @@ def _refuse_constant(name: str) -> None:
 def _finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits} is more than a float64 holds")
+        raise ValueError(f"{digits} exceeds float64")
     return number
 
 
@@ -160,12 +162,12 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant, parse
 
 
 def _guess_schema(path: str, columns: ColumnsConfig) -> pa.Schema:
-    """Arrow's types of the first records; a column without one settled type is of strings, which hold JSON."""
+    """Arrow's types of the first records. A column whose values have no common type holds strings of JSON."""
     records = _first_records(path)
     names = dict.fromkeys(name for record in records for name in record if is_unicode(name))
     kinds = {name: _guess_type([record.get(name) for record in records]) for name in names}
     if any(isinstance(record.get(columns.text), str) for record in records):
-        kinds[columns.text] = pa.string()  # whatever else stands there is a bad record
+        kinds[columns.text] = pa.string()  # a record whose text is not a string is bad
     return pa.schema(list(kinds.items()))
 
 
@@ -195,7 +197,7 @@ def _guess_type(values: list[Any]) -> pa.DataType:
 
 
 def _is_settled(kind: pa.DataType) -> bool:
-    """Nothing in it is only null so far, nor a struct without fields, which Parquet cannot hold."""
+    """Whether the type has no part that was always null, and no struct without fields, which Parquet cannot hold."""
     if pa.types.is_list(kind):
         return _is_settled(kind.value_type)
     if pa.types.is_struct(kind):
@@ -204,9 +206,9 @@ def _is_settled(kind: pa.DataType) -> bool:
 
 
 def _fitting(records: list[Record], schema: pa.Schema) -> tuple[pa.Table, dict[int, BadReason]]:
-    """The records that fit the schema, and the positions of those that do not. Keys that the schema lacks are left out.
+    """The records that fit the schema, and the reasons of those that do not, by position. Keys outside the schema are dropped.
 
-    A string column keeps a value that is no string as its JSON text; every other value must be of its column's type.
+    A string column stores a value that is not a string as JSON. Any other value must have the type of its column.
     """
     misfits: dict[int, BadReason] = {}
     try:

@@ -1,4 +1,4 @@
-"""Parquet: a shard is a row group or a part of one. Rows that cannot be reviews are taken out, the others stay as they are."""
+"""Parquet: a shard is a row group or a part of one, and only the columns of the shard's schema are decoded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ import pyarrow.parquet as pq
 
 from han.config import ColumnsConfig
 from han.data.columns import checked, is_string, refuse_doubles
-from han.data.files import BATCH_BYTES, BOMB_RATIO, Batch, Shard, size_of
+from han.data.files import BATCH_BYTES, BOMB_RATIO, FILE_SHARDS, Batch, Shard, size_of
 from han.storage import filesystem
 from han.types import Mistake
 
-SLICED_ROWS = 5_000  # a row group with more rows is cut,
-SLICES = 16  # into so many at most, since reading a slice decodes its row group from the start
-CLAIMED_BYTES = 256 << 20  # a Parquet file may claim to hold so much, or BOMB_RATIO times its size
+SLICED_ROWS = 5_000  # most rows of a shard, unless its row group would give more than SLICES
+SMALLEST_SLICE = 250  # rows; a second of work
+FEW_GROUPS = 8  # a file with fewer row groups is cut into smaller shards, so that it keeps the CPUs of one machine busy
+SLICES = 16  # most shards of a row group, because reading a slice decodes its row group from the start
+CLAIMED_BYTES = 256 << 20  # most bytes that a Parquet file may claim to hold, or BOMB_RATIO times its size
 
-# A Parquet footer holds its Arrow schema in base64, in which a word has three spellings, by its position modulo 3.
+# A Parquet footer holds its Arrow schema in base64. There a word has three spellings, depending on its position modulo 3.
 _EXTENSION = b"ARROW:extension:name"
 _EXTENSIONS = [base64.b64encode(bytes(lead) + _EXTENSION)[math.ceil(lead * 8 / 6) : (lead + len(_EXTENSION)) * 8 // 6] for lead in range(3)]
 
 
 def look_at_parquet(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
-    """One shard a row group, or up to 16 for one of over 5,000 rows; none where there are no rows."""
+    """The shards of a file, none if it has no rows. A row group is one shard, or up to 16 of equal size if it is large or one of few."""
     _refuse_extensions(whole.path)
     with _open_parquet(whole.path) as file:
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        # Arrow cannot take rows out of views.
+        # Arrow cannot take rows from string views.
         kinds = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in file.schema_arrow]
         schema = pa.schema(list(zip(file.schema_arrow.names, kinds, strict=True)))
     claimed, size = sum(group.total_byte_size for group in groups), size_of(whole.path)
@@ -41,17 +43,20 @@ def look_at_parquet(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
         raise Mistake(f"{whole.path} is {size:,} bytes and claims to hold {claimed:,}: write it again, in several files")
     refuse_doubles(whole.path, schema.names)
     shards, first_row = [], 0
+    most = SLICED_ROWS
+    if len(groups) < FEW_GROUPS:
+        most = min(most, max(SMALLEST_SLICE, math.ceil(sum(group.num_rows for group in groups) / FILE_SHARDS)))
     for index, group in enumerate(groups):
-        step = max(SLICED_ROWS, math.ceil(group.num_rows / SLICES))
-        for start in range(0, group.num_rows, step):
-            stop = min(start + step, group.num_rows)
+        pieces = min(SLICES, math.ceil(group.num_rows / most))
+        cuts = [group.num_rows * piece // pieces for piece in range(pieces + 1)] if pieces else []
+        for start, stop in itertools.pairwise(cuts):
             shards.append(replace(whole, group=index, start=start, stop=stop, first_row=first_row + start, schema=schema))
         first_row += group.num_rows
     return shards
 
 
 def _refuse_extensions(path: str) -> None:
-    """Opening a Parquet file runs code of every registered extension type that it names (Ray's may unpickle), so look before that."""
+    """Opening a Parquet file runs code of each registered extension type in it (Ray's may unpickle). So look at the bytes first."""
     system, name = filesystem(path)
     with system.open_input_file(name) as file:
         size = file.size()
@@ -73,7 +78,7 @@ def _open_parquet(path: str, *, metadata: pq.FileMetaData | None = None, as_dict
         metadata=metadata,
         filesystem=system,
         read_dictionary=as_dictionaries,
-        pre_buffer=False,  # read through a buffer, a row group is decoded page by page; pre_buffer would hold it whole
+        pre_buffer=False,  # decode a row group page by page; pre_buffer would hold all of it
         buffer_size=1 << 20,
         page_checksum_verification=True,
         arrow_extensions_enabled=False,
@@ -83,10 +88,11 @@ def _open_parquet(path: str, *, metadata: pq.FileMetaData | None = None, as_dict
 def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iterator[Batch]:
     end = 0
     with _open_parquet(shard.path) as file:
-        metadata, strings = file.metadata, [field.name for field in file.schema_arrow if is_string(field.type)]
-    # As dictionaries, a string that many rows share is held once until its rows are cut into pieces.
+        metadata, names = file.metadata, [name for name in file.schema_arrow.names if name in shard.schema.names]
+        strings = [name for name in names if is_string(file.schema_arrow.field(name).type)]
+    # In a dictionary, a string that many rows share is held once until the rows are cut into pieces.
     with _open_parquet(shard.path, metadata=metadata, as_dictionaries=strings) as file:
-        for record_batch in file.iter_batches(batch_rows, row_groups=[shard.group]):
+        for record_batch in file.iter_batches(batch_rows, row_groups=[shard.group], columns=names):
             begin, end = end, end + len(record_batch)
             first, last = max(begin, shard.start), min(end, shard.stop)
             for start, stop in _pieces(record_batch.slice(first - begin, max(0, last - first))):
@@ -98,7 +104,7 @@ def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Itera
 
 
 def _pieces(rows: pa.RecordBatch) -> Iterator[tuple[int, int]]:
-    """Where to cut, so that the strings of a piece take some BATCH_BYTES: 600 bytes of Parquet can mean 10 MB in every row."""
+    """Rows from and to of pieces whose strings take about BATCH_BYTES: 600 bytes of Parquet can mean 10 MB in every row."""
     sizes = np.zeros(len(rows), np.int64)
     for column in rows.columns:
         if pa.types.is_dictionary(column.type) and is_string(column.type):

@@ -1,8 +1,8 @@
-"""Where reviews come from: an input is cut into shards by what it holds alone, and a shard reads the same each time.
+"""Reading reviews: an input is cut into shards, which depend on the input alone, and a shard reads the same each time.
 
-Parquet is cut by row groups, plain JSON lines by bytes, folders of texts by files; CSV, compressed text and the archive are one stream.
-A record that cannot be a review (no text, not UTF-8, a broken line) is handed back beside the others with its row and the reason, so
-in = out + bad always holds. What is wrong with a whole file is a `Mistake`.
+Parquet is cut by row groups, plain JSON lines and CSV by bytes, folders of texts by files. Compressed text and the archive are one stream.
+A record that cannot be read as a review (no text, not UTF-8, a broken line) is returned with its row and the reason, so that
+records in = records read + bad records. An error in a whole file is a `Mistake`. A file that changes while it is read is `InputChanged`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,47 @@ from typing import Any
 import pyarrow as pa
 
 from han.config import ColumnsConfig
-from han.data import imdb, samples
+from han.data import imdb, samples, text_files
 from han.data.columns import is_string
 from han.data.csv import look_at_csv, read_csv
-from han.data.files import BadRecord, Batch, Kind, Shard, blaming, escaped, file_name, find_files, identity, size_of, split_of
+from han.data.files import (
+    BadRecord,
+    Batch,
+    InputChanged,
+    Kind,
+    Member,
+    Shard,
+    blaming,
+    changed_member,
+    changed_message,
+    escaped,
+    file_name,
+    find_files,
+    identity,
+    members_identity,
+    size_of,
+    split_of,
+)
 from han.data.jsonl import look_at_jsonl, read_jsonl
 from han.data.parquet import look_at_parquet, read_parquet
-from han.data.text_files import look_at_texts, read_texts
 from han.types import Mistake
 
-__all__ = ["REVIEWS", "BadRecord", "Batch", "Shard", "find_shards", "is_imdb_id", "random_review", "read", "read_ids", "reviews"]
+__all__ = [
+    "REVIEWS",
+    "BadRecord",
+    "Batch",
+    "InputChanged",
+    "Shard",
+    "find_shards",
+    "identities",
+    "is_imdb_id",
+    "random_review",
+    "read",
+    "read_ids",
+    "refuse_changed",
+    "reviews",
+    "select",
+]
 
 REVIEWS = pa.schema([("review_id", pa.string()), ("text", pa.string()), ("label", pa.string()), ("rating", pa.int8())])
 
@@ -37,7 +68,7 @@ _LOOK: dict[Kind, Callable[[Shard, ColumnsConfig], list[Shard]]] = {
     "jsonl": look_at_jsonl,
     "folder": imdb.look_at_folder,
     "tar": imdb.look_at_archive,
-    "texts": look_at_texts,
+    "texts": text_files.look_at_texts,
 }
 _READ: dict[Kind, Callable[[Shard, ColumnsConfig, int], Iterator[Batch]]] = {
     "parquet": read_parquet,
@@ -45,25 +76,32 @@ _READ: dict[Kind, Callable[[Shard, ColumnsConfig, int], Iterator[Batch]]] = {
     "jsonl": read_jsonl,
     "folder": imdb.read_folder,
     "tar": imdb.read_archived,
-    "texts": read_texts,
+    "texts": text_files.read_texts,
 }
+_LIST: dict[str, Callable[[str], list[Member]]] = {"folder": imdb.list_folder, "texts": text_files.list_folder}
 _INTEGER = re.compile(r"[-+]?[0-9]+")
+_DEFAULT = ColumnsConfig()
 
 
 def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
-    """All shards of an input, in the order of its rows. Whatever can be wrong with it before any work is a `Mistake` here.
+    """All shards of an input, in the order of its rows. Every error that can be found before any work is a `Mistake` here.
 
     `input` is a file, a glob, a folder of files, a folder of texts, an aclImdb folder, its archive, or "sample" (see
-    `files.find_files`). A file may lack columns that others have (they read as null), but one name has one type; every file has the text
-    column and, if `labelled` and unless its name says unsup, the label column. Columns of CSV are strings as they stand in the file; those
-    of JSON are the keys of its first 1,000 records, in Arrow's types; those of a folder of texts are the id (a file's name) and the text.
+    `files.find_files`). A file may lack columns that others have (they read as null), but a column has one type. Every file must have the
+    text column and, if `labelled`, the label column, unless its name says unsup. A column that the user named must exist: the id in every
+    file, the label and the rating in one file. CSV columns are numbers or strings (see `csv`). JSON columns are the keys of the first 1,000
+    records, in Arrow's types. A folder of texts has two columns: the id, which is the name of a file, and the text.
+
+    labelled: labels are read too, and no other columns than those of a review are.
     """
     with blaming(input):
         files = find_files(str(samples.REVIEWS) if input == "sample" else input)
     found = [shards for path, kind in files if (shards := _look(path, kind, columns, labelled=labelled))]
     if not found:
         raise Mistake(f"{input} holds no reviews: 0 rows")
-    schema = _one_schema(shards[0] for shards in found)
+    of_reviews = {columns.text, columns.review_id, columns.label, columns.rating}
+    _check_named(input, [shards[0] for shards in found], columns)
+    schema = _one_schema((shards[0] for shards in found), of_reviews if labelled else None)
     shards = [replace(shard, schema=schema) for each in found for shard in each]
     if labelled:
         tried = min(shards, key=lambda shard: ("train", "test", "unsup").index(shard.split))
@@ -73,20 +111,35 @@ def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[S
 
 
 def read(shard: Shard, columns: ColumnsConfig, *, batch_rows: int = 1024) -> Iterator[Batch]:
-    """The shard's records in file order, at most `batch_rows` a batch, in bounded memory. A file that breaks off is a `Mistake`."""
-    with blaming(shard.path):
-        yield from _READ[shard.kind](shard, columns, batch_rows)
+    """The shard's records in file order, at most `batch_rows` in a batch, in bounded memory.
+
+    A file that cannot be read to its end is a `Mistake`. A file that is not the one that was found, before or after it is read, is
+    `InputChanged`.
+    """
+    _refuse_changed_file(shard)
+    try:
+        with blaming(shard.path):
+            yield from _READ[shard.kind](shard, columns, batch_rows)
+    except (Mistake, OSError):
+        _refuse_changed_file(shard)  # then this is the cause
+        raise
+    _refuse_changed_file(shard)
+
+
+def select(shards: Iterable[Shard], names: Collection[str]) -> list[Shard]:
+    """The same shards with some of their columns alone; the others are not decoded."""
+    return [replace(shard, schema=pa.schema([field for field in shard.schema if field.name in names])) for shard in shards]
 
 
 def reviews(batch: Batch, shard: Shard, columns: ColumnsConfig, *, labelled: bool) -> pa.Table:
     """The batch as `REVIEWS`: id, text, name of the label (null: unlabelled, or not `labelled`), stars (null: none).
 
-    An id that is missing, null or empty is <file name>:<row>. A label that is an integer without a name, or that is none of
+    An id that is missing, null or empty becomes <file name>:<row>. An integer label without a name, and a label that is not in
     `columns.label_names`, is a `Mistake`.
     """
-    given = _values(batch, columns.review_id)
+    ids_in_file = _values(batch, columns.review_id)
     numbered = [f"{file_name(shard.path)}:{row}" for row in batch.rows]
-    ids = [other if value is None or value == "" else str(value) for value, other in zip(given, numbered, strict=True)]
+    ids = [other if value is None or value == "" else str(value) for value, other in zip(ids_in_file, numbered, strict=True)]
     values = _values(batch, columns.label) if labelled else [None] * len(ids)
     labels = [_label(value, review_id, shard, columns) for value, review_id in zip(values, ids, strict=True)]
     ratings = [_stars(value) for value in _values(batch, columns.rating)]
@@ -96,17 +149,40 @@ def reviews(batch: Batch, shard: Shard, columns: ColumnsConfig, *, labelled: boo
 
 
 def identities(shards: Iterable[Shard]) -> dict[str, list[int | str]]:
-    """What every file or folder of an input is now, by path, so that a changed input is another job (see `files.identity`)."""
-    return {path: identity(path) for path in sorted({shard.path for shard in shards})}
+    """The identity of every file or folder of an input when its shards were found, by path, so that a changed input is another job."""
+    return {path: list(members_identity(members) if members else found) for path, (found, members, _) in _by_path(shards).items()}
+
+
+def refuse_changed(shards: Iterable[Shard]) -> None:
+    """`InputChanged` if a file of the input is not the one that was found, or if a folder has other files than it had."""
+    for path, (found, members, kind) in _by_path(shards).items():
+        if not members and identity(path) != found:
+            raise InputChanged(changed_message(path))
+        if members and (name := changed_member(members, _LIST[kind](path))):
+            raise InputChanged(changed_message(f"{path}/{name}"))
+
+
+def _by_path(shards: Iterable[Shard]) -> dict[str, tuple[tuple[int | str, ...], list[Member], Kind]]:
+    """Identity, files of the folder and kind of each path of an input."""
+    by_path: dict[str, tuple[tuple[int | str, ...], list[Member], Kind]] = {}
+    for shard in sorted(shards, key=lambda shard: shard.path):
+        by_path.setdefault(shard.path, (shard.identity or (), [], shard.kind))[1].extend(shard.members)
+    return by_path
+
+
+def _refuse_changed_file(shard: Shard) -> None:
+    """A folder is not looked at here: its readers look at each file."""
+    if shard.identity is not None and identity(shard.path) != shard.identity:
+        raise InputChanged(changed_message(shard.path))
 
 
 def is_imdb_id(review_id: str) -> bool:
-    """Whether the Large Movie Review Dataset names its reviews so: train/pos/1_7."""
+    """Whether an id has the form of the Large Movie Review Dataset: train/pos/1_7."""
     return imdb.parse_id(review_id) is not None
 
 
 def read_ids(path: Path) -> frozenset[str]:
-    """The review ids of a file, one a line. A missing file, or one without ids, is a `Mistake`."""
+    """The review ids in a file, one on a line. A missing file, and a file without ids, is a `Mistake`."""
     try:
         ids = frozenset(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
     except FileNotFoundError:
@@ -119,19 +195,41 @@ def read_ids(path: Path) -> frozenset[str]:
 
 
 def _look(path: str, kind: Kind, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
-    """The shards of one file, none where it has no rows. Its text, ids and labels are there and of types that can be read."""
+    """The shards of one file, none if it has no rows. A column that is missing, or whose type cannot be read, is a `Mistake`."""
     if kind not in ("folder", "texts") and size_of(path) == 0:
         raise Mistake(f"{path} is empty, 0 bytes: give a file with reviews, or leave it out")
     whole = Shard(path=path, kind=kind, split=split_of(path), group=0, start=0, stop=-1, first_row=0, schema=pa.schema([]))
+    if kind not in ("folder", "texts"):
+        whole = replace(whole, identity=identity(path))
     with blaming(path):
         shards = _LOOK[kind](whole, columns)
     for shard in shards[:1]:
         _check_column(shard, columns.text, option="text", fits=is_string, wanted="strings", required=True)
-        _check_column(shard, columns.review_id, option="review-id", fits=_is_name, wanted="strings or integers", required=False)
+        _check_column(
+            shard,
+            columns.review_id,
+            option="review-id",
+            fits=_is_name,
+            wanted="strings or integers",
+            required=columns.review_id != _DEFAULT.review_id,
+        )
         if labelled:
             has_labels = shard.split != "unsup"
             _check_column(shard, columns.label, option="label", fits=_is_name, wanted="names or integers", required=has_labels)
     return shards
+
+
+def _check_named(input: str, firsts: list[Shard], columns: ColumnsConfig) -> None:
+    """A label or rating column that the user named, and that no file has, is a `Mistake`."""
+    for option in ("label", "rating"):
+        name = getattr(columns, option)
+        if name != getattr(_DEFAULT, option) and not any(name in shard.schema.names for shard in firsts):
+            raise Mistake(_no_column(input, name, firsts[0].schema, option))
+
+
+def _no_column(where: str, name: str, schema: pa.Schema, option: str) -> str:
+    present = ", ".join(escaped(each)[:40] for each in schema.names[:20])
+    return f"{where} has no column {name}: it has {present}. Name the right one with --columns.{option}"
 
 
 def _check_column(shard: Shard, name: str, *, option: str, fits: Callable[[pa.DataType], bool], wanted: str, required: bool) -> None:
@@ -140,8 +238,7 @@ def _check_column(shard: Shard, name: str, *, option: str, fits: Callable[[pa.Da
         if not fits(kind):
             raise Mistake(f"{shard.path}: column {name} holds {kind}, not {wanted}: name another with --columns.{option}")
     elif required:
-        there = ", ".join(escaped(each)[:40] for each in shard.schema.names[:20])
-        raise Mistake(f"{shard.path} has no column {name}: it has {there}. Name the right one with --columns.{option}")
+        raise Mistake(_no_column(shard.path, name, shard.schema, option))
 
 
 def _is_name(kind: pa.DataType) -> bool:
@@ -149,16 +246,21 @@ def _is_name(kind: pa.DataType) -> bool:
     return is_string(kind) or bool(pa.types.is_integer(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain))
 
 
-def _one_schema(shards: Iterable[Shard]) -> pa.Schema:
-    """The columns of all files together. JSON's types are guesses and give way to each other; others must agree."""
+def _one_schema(shards: Iterable[Shard], names: Collection[str] | None) -> pa.Schema:
+    """The columns of all files together; names: these alone. Types of JSON and CSV are guesses and may be widened. Others must agree."""
+    guessed = ("jsonl", "csv")
     kinds: dict[str, pa.DataType] = {}
     first: dict[str, Shard] = {}
     for shard in shards:
         for name, kind in zip(shard.schema.names, shard.schema.types, strict=True):
+            if names is not None and name not in names:
+                continue
             before, other = kinds.setdefault(name, kind), first.setdefault(name, shard)
             if before == kind:
                 continue
-            if not shard.kind == other.kind == "jsonl":
+            fixed = {each for each, owner in ((before, other), (kind, shard)) if owner.kind not in guessed}
+            is_csv = "csv" in (shard.kind, other.kind)
+            if fixed and not (is_csv and fixed == {pa.string()}):
                 raise Mistake(f"column {name} holds {before} in {other.path} but {kind} in {shard.path}: give both one type")
             kinds[name] = pa.float64() if {before, kind} == {pa.int64(), pa.float64()} else pa.string()
     return pa.schema(list(kinds.items()))
@@ -170,7 +272,7 @@ def _values(batch: Batch, column: str) -> list[Any]:
 
 
 def _label(value: Any, review_id: str, shard: Shard, columns: ColumnsConfig) -> str | None:
-    """A label's name. A string that is an integer (CSV has no others) indexes the names too, unless the names are integers themselves."""
+    """A label's name. An integer in a string indexes the names too, as in CSV, unless the names are integers themselves."""
     names = columns.label_names
     if value is None or value == "":
         return None
@@ -202,15 +304,16 @@ def _stars(value: Any) -> int | None:
 
 
 def random_review(source: str, columns: ColumnsConfig, *, seed: int | None = None) -> tuple[str, str | None, str]:
-    """Some review of an input, drawn by shard and then by row: its id, the name of its label if it has one, its text.
+    """A random review of an input: its id, the name of its label or None, its text. An input without a text is a `Mistake`.
 
-    seed: None draws another one each time.
+    A shard is drawn first, then a row. seed: None draws another review each time.
     """
     draw = random.Random(seed)  # noqa: S311 - no secret
-    shards = find_shards(source, columns, labelled=False)
-    while True:
-        shard = draw.choice(shards)
+    used = {columns.text, columns.review_id, columns.label, columns.rating}
+    shards = select(find_shards(source, columns, labelled=False), used)
+    for shard in draw.sample(shards, len(shards)):
         found = [row for batch in read(shard, columns) for row in reviews(batch, shard, columns, labelled=True).to_pylist()]
         if found:
             row = draw.choice(found)
             return row["review_id"], row["label"], row["text"]
+    raise Mistake(f"{source} has no review with a text: every value of its column {columns.text} is null or cannot be read")

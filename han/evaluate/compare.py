@@ -1,4 +1,4 @@
-"""Runs side by side: the settings that differ, the best epochs' figures, the curves; read from their folders, in any state, without Ray."""
+"""Runs side by side: settings that differ, metrics of the best epochs, and curves. Read from the run folders, in any state, without Ray."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 520, 220, 52, 24  # of a chart, in its own uni
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A run as its folder shows it."""
+    """A run, read from its folder."""
 
-    name: str  # distinct among those it is compared with
-    state: str  # finished, or how far it came
+    name: str  # unique among the compared runs
+    state: str  # finished, or its progress
     settings: dict[str, Any]  # flat
     data: str | None  # fingerprint of the encoded reviews; None in runs of an older version
     encoding: str  # fingerprint of the encoder
@@ -35,20 +35,20 @@ class Compared:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best epoch's line, None before there is one."""
+        """The best epoch's line, or None before the first epoch."""
         return self.history[best_epoch(self.history)] if self.history else None
 
 
 def read(folders: Sequence[Path]) -> list[Compared]:
-    """The runs in these folders, a sweep's being those of its trials. What is no run, or fewer than two, is a `Mistake`."""
+    """The runs in these folders; for a sweep, the runs of its trials. A folder without a run, or fewer than two runs, is a `Mistake`."""
     found = [run for folder in folders for run in _runs_of(folder)]
     if len(set(found)) < 2:
-        raise Mistake(f"{len(set(found))} run to compare: give the folders of two or more runs, or of a sweep")
+        raise Mistake(f"{len(set(found))} run(s) to compare: give the folders of two or more runs, or of a sweep")
     return [_read(folder, name) for folder, name in zip(found, _names(found), strict=True)]
 
 
 def differing(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs, each with its value in every run."""
+    """Settings that differ between runs, with the value of every run."""
     rows = []
     for name in sorted({name for run in runs for name in run.settings}):
         values = [json.dumps(run.settings[name], ensure_ascii=False).strip('"') if name in run.settings else "-" for run in runs]
@@ -58,14 +58,14 @@ def differing(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
 
 
 def measured(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Figures of every run's best epoch on its development split; accuracy with its 95% interval."""
+    """Metrics of every run's best epoch on its development split; accuracy with its 95% interval."""
     rows = [("best epoch", [f"{run.best['epoch']} of {len(run.history)}" if run.best else "-" for run in runs])]
     rows.append(("development reviews", [f"{run.best['num_reviews']:,}" if run.best else "-" for run in runs]))
     return rows + [(name.replace("_", " "), [_figure(run.best, name) for run in runs]) for name in FIGURES]
 
 
 def warnings(runs: Sequence[Compared]) -> list[str]:
-    """Why the figures may not be of the same thing."""
+    """Reasons why the metrics may not be comparable."""
     told = []
     data = {run.data for run in runs}
     if None in data:
@@ -107,12 +107,12 @@ def _runs_of(folder: Path) -> list[Path]:
         return [folder]
     trials = sorted(path.parent for path in folder.glob("trials/*/config.json"))
     if not trials:
-        raise Mistake(f"{folder} holds no run (no config.json of a training) and no sweep (no trials/): give what jobs.train wrote")
+        raise Mistake(f"{folder} holds no run (no config.json of a training) and no sweep (no trials/): give folders that `train` wrote")
     return trials
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all of them apart."""
+    """The shortest ends of the paths that distinguish all of them."""
     whole = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, whole)) + 1):
         names = ["/".join(parts[-length:]) for parts in whole]
@@ -155,7 +155,7 @@ def _hue(index: int) -> str:
 
 
 def _chart(runs: Sequence[Compared], name: str, caption: str) -> str:
-    """One figure by epoch, a line a run, from the smallest value of all to the largest."""
+    """One metric by epoch, one line for each run, scaled from the smallest to the largest value."""
     values = [line[name] for run in runs for line in run.history if line.get(name) is not None]
     if not values:
         return ""

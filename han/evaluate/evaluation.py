@@ -1,4 +1,4 @@
-"""How good a model is on labelled reviews, with the same Scorers that score a dump."""
+"""Metrics of a model on labelled reviews, computed with the scorers of batch scoring."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _ANSWERS = pa.schema([("label", pa.int32()), ("rating", pa.int8()), ("num_tokens
 
 
 def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, config: ScoreConfig, report: Report) -> dict[str, Any]:
-    """Write the figures of `metrics.measure` on the labelled reviews of `source` to `out`/metrics.json; returns them.
+    """Write the metrics (`metrics.measure`) of the labelled reviews of `source` to `out`/metrics.json, and return them.
 
-    Where the input has a test split, they are of that split alone. Records without a label, and those that cannot be scored, are left
-    out and counted.
+    If the input has a test split, only that split is measured. Records without a label, and records that cannot be scored, are left out and
+    counted.
     """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"metrics.json"}):
         raise Mistake(f"--out {out} holds something else: give a new folder")
     model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
-    if not columns.label_names:  # an integer means to the data what it meant to the model
+    if not columns.label_names:  # integer labels mean the same as for the model
         columns = dataclasses.replace(columns, label_names=loaded.labels)
     shards = sources.find_shards(source, columns, labelled=True)
     test = [shard for shard in shards if shard.split == "test"]
@@ -46,9 +46,9 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
         labelled=True,
         config=config,
         sink=_Answers,
-        ask=local_scorer,
+        make_scorer=local_scorer,
         cpus=1,
-        goes_on=False,
+        survives_broken_files=False,
     )
     results = list(pool.run(items, task, report))
     answers = pa.concat_tables([pa.ipc.open_stream(content).read_all() for _, content in results]).combine_chunks()
@@ -70,7 +70,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
 
 
 class _Answers:
-    """The sink of a shard whose answers are compared with its labels."""
+    """A sink that compares the answers of a shard with its labels."""
 
     attempts: Attempts | None = None
 

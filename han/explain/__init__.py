@@ -1,6 +1,6 @@
-"""Answers drawn on the original text: an HTML page, a fragment for a notebook, a terminal, charts as SVG.
+"""Scores drawn on the original text: an HTML page, a fragment for a notebook, a terminal; and charts as SVG.
 
-What is drawn is self-contained, and no text can act as markup or as a terminal command.
+The pages load nothing, and no text can act as markup or as a terminal command.
 """
 
 from typing import TYPE_CHECKING

@@ -1,18 +1,27 @@
 """A bidirectional GRU over rows of any lengths, without padding.
 
-The weights are `torch.nn.GRU`'s. On a GPU its cuDNN kernel runs over the packed rows. On a CPU torch's own packed GRU has a backward pass
-whose cost grows with the square of the batch (each time step adds a gradient as large as the whole input), so here the recurrence is an
-autograd Function over the same packed layout: both directions in one batched product, the gates kept for the backward pass.
+The weights are those of `torch.nn.GRU`. On a GPU its cuDNN kernel runs over the packed rows. On a CPU the recurrence is an autograd
+Function over compiled kernels (`kernels`), because the backward pass of torch's own packed GRU costs the square of the batch. Where numba
+cannot be imported, `_Recurrence` computes the same in torch, one time step after another.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+_WAYS = ("", "_reverse")  # suffixes of nn.GRU's parameters
+_TOKENS_FOR_THREADS = 2_000  # a thread starts in 0.1 ms, the time of about 100 tokens
 
 
 class RaggedGRU(nn.Module):
@@ -28,10 +37,21 @@ class RaggedGRU(nn.Module):
 
     def forward(self, inputs_TE: Tensor, lengths: Tensor) -> Tensor:
         """States of every step, both directions: [T, 2H]. inputs_TE: rows end to end; lengths: int64, on the CPU, all >= 1, sum T."""
-        packing = _pack(lengths)
         if inputs_TE.is_cuda:
-            return self._packed(inputs_TE, packing)
-        return self._cpu(inputs_TE, packing)
+            return self._packed(inputs_TE, _pack(lengths))
+        projected_T6 = self.project(inputs_TE)
+        if compiled() is None or projected_T6.dtype not in (torch.float32, torch.float64):
+            return self._by_steps(projected_T6, _pack(lengths))
+        weights = [parameter for kind in ("weight_hh", "bias_hh") for parameter in self.both_ways(kind)]
+        return _CompiledRecurrence.apply(projected_T6, *weights, lengths)  # type: ignore[no-any-return, no-untyped-call]
+
+    def project(self, inputs_TE: Tensor) -> Tensor:
+        """W_ih x + b_ih of both directions in one product: [T, 6H], gates r, z, n forwards, then backwards."""
+        return nn.functional.linear(inputs_TE, torch.cat(self.both_ways("weight_ih")), torch.cat(self.both_ways("bias_ih")))
+
+    def both_ways(self, kind: str) -> list[Tensor]:
+        """The parameters `kind` (as `weight_hh`) of the forward and the backward direction."""
+        return [getattr(self.gru, f"{kind}_l0{way}") for way in _WAYS]
 
     def _packed(self, inputs_TE: Tensor, packing: _Packing) -> Tensor:
         """torch's own packed GRU: cuDNN on a GPU."""
@@ -40,20 +60,111 @@ class RaggedGRU(nn.Module):
         states: PackedSequence = self.gru(packed)[0]
         return states.data.index_select(0, forward)
 
-    def _cpu(self, inputs_TE: Tensor, packing: _Packing) -> Tensor:
-        parts: dict[str, list[Tensor]] = {
-            kind: [getattr(self.gru, f"{kind}_l0{way}") for way in ("", "_reverse")]
-            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        }
-        projected = [
-            torch.addmm(bias, inputs_TE, weight.T).index_select(0, tokens)
-            for bias, weight, tokens in zip(parts["bias_ih"], parts["weight_ih"], packing.tokens, strict=True)
-        ]
-        weight_2H3 = torch.stack(parts["weight_hh"]).transpose(1, 2)
-        bias_213 = torch.stack(parts["bias_hh"]).unsqueeze(1)
-        states_2TH = _Recurrence.apply(torch.stack(projected), weight_2H3, bias_213, packing.batch_sizes.tolist())  # type: ignore[no-untyped-call]
+    def _by_steps(self, projected_T6: Tensor, packing: _Packing) -> Tensor:
+        """The recurrence in torch, without a compiler."""
+        ways = projected_T6.chunk(2, dim=1)
+        projected_2T3 = torch.stack([way.index_select(0, tokens) for way, tokens in zip(ways, packing.tokens, strict=True)])
+        weight_2H3 = torch.stack(self.both_ways("weight_hh")).transpose(1, 2)
+        bias_213 = torch.stack(self.both_ways("bias_hh")).unsqueeze(1)
+        states_2TH = _Recurrence.apply(projected_2T3, weight_2H3, bias_213, packing.batch_sizes.tolist())  # type: ignore[no-untyped-call]
         states = [way.index_select(0, positions) for way, positions in zip(states_2TH, packing.positions, strict=True)]
         return torch.cat(states, dim=1)
+
+
+@functools.cache
+def compiled() -> ModuleType | None:
+    """The compiled kernels, or None where numba does not support this Python or is not installed. Imports numba at the first call."""
+    try:
+        from han.model import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortedRows:
+    """Rows longest first, as the kernels process them."""
+
+    rows: NDArray[np.int64]  # [rows], the number of each sorted row
+    starts: NDArray[np.int64]  # [rows], its first token
+    lengths: NDArray[np.int64]  # [rows], its tokens
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> SortedRows:
+        """lengths: int64 [rows], on the CPU."""
+        array = lengths.numpy()
+        rows = np.argsort(-array, kind="stable")
+        return cls(rows=rows, starts=(np.cumsum(array) - array)[rows], lengths=array[rows])
+
+
+def run_in_threads(kernel: Callable[..., None], num_tokens: int, *before: Any, after: tuple[Any, ...]) -> None:
+    """kernel(*before, worker, num_workers, *after) for every worker: as many as torch has threads, one for few tokens."""
+    num_workers = torch.get_num_threads() if num_tokens > _TOKENS_FOR_THREADS else 1
+    others = [threading.Thread(target=kernel, args=(*before, worker, num_workers, *after)) for worker in range(1, num_workers)]
+    for thread in others:
+        thread.start()
+    kernel(*before, 0, num_workers, *after)
+    for thread in others:
+        thread.join()
+
+
+def padded(array: NDArray[Any], width: int) -> NDArray[Any]:
+    """`array` with zeros after its last axis, up to a multiple of `width`."""
+    return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % width)]))
+
+
+def recurrent_weights(weight_hh: list[Tensor], bias_hh: list[Tensor], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """W_hh transposed, [2, H, 3Hp], and b_hh, [2, 3Hp], of both directions; each gate is padded to a multiple of `width`."""
+    hidden = weight_hh[0].shape[1]
+    weights = torch.stack(weight_hh).detach().view(2, 3, hidden, hidden).permute(0, 3, 1, 2).numpy()
+    bias = torch.stack(bias_hh).detach().view(2, 3, hidden).numpy()
+    return padded(weights, width).reshape(2, hidden, -1), padded(bias, width).reshape(2, -1)
+
+
+class _CompiledRecurrence(torch.autograd.Function):
+    """h_t = (1 - z) n + z h_{t-1}; gates r, z, n as in torch.nn.GRU. The inputs are already projected.
+
+    projected_T6: [T, 6H]; weights [3H, H] and biases [3H] of both directions; lengths: int64 [rows]. Returns [T, 2H].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected_T6: Tensor, weight: Tensor, weight_reverse: Tensor, bias: Tensor, bias_reverse: Tensor, lengths: Tensor
+    ) -> Tensor:
+        kernels = compiled()
+        assert kernels is not None  # noqa: S101 - RaggedGRU.forward has checked it
+        total, hidden = len(projected_T6), weight.shape[1]
+        table = projected_T6.detach().contiguous().numpy().ravel()
+        width = kernels.WIDTH[table.dtype]
+        weights, biases = recurrent_weights([weight, weight_reverse], [bias, bias_reverse], width)
+        states = np.empty((total + 2) * 2 * hidden, table.dtype)
+        states[total * 2 * hidden :] = 0
+        kept = np.empty((total + 1) * 8 * hidden if any(ctx.needs_input_grad) else 0, table.dtype)
+        rows = SortedRows.of(lengths)
+        run_in_threads(kernels.forward, total, table, rows.starts, rows.lengths, weights, biases, width, after=(states, kept))
+        ctx.save_for_backward(weight, weight_reverse)
+        ctx.rows, ctx.states, ctx.kept = rows, states, kept
+        return torch.from_numpy(states[: total * 2 * hidden].reshape(total, 2 * hidden))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        kernels = compiled()
+        assert kernels is not None  # noqa: S101
+        total, hidden = len(grad_states), grad_states.shape[1] // 2
+        dtype = ctx.states.dtype
+        weights = padded(torch.stack(ctx.saved_tensors).numpy(), kernels.WIDTH[dtype])
+        grad_projected, grad_recurrent, before = (np.empty(total * size * hidden, dtype) for size in (6, 2, 2))
+        arguments = (grad_states.contiguous().numpy().ravel(), ctx.rows.starts, ctx.rows.lengths, weights, ctx.states, ctx.kept)
+        run_in_threads(kernels.backward, total, *arguments, after=(grad_projected, grad_recurrent, before))
+        results = [torch.from_numpy(array).view(total, 2, -1) for array in (before, grad_projected, grad_recurrent)]
+        of_weights, of_biases = [], []
+        for way in range(2):
+            inputs, of_gates, of_candidate = (result[:, way] for result in results)
+            of_products = (of_gates[:, : 2 * hidden], of_candidate)
+            of_weights.append(torch.cat([part.T @ inputs for part in of_products]))
+            of_biases.append(torch.cat([part.sum(0) for part in of_products]))
+        return (results[1].view(total, -1), *of_weights, *of_biases, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

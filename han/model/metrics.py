@@ -1,7 +1,7 @@
-"""How good the answers are: figures from probabilities and labels, the same for two classes and for many.
+"""Figures of quality from probabilities and labels, for two or more classes.
 
-What can be merged is merged by sums (`Sums`), never by averaging averages. AUC and calibration need the order of all reviews, so they are
-computed once from all the probabilities.
+Figures of parts are merged by sums (`Sums`), never by averaging averages. AUC and calibration need the order of all reviews, so they are
+computed once from all probabilities.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def best_epoch(history: Sequence[dict[str, Any]]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """What parts of a data set say together: add them, then read the figures."""
+    """Sums over a part of a data set. Add the parts, then read the figures."""
 
     confusion: Int64s  # [C, C], reviews; a row is a true label, a column an answer
     log_loss: float  # nats, over all reviews
@@ -97,9 +97,9 @@ class Sums:
     @property
     def f1(self) -> list[float | None]:
         """One for each class: 2 TP / (2 TP + FP + FN); None for a class that is neither a truth nor an answer."""
-        found = 2 * np.diagonal(self.confusion)
-        asked = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return [float(one / other) if other else None for one, other in zip(found, asked, strict=True)]
+        numerators = 2 * np.diagonal(self.confusion)
+        denominators = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
+        return [float(above / below) if below else None for above, below in zip(numerators, denominators, strict=True)]
 
     @property
     def macro_f1(self) -> float:

@@ -6,17 +6,24 @@ Two levels of the same shape: words make a sentence vector, sentences make a rev
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from han.config import ModelConfig
-from han.model.gru import RaggedGRU
+from han.model.gru import RaggedGRU, SortedRows, compiled, padded, recurrent_weights, run_in_threads
 from han.types import Attention, RaggedBatch
+
+# Beyond this size of the folded table the words of each batch are projected instead: hidden 50 and 60,000 words need 72 MB.
+FOLDED_BYTES = 400_000_000
 
 
 class HAN(nn.Module):
-    """Reviews of any lengths in, logits and both attentions out."""
+    """The network: logits and both attentions of reviews of any lengths."""
 
     def __init__(self, config: ModelConfig, *, num_words: int, embedding_size: int, num_classes: int) -> None:
         super().__init__()
@@ -73,6 +80,73 @@ class Level(nn.Module):
             per_sample_weights=attention_T.to(states_TD.dtype),
         )
         return vectors, attention_T
+
+
+class FoldedHAN:
+    """A trained `HAN` on the CPU without gradients: compiled kernels, and the input projection folded into the embedding table.
+
+    The answers are those of `HAN.forward` within the rounding of float32. The table is computed here, so later changes of the network's
+    word level have no effect. Needs `gru.compiled()`.
+    """
+
+    def __init__(self, network: HAN) -> None:
+        """network: on the CPU, float32 or float64; evaluation mode is assumed, dropout is left out."""
+        self.network = network
+        self.words = _CompiledLevel(network.words)
+        self.sentences = _CompiledLevel(network.sentences) if network.sentences.gru is not None else None
+        weight = network.embedding.weight
+        self.table: NDArray[Any] | None = None
+        if weight.shape[0] * 6 * self.words.hidden * weight.element_size() <= FOLDED_BYTES:
+            self.table = self.words.project(weight)
+
+    @torch.inference_mode()
+    def __call__(self, batch: RaggedBatch) -> Attention:
+        """As `HAN.forward`. A token id outside the vocabulary is an IndexError."""
+        ids = batch.token_ids.numpy()
+        if ids.min() < 0 or ids.max() >= self.network.embedding.num_embeddings:
+            raise IndexError(f"token ids from {ids.min()} to {ids.max()}, the vocabulary has {self.network.embedding.num_embeddings} words")
+        table = self.table
+        if table is None:
+            distinct, ids = np.unique(ids, return_inverse=True)
+            table = self.words.project(self.network.embedding.weight[torch.from_numpy(distinct)])
+        vectors_SD, word_attention = self.words(table, ids, batch.sentence_lengths)
+        if self.sentences is None:
+            reviews_RD, sentence_attention = self.network.sentences(vectors_SD, batch.review_lengths)
+        else:
+            projected = self.sentences.project(vectors_SD)
+            reviews_RD, sentence_attention = self.sentences(projected, np.arange(len(vectors_SD)), batch.review_lengths)
+        logits = self.network.read_out(reviews_RD)
+        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention)
+
+
+class _CompiledLevel:
+    """The weights of one `Level` with a GRU, laid out for the kernels."""
+
+    def __init__(self, level: Level) -> None:
+        assert level.gru is not None  # noqa: S101
+        kernels = compiled()
+        assert kernels is not None  # noqa: S101
+        self.gru, self.kernel = level.gru, kernels.infer
+        weight = level.attention.weight.detach().numpy()
+        self.hidden, self.width = weight.shape[1] // 2, kernels.WIDTH[weight.dtype]
+        self.recurrent = recurrent_weights(self.gru.both_ways("weight_hh"), self.gru.both_ways("bias_hh"), self.width)
+        attention = (weight.T, level.attention.bias.detach().numpy(), level.context.detach().numpy())
+        self.attention = tuple(padded(array, self.width) for array in attention)
+
+    @torch.no_grad()
+    def project(self, inputs: Tensor) -> NDArray[Any]:
+        """W_ih x + b_ih of rows [N, E], flat [N * 6H]."""
+        return self.gru.project(inputs).numpy().ravel()
+
+    def __call__(self, table: NDArray[Any], ids: NDArray[np.int64], lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors [rows, 2H], attention [T]); ids: int64 [T], the row of `table` that is a token's input."""
+        sorted_rows = SortedRows.of(lengths)
+        vectors = np.empty((len(lengths), 2 * self.hidden), table.dtype)
+        attention = np.empty(len(ids), table.dtype)
+        rows = (sorted_rows.starts, sorted_rows.lengths)
+        weights = (*self.recurrent, *self.attention, sorted_rows.rows, self.width)
+        run_in_threads(self.kernel, len(ids), table, ids, *rows, *weights, after=(vectors, attention))
+        return torch.from_numpy(vectors), torch.from_numpy(attention)
 
 
 def softmax_in_rows(scores_T: Tensor, rows_T: Tensor, num_rows: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Between reviews and arrays: how a batch is laid out, and which reviews share one.
+"""Batches of reviews as flat arrays, and the choice of the reviews that share a batch.
 
-A batch is stored flat (see `types.RaggedBatch`): tokens end to end, then two arrays of lengths. Nothing is padded, so nothing can
-attend to padding and a review scores the same in any company.
+A batch is stored flat (see `types.RaggedBatch`): all tokens, then two arrays of lengths. Nothing is padded, so no attention falls on
+padding, and a review's score does not depend on the other reviews of its batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from han.types import Encoded, Int32s, RaggedBatch
 
 def collate(reviews: Sequence[Encoded]) -> RaggedBatch:
     """R encoded reviews, end to end."""
-    return _batch(
+    return flat_batch(
         np.concatenate([review.token_ids for review in reviews]),
         np.concatenate([review.sentence_lengths for review in reviews]),
         np.array([len(review.sentence_lengths) for review in reviews]),
@@ -28,7 +28,7 @@ def collate(reviews: Sequence[Encoded]) -> RaggedBatch:
 def collate_table(table: pa.Table) -> RaggedBatch:
     """R rows of an encoded folder (`token_ids`, `sentence_lengths`: list<int32>), end to end, without a loop over rows."""
     sentences = table["sentence_lengths"].combine_chunks()
-    return _batch(
+    return flat_batch(
         table["token_ids"].combine_chunks().flatten().to_numpy(),
         sentences.flatten().to_numpy(),
         sentences.value_lengths().to_numpy(),
@@ -54,6 +54,7 @@ def token_batches(num_tokens: Int32s | NDArray[np.int64], *, max_tokens: int) ->
     return batches
 
 
-def _batch(token_ids: Int32s, sentence_lengths: Int32s, review_lengths: Int32s | NDArray[np.int64]) -> RaggedBatch:
+def flat_batch(token_ids: Int32s, sentence_lengths: Int32s, review_lengths: Int32s | NDArray[np.int64]) -> RaggedBatch:
+    """A batch from arrays [T], [S] and [R] of any integer type; they are copied as int64."""
     as_int64 = [torch.from_numpy(array.astype(np.int64)) for array in (token_ids, sentence_lengths, review_lengths)]
     return RaggedBatch(token_ids=as_int64[0], sentence_lengths=as_int64[1], review_lengths=as_int64[2])

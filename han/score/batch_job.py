@@ -1,4 +1,4 @@
-"""A dump of reviews to a folder of scores, on many processes, once for every record (see `publish` for the folder)."""
+"""Score a dump of reviews into a folder, on many processes, each record once (see `publish` for the folder)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from han.data.sources import Shard
 from han.model import artifact
 from han.score import pool, publish
 from han.score.manifest import STAGING
-from han.score.pool import Asked, Item, Report, Task, local_scorer
-from han.score.publish import Job, Part, Record
+from han.score.pool import BatchScorer, Item, Report, Task, local_scorer
+from han.score.publish import Job, Part, PartPlan, Record
 from han.types import Mistake, TooManyBad
 
 _SAMPLE = 512  # records that a dry run scores
-_ASKING_CPUS = 0.01  # of an actor that waits for others to score
+_RAY_S = 6.0  # until a local Ray has started its first actor; measured on 2 CPUs
+_MOST_IMPORTS_S = 6.0
+_FORWARDING_CPUS = 0.01  # of an actor that forwards texts to other scorers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A job that is known to fit its input, before any work."""
+    """A job whose settings were checked against its input and its model, before any work."""
 
     out: str
     model: str
@@ -43,7 +45,7 @@ class Plan:
     output: OutputConfig
     items: tuple[Item, ...]
     job: Job
-    renamed: dict[str, str]  # columns of the input whose names are needed here, and what they are called in the scores
+    renamed: dict[str, str]  # names of input columns that the answers use, and the new names of those columns in the scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,25 +53,38 @@ class Scores:
     """A finished folder of scores."""
 
     manifest: dict[str, Any]  # see `publish`
-    rows_now: int  # scored or quarantined by this call; the others were there already
+    rows_now: int  # scored or quarantined by this call; earlier calls did the others
+
+    @property
+    def num_labelled(self) -> int:
+        """Scored records with a label that the model knows."""
+        return int(self.manifest.get("agreement", {}).get("labelled", 0))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labelled records whose label is the prediction; None without labels."""
+        return self.manifest["agreement"]["agreeing"] / self.num_labelled if self.num_labelled else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a job would take, from some records of its input."""
+    """What a job would take, from a sample of its input."""
 
     num_rows: int
-    is_exact: bool  # whether rows are known, not guessed from bytes
+    is_exact: bool  # whether rows are known, not estimated from bytes
     num_sampled: int  # records
     num_quarantined: int  # of them
+    num_actors: int
     rows_per_s: float  # of one process
+    start_up_s: float  # until the first record is scored
+    took_s: float  # of the whole job, start-up included
     output_mb: float
 
 
 def plan(
     source: str, out: str, *, model: str, columns: ColumnsConfig, config: ScoreConfig, output: OutputConfig, limit: int | None
 ) -> Plan:
-    """Look at the input and the model; what is wrong with either is a `Mistake` here. limit: of records, from the first on; None is all."""
+    """Check the input, the model and the settings; an error in them is a `Mistake`. limit: number of records to score; None is all."""
     shards = sources.find_shards(source, columns, labelled=False)
     model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
@@ -79,6 +94,8 @@ def plan(
         raise Mistake(f"{source} has no column {', '.join(missing)} to carry: it has {', '.join(names)}")
     deciding = {"attention": output.attention, "compression": output.compression, "rows_per_file": output.rows_per_file}
     settings = {**deciding, "carry": output.carry and sorted(output.carry), "columns": as_json(columns), "limit": limit}
+    used = None if output.carry is None else {*output.carry, columns.text, columns.review_id, columns.label}
+    shards = shards if used is None else sources.select(shards, used)
     return Plan(
         out=out,
         model=model,
@@ -93,25 +110,28 @@ def plan(
 
 
 def published(plan: Plan) -> Scores | None:
-    """What is there already, if all of it is; another job's scores are a `Mistake`."""
+    """The scores, if the job is complete already; the scores of another job are a `Mistake`."""
     if not publish.is_published(plan.out, plan.job):
         return None
     return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
 
 
-def score(plan: Plan, report: Report, *, ask: Callable[[Task], Asked] = local_scorer, failpoint: str | None = None) -> Scores:
-    """Score what `plan` says into its folder, which every node sees; the same call again goes on, or does nothing.
+def score(plan: Plan, report: Report, *, make_scorer: Callable[[Task], BatchScorer] = local_scorer, failpoint: str | None = None) -> Scores:
+    """Run the job; its folder must be visible to every node. The same call again resumes the job, or does nothing.
 
-    With more bad records than `max_bad_ratio` allows nothing is published and it raises `TooManyBad`; what is done stays staged. A disk
-    that fails raises its OSError. ask: what the actors ask; failpoint: where a process is to die (see `Failpoint`).
+    Raises `TooManyBad` if more records are bad than `max_bad_ratio` allows; nothing is published, and finished parts stay staged. An input
+    that changes during the run raises `InputChanged`, and nothing is published. A disk that fails raises its OSError. make_scorer: makes
+    the scorer of an actor; failpoint: where a process kills itself (see `Failpoint`).
     """
     with publish.claimed(plan.out, plan.job, failpoint=failpoint) as claim:
         if claim is None:
             return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
-        # What travels to the actors is small: they know their shards by another way.
+        # Actors get their shards in another way, so their plan is small.
         small = dataclasses.replace(plan, items=(), job={**plan.job, "input": {}})
         task = _task(
-            plan, sink=functools.partial(begin_part, plan=small, began=claim.began, run=secrets.token_hex(4), failpoint=failpoint), ask=ask
+            plan,
+            sink=functools.partial(begin_part, plan=small, began=claim.began, run=secrets.token_hex(4), failpoint=failpoint),
+            make_scorer=make_scorer,
         )
         finished = dict(claim.records)
         rows_now, bad = 0, sum(record["quarantined"] for record in finished.values())
@@ -127,13 +147,14 @@ def score(plan: Plan, report: Report, *, ask: Callable[[Task], Asked] = local_sc
                 bad += record["quarantined"]
                 if num_rows is not None and bad > plan.output.max_bad_ratio * num_rows:
                     break
+            sources.refuse_changed(item.shard for item in plan.items)
         except Mistake:
             if claim.is_new and not finished:
                 publish.abandon(claim)
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(error.errno, f"{error.strerror}; {_room_needed(plan, list(finished.values()))}", plan.out) from None
+                raise OSError(error.errno, f"{error.strerror}; {_space_needed(plan, list(finished.values()))}", plan.out) from None
             raise
         num_rows = num_rows or sum(record["rows_in"] for record in finished.values())
         if bad > plan.output.max_bad_ratio * num_rows:
@@ -150,9 +171,11 @@ def _both(report: Report, watched: Scoring) -> Report:
     return both
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Score records of the first, middle and last shard in this process, into a folder that is thrown away."""
+def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
+    """Score records of the first, middle and last shard in this process, into a folder that is removed. num_cpus: of the job's Ray."""
+    imports_s, loading = _imports_s(), time.monotonic()
     scorer = local_scorer(_task(plan, sink=functools.partial(begin_part, plan=plan, began="", run="", failpoint=None)))
+    load_s = time.monotonic() - loading
     chosen = [plan.items[index] for index in sorted({0, len(plan.items) // 2, len(plan.items) - 1})] if plan.items else []
     took_s, read_bytes = 0.0, 0
     with tempfile.TemporaryDirectory() as folder, publish.claimed(f"{folder}/sample", plan.job, failpoint=None) as claim:
@@ -162,31 +185,47 @@ def estimate(plan: Plan) -> Estimate:
         )
         records = []
         for item in chosen:
+            began = time.monotonic()
             part = sink(item, scorer.labels)
-            for batch in pool.first(sources.read(item.shard, plan.columns, batch_rows=64), math.ceil(_SAMPLE / len(chosen))):
+            for batch in pool.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), math.ceil(_SAMPLE / len(chosen))):
                 reviews = sources.reviews(batch, item.shard, plan.columns, labelled=False)
-                began = time.monotonic()
                 part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist()))
-                took_s += time.monotonic() - began
                 read_bytes += batch.table.nbytes
             records.append(part.close()[0])
+            took_s += time.monotonic() - began
     counts = publish.total(records)
     known = _known_rows(plan)
     rows = max(1, counts["rows_in"])
     num_rows = known if known is not None else round(sum(_bytes_of(item.shard) for item in plan.items) * rows / max(1, read_bytes))
+    num_actors = max(1, min(len(plan.items), plan.config.num_actors or num_cpus))
+    rows_per_s = rows / max(took_s, 1e-9)
+    start_up_s = _RAY_S + imports_s + load_s
     return Estimate(
         num_rows=num_rows,
         is_exact=known is not None,
         num_sampled=counts["rows_in"],
         num_quarantined=counts["quarantined"],
-        rows_per_s=rows / max(took_s, 1e-9),
+        num_actors=num_actors,
+        rows_per_s=rows_per_s,
+        start_up_s=start_up_s,
+        took_s=start_up_s + _in_parallel(num_rows, len(plan.items), num_actors) / rows_per_s,
         output_mb=num_rows / rows * sum(file["bytes"] for record in records for file in record["files"]) / 1e6,
     )
 
 
+def _in_parallel(num_rows: int, num_shards: int, num_actors: int) -> float:
+    """Rows of the busiest actor, if shards are alike: an actor scores whole shards."""
+    return num_rows * math.ceil(num_shards / num_actors) / num_shards if num_shards else 0.0
+
+
+def _imports_s() -> float:
+    """Time that this process took to import its modules, which an actor imports too: the CPU time before the sample was scored."""
+    return min(time.process_time(), _MOST_IMPORTS_S)
+
+
 def _bytes_of(shard: Shard) -> float:
-    """Of the shard's records, before compression: a guess where its file is compressed."""
-    if shard.kind == "jsonl" and shard.stop >= 0:
+    """Bytes of the shard's records, decompressed; an estimate if its file is compressed."""
+    if shard.kind in ("jsonl", "csv") and shard.stop >= 0:
         return shard.stop - shard.start
     return files.size_of(shard.path) * files.expansion(shard.path)
 
@@ -199,22 +238,22 @@ def _known_rows(plan: Plan) -> int | None:
 def _too_many(plan: Plan, records: Sequence[Record], num_rows: int) -> TooManyBad:
     bad = publish.total(records)["quarantined"]
     return TooManyBad(
-        f"{bad:,} of {num_rows:,} records cannot be scored ({publish.told(publish.reasons(records))}), over --max-bad-ratio "
+        f"{bad:,} of {num_rows:,} records cannot be scored ({publish.summary(publish.reasons(records))}), over --max-bad-ratio "
         f"{plan.output.max_bad_ratio:g}: nothing is published. They are in {plan.out}/{STAGING}/parts/*.jsonl.tmp; with a higher "
-        f"ratio the same command goes on from here"
+        f"ratio the same command resumes from here"
     )
 
 
-def _room_needed(plan: Plan, records: Sequence[Record]) -> str:
+def _space_needed(plan: Plan, records: Sequence[Record]) -> str:
     num_rows, done = _known_rows(plan), publish.total(records)["rows_in"]
     if not done:
-        return "not one part fits: see --dry-run for the size of all"
+        return "not one part fits: --dry-run True shows the size of all"
     parts_left = len(plan.items) - len(records)
     share = (num_rows - done) / done if num_rows else parts_left / len(records)
-    return f"some {share * sum(file['bytes'] for record in records for file in record['files']) / 1e6:,.1f} MB more are needed"
+    return f"about {share * sum(file['bytes'] for record in records for file in record['files']) / 1e6:,.1f} MB more are needed"
 
 
-def _task(plan: Plan, *, sink: Callable[[Item, tuple[str, ...]], Part], ask: Callable[[Task], Asked] = local_scorer) -> Task:
+def _task(plan: Plan, *, sink: Callable[[Item, tuple[str, ...]], Part], make_scorer: Callable[[Task], BatchScorer] = local_scorer) -> Task:
     return Task(
         model=plan.model,
         fingerprint=plan.fingerprint,
@@ -222,14 +261,14 @@ def _task(plan: Plan, *, sink: Callable[[Item, tuple[str, ...]], Part], ask: Cal
         labelled=False,
         config=plan.config,
         sink=sink,
-        ask=ask,
-        cpus=1 if ask is local_scorer else _ASKING_CPUS,
-        goes_on=plan.output.bad_files == "quarantine",
+        make_scorer=make_scorer,
+        cpus=1 if make_scorer is local_scorer else _FORWARDING_CPUS,
+        survives_broken_files=plan.output.bad_files == "quarantine",
     )
 
 
 def _items(shards: Sequence[Shard], columns: ColumnsConfig, limit: int | None) -> list[Item]:
-    """The shards that hold the first `limit` records of the input, named alike whenever the job runs."""
+    """The shards that hold the first `limit` records of the input. A shard has the same name in every run."""
     items: list[Item] = []
     for index, shard in enumerate(shards):
         if limit == 0:
@@ -244,16 +283,17 @@ def _items(shards: Sequence[Shard], columns: ColumnsConfig, limit: int | None) -
 
 
 def begin_part(item: Item, labels: tuple[str, ...], *, plan: Plan, began: str, run: str, failpoint: str | None) -> Part:
-    return Part(
-        plan.out,
-        item.name,
+    metadata = {"model": plan.fingerprint, "version": han.__version__, "began": began, "settings": json.dumps(plan.job["settings"])}
+    part = PartPlan(
+        place=plan.out,
+        name=item.name,
         file=item.shard.path,
         schema=item.shard.schema,
         labels=labels,
-        text_column=plan.columns.text,
-        id_column=plan.columns.review_id,
+        columns=plan.columns,
         output=plan.output,
-        metadata={"model": plan.fingerprint, "version": han.__version__, "began": began, "settings": json.dumps(plan.job["settings"])},
+        metadata=metadata,
         run=run,
         failpoint=failpoint,
     )
+    return Part(part)

@@ -1,7 +1,7 @@
-"""What every scored row promises (see `score.schema`), checked on whole batches as arrays.
+"""The contract of a scored row (see `scorer.schema`), checked on whole batches as arrays.
 
-A check yields what is wrong and the rows of the batch of which it is true. What is null where a number belongs is a number that breaks a
-promise, so nothing here trips over a damaged file.
+A check yields a problem and the rows of the batch that have it. A null in place of a number counts as a number that breaks the contract, so
+a damaged file raises no error here.
 """
 
 from __future__ import annotations
@@ -15,21 +15,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from han.types import AttentionDetail, Float32s, Int32s
+from han.types import AttentionDetail, Float32s, Int32s, Mistake
 
 Rows: TypeAlias = NDArray[np.int64]  # ascending rows of a batch
 Mask: TypeAlias = NDArray[np.bool_]
 Broken: TypeAlias = Iterator[tuple[str, Rows]]
 
-TOLERANCE = 1e-5  # of shares that are to sum to 1,
-ROUNDING = 2.0**-24  # or this for each of them, as float32 is: the shipped model is off by 1.4e-5 over a sentence of 9,000 equal words
+TOLERANCE = 1e-5  # of a sum of shares that must be 1,
+ROUNDING = 2.0**-24  # or this for each share, from float32: the shipped model is off by 1.4e-5 over a sentence of 9,000 equal words
+
+
+def refuse_broken_probabilities(probabilities: Float32s, *, model: str) -> None:
+    """[R, C]. A probability that is not a number from 0 to 1 is a `Mistake` that names the model. Call it before answers are written."""
+    if not are_probabilities(probabilities).all():
+        raise Mistake(f"model {model} gives probabilities that are not numbers from 0 to 1: its weights are broken. Use another --model")
+
+
+def are_probabilities(values: Float32s) -> Mask:
+    """[R], whether all C values of a row are numbers from 0 to 1."""
+    return np.asarray(np.all((values >= 0) & (values <= 1), axis=1))
 
 
 def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) -> Broken:
-    """One label, the most probable; probabilities that are some; counts of tokens; one model."""
+    """The label is the most probable one; probabilities are valid; token counts are possible; the model is the same."""
     label = _integers(pc.index_in(batch["label"], value_set=pa.array(labels)))
     found = np.stack([_floats(column) for column in batch["probabilities"].flatten()], axis=1)  # [R, C]
-    sound: Mask = np.all((found >= 0) & (found <= 1), axis=1)
+    sound = are_probabilities(found)
     probabilities = np.where(sound[:, None], found, 0)
     of_label = probabilities[np.arange(len(label)), label]
     known = sound & (label >= 0)
@@ -57,7 +68,7 @@ class Spans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attended:
-    """The sentences of R reviews and their words, flat; S sentences, T words. What is null has neither."""
+    """The S sentences of R reviews and their T words, flat. A null list is an empty one here."""
 
     null_reviews: Mask  # [R], whether the sentences are null
     null_sentences: Mask  # [S], whether the words are null
@@ -78,37 +89,37 @@ def attended(sentences: pa.ListArray) -> Attended:
     )
 
 
-def broken_detail(batch: pa.RecordBatch, there: Attended, *, attention: AttentionDetail) -> Broken:
-    """Sentences and words are there, or null, exactly as the attention setting says; every token is a word."""
+def broken_detail(batch: pa.RecordBatch, lists: Attended, *, attention: AttentionDetail) -> Broken:
+    """Sentences and words are present or null exactly as the attention setting says; every token is a word."""
     if attention == "none":
-        yield "it has sentences, but attention is none", np.flatnonzero(~there.null_reviews)
+        yield "it has sentences, but attention is none", np.flatnonzero(~lists.null_reviews)
         return
-    yield f"its sentences are null, but attention is {attention}", np.flatnonzero(there.null_reviews)
+    yield f"its sentences are null, but attention is {attention}", np.flatnonzero(lists.null_reviews)
     if attention == "sentences":
-        yield "a sentence has words, but attention is sentences", _owners(there.sentences.offsets, ~there.null_sentences)
+        yield "a sentence has words, but attention is sentences", _owners(lists.sentences.offsets, ~lists.null_sentences)
     else:
-        yield "the words of a sentence are null, but attention is words", _owners(there.sentences.offsets, there.null_sentences)
-        yield "its num_tokens is not the number of its words", np.flatnonzero(_integers(batch["num_tokens"]) != np.diff(there.offsets))
+        yield "the words of a sentence are null, but attention is words", _owners(lists.sentences.offsets, lists.null_sentences)
+        yield "its num_tokens is not the number of its words", np.flatnonzero(_integers(batch["num_tokens"]) != np.diff(lists.offsets))
 
 
-def broken_attention(there: Attended) -> Broken:
+def broken_attention(lists: Attended) -> Broken:
     """Shares of a review over its sentences, and of a sentence over its words where it has any."""
-    sentences, words = there.sentences, there.words
-    not_whole = _not_whole(sentences) & ~there.null_reviews
+    sentences, words = lists.sentences, lists.words
+    not_whole = _not_whole(sentences) & ~lists.null_reviews
     yield "the attention of a sentence is not from 0 to 1", _owners(sentences.offsets, _not_shares(sentences.attention))
     yield "the attention of its sentences does not sum to 1", np.flatnonzero(not_whole)
-    not_whole = _not_whole(words) & ~there.null_sentences
-    yield "the attention of a word is not from 0 to 1", _owners(there.offsets, _not_shares(words.attention))
+    not_whole = _not_whole(words) & ~lists.null_sentences
+    yield "the attention of a word is not from 0 to 1", _owners(lists.offsets, _not_shares(words.attention))
     yield "the attention of the words of a sentence does not sum to 1", _owners(sentences.offsets, not_whole)
 
 
-def broken_spans(there: Attended) -> Broken:
-    """0 <= start < end, one after the other; a sentence reaches from its first word to its last."""
-    sentences, words = there.sentences, there.words
+def broken_spans(lists: Attended) -> Broken:
+    """0 <= start < end; spans do not overlap; a sentence spans from its first word to its last."""
+    sentences, words = lists.sentences, lists.words
     yield "a sentence is not 0 <= start < end", _owners(sentences.offsets, _not_spans(sentences))
     yield "a sentence starts before the one before it ends", _owners(sentences.offsets, _overlaps(sentences, sentences.offsets))
-    yield "a word is not 0 <= start < end", _owners(there.offsets, _not_spans(words))
-    yield "a word starts before the one before it ends", _owners(there.offsets, _overlaps(words, there.offsets))
+    yield "a word is not 0 <= start < end", _owners(lists.offsets, _not_spans(words))
+    yield "a word starts before the one before it ends", _owners(lists.offsets, _overlaps(words, lists.offsets))
     filled = np.diff(words.offsets) > 0
     firsts, lasts = words.offsets[:-1][filled], words.offsets[1:][filled] - 1
     elsewhere = np.zeros(len(filled), np.bool_)
@@ -116,11 +127,11 @@ def broken_spans(there: Attended) -> Broken:
     yield "a sentence does not reach from its first word to its last", _owners(sentences.offsets, elsewhere)
 
 
-def broken_slices(there: Attended, *, texts: pa.StringArray, attention: AttentionDetail) -> Broken:
-    """Spans are code points of the row's own text, and cut words (or sentences) out of it without white space at their ends."""
-    what, spans, offsets = "word", there.words, there.offsets
+def broken_slices(lists: Attended, *, texts: pa.StringArray, attention: AttentionDetail) -> Broken:
+    """Spans are code points of the row's own text, and a word (or sentence) has no white space at its ends."""
+    what, spans, offsets = "word", lists.words, lists.offsets
     if attention == "sentences":
-        what, spans, offsets = "sentence", there.sentences, there.sentences.offsets
+        what, spans, offsets = "sentence", lists.sentences, lists.sentences.offsets
     texts = _filled(texts, "")
     lengths, counts = _integers(pc.utf8_length(texts)), np.diff(offsets)
     outside = (spans.starts < 0) | (spans.ends > np.repeat(lengths, counts))
@@ -134,7 +145,7 @@ def broken_slices(there: Attended, *, texts: pa.StringArray, attention: Attentio
 
 
 def _spans(lists: pa.ListArray) -> tuple[Spans, list[pa.Array]]:
-    """The spans of all lists, and what more their elements hold."""
+    """The spans of all lists, and the other fields of their elements."""
     lengths = _filled(pc.list_value_length(lists), 0).to_numpy()
     starts, ends, attention, *more = lists.flatten().flatten()
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -173,7 +184,7 @@ def _owners(offsets: Rows, elements: Mask) -> Rows:
     return np.unique(np.searchsorted(offsets, np.flatnonzero(elements), side="right") - 1)
 
 
-_SPACE = np.array([chr(code_point).isspace() for code_point in range(0x3002)])  # U+3000 is the last that is one
+_SPACE = np.array([chr(code_point).isspace() for code_point in range(0x3002)])  # U+3000 is the last white space
 
 
 def _mask(column: pa.Array) -> Mask:

@@ -1,4 +1,4 @@
-"""A published folder of scores, as its manifest lists it (see `publish` for the layout)."""
+"""A published folder of scores, described by its manifest (see `publish` for the layout)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Damaged(Exception):
-    """A file that says nothing: its name and what is wrong with it, in one line."""
+    """A file that cannot be read. One line with its name and the problem."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A finished folder, on a disk or in a bucket; names are relative to it."""
+    """A finished folder, on a disk or in a bucket. Names are relative to it."""
 
     system: pyarrow.fs.FileSystem
     path: str
@@ -82,19 +82,19 @@ class Listing:
 
 
 def find(out: str) -> Folder:
-    """A folder, or a URI. One that is missing, or was not finished, is a `Mistake`."""
+    """The folder at a path or URI. A folder that is missing or not finished is a `Mistake`."""
     system, path = filesystem(out.rstrip("/") or "/")
     if system.get_file_info(path).type != pyarrow.fs.FileType.Directory:
-        raise Mistake(f"{out} is no folder: give the --out of a jobs.score that has finished")
+        raise Mistake(f"{out} is no folder: give the --out of a finished jobs.score")
     found = {info.path.removeprefix(f"{path}/"): info for info in system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))}
     sizes = {name: info.size for name, info in found.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
-        raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run the one that writes it again, and then this")
+        raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run that jobs.score again first")
     return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in found))
 
 
 def is_staging(name: str) -> bool:
-    """Whether a name in a folder of scores is what a job stages, or was about to remove when it died."""
+    """Whether a name in a folder of scores belongs to staged files, also to those that a job was removing when it died."""
     return name == STAGING or name.startswith(f"{STAGING}.")
 
 
@@ -111,7 +111,7 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def read_listing(folder: Folder) -> Listing:
-    """What the manifest says. One of another format is a `Mistake`; one that does not say it all is `Damaged`."""
+    """The content of the manifest. Another format is a `Mistake`; missing or wrong values are `Damaged`."""
     manifest = read_json(folder, MANIFEST)
     if manifest.get("format") != FORMAT:
         raise Mistake(f"{folder.path}/{MANIFEST} has format {manifest.get('format')}, not {FORMAT}: use the version that wrote it")

@@ -1,7 +1,7 @@
-"""A pool of Scorers over an input's shards: the one way by which many reviews are scored, for files and for figures alike.
+"""A pool of actors that score the shards of an input. Batch scoring and evaluation both use it.
 
-A shard is the unit: one actor reads it, scores it, gives it to its sink and hands back a small record, so the driver never holds reviews.
-An actor that dies is started anew by Ray Data and begins its shard again, as often as `Attempts` allows.
+An actor reads a shard, scores it, passes the answers to a sink and returns a small record, so the driver never holds reviews. Ray Data
+restarts an actor that dies, and the actor begins its shard again, as often as `Attempts` allows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,22 +24,22 @@ from ray.data import ActorPoolStrategy
 from han.cluster.datasets import configure_ray_data
 from han.config import ColumnsConfig, ScoreConfig
 from han.data import sources
-from han.data.files import BadReason, BadRecord, excerpt, without
+from han.data.files import BadReason, BadRecord, InputChanged, excerpt, without
 from han.data.sources import Batch, Shard
 from han.model import artifact
-from han.score.retries import ALONE_TRIES, BATCH_DEATHS, Attempts
+from han.score.retries import Attempts, BatchState, RecordState, batch_state, record_state
 from han.score.scorer import Scored, Scorer
 from han.types import Mistake
 
 log = logging.getLogger(__name__)
 
-_BATCH_ROWS = 1024  # scored together: enough for batches of like length; with word attention about 4 MB
-_ALONE_SHARE = 5  # a record on its own has a fifth of the time of a batch
+BATCH_ROWS = 1024  # records scored in one call: enough to form batches of similar length; with word attention about 4 MB
+_SINGLE_SHARE = 5  # a record on its own has a fifth of the time of a batch
 _POLL_S = 0.5
 
 
-class Asked(Protocol):
-    """What answers: a `Scorer`, or something that passes the texts on to one."""
+class BatchScorer(Protocol):
+    """A `Scorer`, or an object that forwards texts to one."""
 
     labels: tuple[str, ...]
     fingerprint: str
@@ -49,25 +49,25 @@ class Asked(Protocol):
 
 
 class Sink(Protocol):
-    """What becomes of one shard's answers."""
+    """Receives the answers of one shard."""
 
     @property
     def attempts(self) -> Attempts | None:
-        """Where a worker writes down what it is at; None: a record that fails fails the run."""
+        """The markers of the shard's worker; None: an error in scoring a record ends the run."""
 
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
-        """Take some records of the shard; `scored` is of the rows of `reviews`, which `sources.reviews` made of the batch."""
+        """Take some records of the shard. `scored` has the answers to `reviews`, which `sources.reviews` made from the batch."""
 
     def set_aside(self, bad: BadRecord) -> None:
-        """Take a record that was lost with its file."""
+        """Take a record that cannot be read because its file is damaged."""
 
     def close(self) -> tuple[dict[str, Any], bytes | None]:
-        """The shard's record, as JSON, and any bytes that are to reach the driver."""
+        """The shard's record, as JSON, and optional bytes for the driver."""
 
 
 class Report(Protocol):
     def __call__(self, what: str, done: int, total: int, *, exact: bool = True) -> None:
-        """Rows done and rows in all: 0 where nobody knows yet, an estimate unless `exact`."""
+        """Rows done and total rows: 0 if the total is not known yet, an estimate unless `exact`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +76,11 @@ class Item:
 
     name: str
     shard: Shard
-    num_rows: int | None  # records that count, from the shard's first on; None: all
+    num_rows: int | None  # records to score, from the first of the shard; None: all
 
     @property
     def known_rows(self) -> int | None:
-        """Records, where that is known before they are read."""
+        """Number of records, None if it is not known before they are read."""
         if self.num_rows is None and self.shard.kind in ("parquet", "folder", "texts"):
             return self.shard.stop - self.shard.start
         return self.num_rows
@@ -88,61 +88,55 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What every actor knows."""
+    """The settings of every actor."""
 
     model: str  # as `artifact.find` takes it
-    fingerprint: str  # of that model; a node with another one under the same name is found out
+    fingerprint: str  # of that model; an actor that loads another model under this name ends the run
     columns: ColumnsConfig
     labelled: bool  # whether labels are read
     config: ScoreConfig
     sink: Callable[[Item, tuple[str, ...]], Sink]  # called with the item and the model's labels
-    ask: Callable[[Task], Asked]  # called once in every actor; `local_scorer` loads the model there
+    make_scorer: Callable[[Task], BatchScorer]  # called once in every actor; `local_scorer` loads the model there
     cpus: float  # of an actor
-    goes_on: bool  # where a file breaks off: whether what is left of it is set aside
+    survives_broken_files: bool  # whether the rest of a file that cannot be read is quarantined, or ends the run
 
 
-def local_scorer(task: Task) -> Asked:
-    """The model, in this process."""
+def local_scorer(task: Task) -> BatchScorer:
+    """The model, loaded in this process."""
     torch.set_num_threads(1)
     loaded = artifact.load(artifact.find(task.model))
     return Scorer(loaded, device="cuda" if task.config.gpu else "cpu", batch_tokens=task.config.batch_tokens)
 
 
 def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    """What the sinks of all items closed with, as they come. A `Mistake`, or a disk's OSError, stops every actor before it is raised."""
+    """Yield what the sinks of all items return when they are closed. An actor's `Mistake` or OSError stops all actors and is raised."""
     if not items:
         return
     configure_ray_data(preserve_order=False)
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(items), task.config.num_actors or num_cpus)
-    # On the driver's node: on another it would die with that node, and every worker with it. Workers are started again, it is not.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    counter = ray.remote(num_cpus=0, label_selector=here)(_Counter).remote()
+    # On the driver's node: on another node it would die with that node, and all workers with it. Workers are restarted, it is not.
+    on_this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    coordinator = ray.remote(num_cpus=0, label_selector=on_this_node)(_Coordinator).remote()
     dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items)).map_batches(
         _Worker,
-        fn_constructor_args=(list(items), task, counter),
+        fn_constructor_args=([ray.put(item) for item in items], task, coordinator),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=min(num_actors, num_cpus), max_size=num_actors),
         num_cpus=task.cpus,
         num_gpus=1 if task.config.gpu else None,
     )
-    failure: Exception | None = None
-    with _watched(counter, items, report):
+    with _watched(coordinator, items, report):
         for row in dataset.iter_rows():
-            record = json.loads(row["record"])
-            if "mistake" in record:
-                failure = Mistake(record["mistake"])
-            elif "errno" in record:
-                failure = OSError(record["errno"], record["why"], record["part"])
-            elif "stopped" not in record:
-                yield record, row["content"]
-    if failure:
+            yield json.loads(row["record"]), row["content"]
+    failure = cast(Exception | None, ray.get(cast(Any, coordinator).failure.remote()))
+    if failure is not None:
         raise failure
 
 
 def first(batches: Iterable[Batch], num_rows: int | None) -> Iterator[Batch]:
-    """The batches up to the first `num_rows` records, bad ones among them; None is all."""
+    """The batches up to the first `num_rows` records, bad records included; None is all."""
     for batch in batches:
         rows = np.sort(np.concatenate([batch.rows, [bad.row for bad in batch.bad]]))
         if num_rows is not None and len(rows) >= num_rows:
@@ -160,62 +154,70 @@ def _slice(batch: Batch, start: int, size: int, *, bad: tuple[BadRecord, ...]) -
     return Batch(table=batch.table.slice(start, size), rows=batch.rows[start:end], byte_offsets=offsets, bad=bad)
 
 
-class _Worker:
-    """What an actor of the pool runs: it loads the model once, then scores a shard at a time."""
+_RESULT = pa.schema([("record", pa.string()), ("content", pa.binary())])
 
-    def __init__(self, items: list[Item], task: Task, counter: Any) -> None:
-        self._items, self._task, self._counter = items, task, counter
-        self._asked = task.ask(task)
-        ray.get(counter.ready.remote())
+
+class _Worker:
+    """An actor of the pool. It loads the model once, then scores one shard at a time."""
+
+    def __init__(self, items: list[Any], task: Task, coordinator: Any) -> None:
+        """items: references to the `Item`s, which are large where a shard lists its files."""
+        self._items, self._task, self._coordinator = items, task, coordinator
+        self._scorer = task.make_scorer(task)
+        ray.get(coordinator.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        item = self._items[batch["item"][0].as_py()]
+        """No row if the run was stopped. The coordinator takes an error to the driver as it is."""
+        item: Item = ray.get(self._items[batch["item"][0].as_py()])
+        closed = None
         try:
-            record, content = self._score(item)
+            closed = self._score(item)
         except Mistake as mistake:
-            record, content = {"mistake": str(mistake)}, None
+            ray.get(self._coordinator.stop.remote(mistake))
         except OSError as error:
             if error.errno is None:
                 raise
-            record, content = {"errno": error.errno, "why": error.strerror or str(error), "part": item.name}, None
-        if "mistake" in record or "errno" in record:
-            ray.get(self._counter.stop.remote())
-        return pa.table({"record": [json.dumps(record)], "content": pa.array([content], pa.binary())})
+            ray.get(self._coordinator.stop.remote(OSError(error.errno, error.strerror or str(error), error.filename or item.name)))
+        rows = [] if closed is None else [{"record": json.dumps(closed[0]), "content": closed[1]}]
+        return pa.Table.from_pylist(rows, schema=_RESULT)
 
-    def _score(self, item: Item) -> tuple[dict[str, Any], bytes | None]:
-        if not self._goes_on(item, 0):
-            return {"stopped": item.name}, None
-        if self._asked.fingerprint != self._task.fingerprint:
-            found, wanted = self._asked.fingerprint, self._task.fingerprint
+    def _score(self, item: Item) -> tuple[dict[str, Any], bytes | None] | None:
+        """What the sink returned; None if the run was stopped."""
+        if self._is_stopped(item, 0):
+            return None
+        if self._scorer.fingerprint != self._task.fingerprint:
+            found, wanted = self._scorer.fingerprint, self._task.fingerprint
             raise Mistake(f"a node has {found} as {self._task.model}, not {wanted}: put one model on all nodes")
-        sink = self._task.sink(item, self._asked.labels)
+        sink = self._task.sink(item, self._scorer.labels)
         num_rows = 0
         for batch in self._batches(item, sink):
             for piece, reviews, scored in self._scored(batch, item.shard, sink.attempts):
                 sink.add(piece, reviews, scored)
             num_rows += len(batch.rows) + len(batch.bad)
-            if not self._goes_on(item, num_rows):
+            if self._is_stopped(item, num_rows):
                 if sink.attempts:
-                    sink.attempts.over()
-                return {"stopped": item.name}, None
+                    sink.attempts.clear()
+                return None
         if sink.attempts:
-            sink.attempts.over()
+            sink.attempts.clear()
         closed = sink.close()
-        ray.get(self._counter.finish.remote(item.name))
+        ray.get(self._coordinator.finish.remote(item.name))
         return closed
 
     def _batches(self, item: Item, sink: Sink) -> Iterator[Batch]:
-        """The item's records; what is lost where its file breaks off goes to the sink, if that is to be survived."""
+        """The item's records. If its file cannot be read to the end, the rest goes to the sink as unreadable records, or ends the run."""
         shard = item.shard
-        batches = first(sources.read(shard, self._task.columns, batch_rows=_BATCH_ROWS), item.num_rows)
+        batches = first(sources.read(shard, self._task.columns, batch_rows=BATCH_ROWS), item.num_rows)
         next_row = shard.first_row
         while True:
             if sink.attempts:
                 sink.attempts.reading(next_row)
             try:
                 batch = next(batches, None)
+            except InputChanged:
+                raise
             except Mistake as mistake:
-                if not self._task.goes_on:
+                if not self._task.survives_broken_files:
                     raise
                 end = next_row + 1 if item.known_rows is None else shard.first_row + item.known_rows
                 for row in range(next_row, end):
@@ -227,17 +229,20 @@ class _Worker:
             yield batch
 
     def _scored(self, batch: Batch, shard: Shard, attempts: Attempts | None) -> Iterator[tuple[Batch, pa.Table, Scored]]:
-        """The batch's answers, in one piece unless something is wrong with it: then without the records that end or fail their worker."""
-        deaths = failures = 0
+        """The batch's answers as its `BatchState` says, without the records that kill or fail their worker."""
+        state = BatchState.TOGETHER
         if attempts and len(batch.rows):
             first_row, last_row = int(batch.rows[0]), int(batch.rows[-1])
-            deaths, failures = attempts.deaths(first_row, last_row), attempts.failures(first_row, last_row)
-        answer = None if deaths or failures else self._answer(batch, shard, attempts, is_last_try=attempts is None)
-        if answer:
-            yield answer
-            return
-        batch = without(batch, self._guilty(batch, shard, attempts))
-        size = len(batch.rows) if 0 < deaths < BATCH_DEATHS and not failures else 1
+            state = batch_state(deaths=attempts.deaths(first_row, last_row), failures=attempts.failures(first_row, last_row))
+        if state is BatchState.TOGETHER:
+            answer = self._answer(batch, shard, attempts, is_last_try=attempts is None)
+            if answer or attempts is None:
+                yield from [answer] if answer else []
+                return
+            state = BatchState.SINGLY
+        assert attempts is not None  # noqa: S101 - without attempts the state is TOGETHER
+        batch = without(batch, self._unscorable(batch, shard, attempts))
+        size = len(batch.rows) if state is BatchState.SIFT else 1
         for start in range(0, max(len(batch.rows), 1), max(size, 1)):
             piece = _slice(batch, start, size, bad=() if start else batch.bad)
             answer = self._answer(piece, shard, attempts, is_last_try=True)
@@ -245,12 +250,12 @@ class _Worker:
                 yield answer
 
     def _answer(self, batch: Batch, shard: Shard, attempts: Attempts | None, *, is_last_try: bool) -> tuple[Batch, pa.Table, Scored] | None:
-        """A batch, its reviews, their answers; None where scoring them raised and that is not the last word."""
+        """A batch, its reviews and their answers; None if scoring raised an error and this is not the last try."""
         reviews = sources.reviews(batch, shard, self._task.columns, labelled=self._task.labelled)
-        limit_s = self._task.config.stall_s if len(batch.rows) > 1 else self._task.config.stall_s / _ALONE_SHARE
+        limit_s = self._task.config.stall_s if len(batch.rows) > 1 else self._task.config.stall_s / _SINGLE_SHARE
         try:
-            with _at(attempts, batch, limit_s):
-                return batch, reviews, self._asked.score_flat(reviews["text"].to_pylist())
+            with _marked(attempts, batch, limit_s):
+                return batch, reviews, self._scorer.score_flat(reviews["text"].to_pylist())
         except (Mistake, OSError):
             raise
         except Exception as error:
@@ -261,26 +266,31 @@ class _Worker:
                 attempts.failed(int(batch.rows[0]), int(batch.rows[-1]))
             return None
 
-    def _guilty(self, batch: Batch, shard: Shard, attempts: Attempts | None) -> dict[int, BadRecord]:
-        """The records that may not be scored, by their place in the batch: each is tried on its own, some for the last time."""
-        guilty: dict[int, BadRecord] = {}
+    def _unscorable(self, batch: Batch, shard: Shard, attempts: Attempts) -> dict[int, BadRecord]:
+        """The records that cannot be scored, by their position in the batch. Each record is tried on its own."""
+        unscorable: dict[int, BadRecord] = {}
         for place, row in enumerate(batch.rows.tolist()):
-            alone = _slice(batch, place, 1, bad=())
-            tried = attempts.deaths(row, row) + attempts.failures(row, row) if attempts else 0
-            if not any(self._answer(alone, shard, attempts, is_last_try=False) for _ in range(ALONE_TRIES - tried)):
-                reason: BadReason = "failed" if attempts is None or attempts.failures(row, row) else "poison"
+            single = _slice(batch, place, 1, bad=())
+            state, answer = RecordState.UNTRIED, None
+            while answer is None:
+                state = record_state(deaths=attempts.deaths(row, row), failures=attempts.failures(row, row))
+                if state is not RecordState.UNTRIED:
+                    break
+                answer = self._answer(single, shard, attempts, is_last_try=False)
+            if answer is None:
+                reason: BadReason = "failed" if state is RecordState.FAILED else "poison"
                 offset = None if batch.byte_offsets is None else int(batch.byte_offsets[place])
-                text = excerpt(alone.table[self._task.columns.text][0].as_py())
-                guilty[place] = BadRecord(row=row, byte_offset=offset, reason=reason, excerpt=text)
-        return guilty
+                text = excerpt(single.table[self._task.columns.text][0].as_py())
+                unscorable[place] = BadRecord(row=row, byte_offset=offset, reason=reason, excerpt=text)
+        return unscorable
 
-    def _goes_on(self, item: Item, num_rows: int) -> bool:
-        return bool(ray.get(self._counter.now.remote(item.name, num_rows)))
+    def _is_stopped(self, item: Item, num_rows: int) -> bool:
+        return bool(ray.get(self._coordinator.progressed.remote(item.name, num_rows)))
 
 
 @contextmanager
-def _at(attempts: Attempts | None, batch: Batch, limit_s: float) -> Iterator[None]:
-    """While the body runs, it is on disk what it is at, and a watch that needs no Python ends this process once it takes too long."""
+def _marked(attempts: Attempts | None, batch: Batch, limit_s: float) -> Iterator[None]:
+    """Mark on disk what the body scores, and kill this process if the body takes too long; the timer does not need the interpreter."""
     if attempts and len(batch.rows):
         attempts.scoring(int(batch.rows[0]), int(batch.rows[-1]))
     faulthandler.dump_traceback_later(limit_s, exit=True)
@@ -290,44 +300,50 @@ def _at(attempts: Attempts | None, batch: Batch, limit_s: float) -> Iterator[Non
         faulthandler.cancel_dump_traceback_later()
 
 
-class _Counter:
-    """An actor that knows what all others have done so far, and whether they are to go on."""
+class _Coordinator:
+    """An actor that collects the progress of all workers, and stops them after the first error."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, int] = {}  # of each item that was begun, since its last beginning
+        self._rows: dict[str, int] = {}  # of each item, since it was last begun
         self._finished: set[str] = set()
-        self._is_ready, self._goes_on = False, True
+        self._is_ready = False
+        self._failure: Exception | None = None
 
     def ready(self) -> None:
         self._is_ready = True
 
-    def now(self, name: str, num_rows: int) -> bool:
+    def progressed(self, name: str, num_rows: int) -> bool:
+        """Whether the worker must stop."""
         self._rows[name] = num_rows
-        return self._goes_on
+        return self._failure is not None
 
     def finish(self, name: str) -> None:
         self._finished.add(name)
 
-    def stop(self) -> None:
-        self._goes_on = False
+    def stop(self, failure: Exception) -> None:
+        self._failure = self._failure or failure
+
+    def failure(self) -> Exception | None:
+        """The first error of any worker."""
+        return self._failure
 
     def progress(self) -> tuple[int, int, int] | None:
-        """Rows done, rows of the finished items, finished items; None before the first worker is ready."""
+        """Rows done, rows of the finished items, number of finished items; None before the first worker is ready."""
         if not self._is_ready:
             return None
         return sum(self._rows.values()), sum(self._rows[name] for name in self._finished), len(self._finished)
 
 
 @contextmanager
-def _watched(counter: Any, items: Sequence[Item], report: Report) -> Iterator[None]:
-    """Report rows done and rows in all while the body runs, from the first actor's readiness on."""
+def _watched(coordinator: Any, items: Sequence[Item], report: Report) -> Iterator[None]:
+    """Report rows done and total rows while the body runs, once the first actor is ready."""
     sizes = [item.known_rows for item in items]
     known = None if None in sizes else sum(size or 0 for size in sizes)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_POLL_S):
-            progress = ray.get(counter.progress.remote())
+            progress = ray.get(coordinator.progress.remote())
             if progress is not None:
                 done, rows, finished = progress
                 total = rows * len(items) // finished if known is None and finished else known or 0
@@ -341,6 +357,6 @@ def _watched(counter: Any, items: Sequence[Item], report: Report) -> Iterator[No
     finally:
         over.set()
         watcher.join()
-    progress = ray.get(counter.progress.remote())
+    progress = ray.get(coordinator.progress.remote())
     done = progress[0] if progress else 0
     report("scored", done, done)

@@ -1,19 +1,18 @@
-"""Scores on disk: each part is staged, recorded once it is whole, and all of them are published at once.
+"""Scores on disk: each part is staged, recorded once it is complete, and all parts are published at once.
 
     out/scores/part-*.parquet     the input's columns, then `scorer.schema`
     out/_quarantine/part-*.jsonl  what was not scored, and why
     out/_manifest.json            the job, its counts and its files: every record of the input is either scored or quarantined
     out/_SUCCESS                  written last
-    out/.staging/                 until then: the job, finished parts (*.tmp), a record of each, attempts at the others, the lock;
-                                  .staging.*, for a moment, while it is removed
+    out/.staging/                 until then: the job, finished parts (*.tmp), their records, attempts at the other parts, the lock;
+                                  renamed to .staging.* before it is removed
 
-A part is finished when its record is there, so the same job, started again, goes on with the others. A record names files that no other
-attempt writes: a worker that was thought dead can do no harm. When all parts are finished they are gathered in a hidden neighbour of
-`out`, under their final names, and enter it by one rename: at no moment does a name under `out` end in .parquet unless all of them are
-there. Readers of Parquet folders pass over names that begin with `_` or `.`.
+A part is finished when its record exists, so the same job, started again, continues with the others. A record names files that no other
+attempt writes, so a worker that was wrongly believed dead does no harm. Finished parts are gathered in a hidden folder next to `out`,
+under their final names, and enter `out` by one rename: no name under `out` ends in .parquet before all parts are there. Readers of Parquet
+folders ignore names that begin with `_` or `.`. A name of this layout that is a symbolic link is refused.
 
-A bucket has no rename: there the parts are copied into scores/ one by one, and a reader has to wait for _SUCCESS, or for _manifest.json,
-which lists them.
+A bucket has no rename. There the parts are copied into scores/ one by one, and a reader must wait for _SUCCESS or _manifest.json.
 """
 
 from __future__ import annotations
@@ -34,11 +33,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import han
-from han.config import OutputConfig, differences
+from han.config import ColumnsConfig, OutputConfig, differences
+from han.data.columns import label_numbers
 from han.data.files import BadRecord, excerpt
 from han.data.sources import Batch
 from han.failpoint import Failpoint
-from han.score import scorer
+from han.score import contract, scorer
 from han.score.manifest import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, is_staging
 from han.score.retries import Attempts
 from han.score.scorer import Scored
@@ -48,53 +48,58 @@ from han.types import Mistake
 Job = dict[str, Any]  # JSON: `model` (fingerprint), `input`, `settings`: equal jobs write equal scores
 Record = dict[str, Any]  # JSON of a finished part: counts, reasons, its files with rows, bytes and SHA-256
 
+_STAGED = ("unfinished", "parts", "records", "attempts")  # folders in .staging
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A folder that is ours to write, and what is finished of it."""
+    """A folder that this process may write, and its finished parts."""
 
     out: Folder
     job: Job
-    began: str  # when the job was first started, UTC
+    began: str  # first start of the job, UTC
     records: dict[str, Record]  # of the finished parts, by name
     is_new: bool
     failpoint: Failpoint
 
 
 def is_published(place: str, job: Job) -> bool:
-    """Whether all of `job` is there; another job's scores are a `Mistake`."""
+    """Whether the scores of `job` are complete. The scores of another job, and a link at a name of the layout, are a `Mistake`."""
     out = Folder(place)
+    _refuse_links(out)
     if not out.exists(SUCCESS):
         return False
-    _check_same(out, job, _read_json(out, MANIFEST)["job"])
+    _check_same(out, job, _job(out, MANIFEST))
     return True
 
 
 @contextmanager
 def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | None]:
-    """Hold `place` for `job` while the body runs; None if everything is published already.
+    """Hold `place` for `job` while the body runs; None if the job is published already.
 
-    A folder that holds another job, or anything else, or that another process is writing, is a `Mistake` and stays as it was.
+    A folder that holds another job or other files, or that another process is writing, is a `Mistake` and stays unchanged.
     """
     out = Folder(place)
     if is_published(place, job):
-        _clear(out)  # left by a crash after the last word
+        _clear(out)  # after a crash between _SUCCESS and the removal
         yield None
         return
-    is_new = _check_free(out, job)
+    is_new = _check_unclaimed(out, job)
     with out.locked(f"{STAGING}/lock"):
-        if is_published(place, job):  # the one that held the lock has just finished
+        if is_published(place, job):  # the process that held the lock has just finished
             _clear(out)
             yield None
             return
         staging = out / STAGING
-        for name in ("unfinished", "parts", "records", "attempts"):
+        for name in _STAGED:
             staging.make(name)
         if not staging.exists("job.json"):
             if out.on_disk:
-                out.beside().remove()  # of a folder of this name that was removed by hand
+                out.sibling().remove()  # left by a folder of this name that the user removed
+                out.sync("..")
             staging.write("job.json", _json({"job": job, "began": _now()}), durable=True)
-        records = [_read_json(staging, f"records/{name}") for name in staging.names("records") if name.endswith(".json")]
+        _job(staging, "job.json")
+        records = [_record(staging, f"records/{name}") for name in staging.names("records") if name.endswith(".json")]
         yield Claim(
             out=out,
             job=job,
@@ -106,17 +111,19 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
 
 
 def abandon(claim: Claim) -> None:
-    """Remove what `claimed` and the parts made; nothing of it was published."""
+    """Remove everything that `claimed` and the parts made. Nothing was published."""
     _clear(claim.out)
     claim.out.remove_empty()
 
 
 def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> dict[str, Any]:
-    """Make the finished parts visible; returns the manifest. After a crash the same call goes on where it stopped.
+    """Make the finished parts visible; returns the manifest. After a crash the same call continues.
 
-    about: JSON for the manifest, of this run.
+    about: JSON about this run, for the manifest.
     """
-    out, failpoint, gathered = claim.out, claim.failpoint, claim.out.beside()
+    out, failpoint, gathered = claim.out, claim.failpoint, claim.out.sibling()
+    if gathered.is_link():
+        gathered.remove()
     staging = out / STAGING
     if not out.on_disk:
         gathered = out  # no rename: each file is copied to its final place
@@ -138,12 +145,12 @@ def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> d
         "run": {"version": han.__version__, "began": claim.began, "finished": _now(), **about},
         "counts": total(records),
         "reasons": reasons(records),
+        "agreement": {key: sum(record.get(key, 0) for record in records) for key in ("labelled", "agreeing")},
         "parts": [_public(record) for record in sorted(records, key=lambda record: str(record["part"]))],
     }
     out.write(MANIFEST, _json(manifest), durable=True)
     failpoint.reach("manifest")
     out.write(SUCCESS, _json(manifest["counts"]), durable=True)
-    out.sync("")
     failpoint.reach("success")
     _clear(out)
     return manifest
@@ -154,11 +161,11 @@ def total(records: Sequence[Record]) -> dict[str, int]:
 
 
 def reasons(records: Sequence[Record]) -> dict[str, int]:
-    """How many records were quarantined for what."""
+    """Number of quarantined records by reason."""
     return dict(sum((Counter(record["reasons"]) for record in records), Counter[str]()))
 
 
-def told(reasons: dict[str, int]) -> str:
+def summary(reasons: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
 
 
@@ -167,7 +174,7 @@ def read_manifest(place: str) -> dict[str, Any]:
 
 
 def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
-    """New names of the input's columns whose names are needed here. A column of ids is added where the input has none."""
+    """New names of the input's columns whose names the answers use. An input without ids gets a column review_id."""
     added = [] if review_id in columns else ["review_id"]
     taken = {*columns, *scorer.schema(["any"]).names, *added}
     names: dict[str, str] = {}
@@ -181,47 +188,52 @@ def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
     return names
 
 
-class Part:
-    """One part while it is written: answers to Parquet, what cannot be scored to JSON lines."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartPlan:
+    """The settings of one part."""
 
-    def __init__(
-        self,
-        place: str,
-        name: str,
-        *,
-        file: str,
-        schema: pa.Schema,
-        labels: Sequence[str],
-        text_column: str,
-        id_column: str,
-        output: OutputConfig,
-        metadata: dict[str, str],
-        run: str,
-        failpoint: str | None,
-    ) -> None:
-        """name: of the part, the same whenever the job runs. file: where its records come from; schema: their columns; metadata: of the
-        Parquet files, `model` (fingerprint) among it; run: of the driver."""
-        self._staging = Folder(place) / STAGING
-        self.attempts: Attempts | None = Attempts(self._staging, name, run=run)
-        self.failpoint = Failpoint(failpoint, self._staging)
-        self._name, self._file, self._labels, self._text, self._output = name, file, labels, text_column, output
-        self._model = metadata["model"]
-        kept = [field for field in schema if output.carry is None or field.name in output.carry]
-        names = renamed([field.name for field in kept], review_id=id_column)
+    place: str  # the --out of the job
+    name: str  # the same in every run of the job
+    file: str  # of its records
+    schema: pa.Schema  # of its records
+    labels: tuple[str, ...]  # of the model
+    columns: ColumnsConfig
+    output: OutputConfig
+    metadata: dict[str, str]  # of the Parquet files; `model` is the fingerprint
+    run: str  # of the driver
+    failpoint: str | None
+
+
+class Part:
+    """One part while it is written: answers go to Parquet, records that cannot be scored to JSON lines."""
+
+    def __init__(self, plan: PartPlan) -> None:
+        self._staging = Folder(plan.place) / STAGING
+        self.attempts: Attempts | None = Attempts(self._staging, plan.name, run=plan.run)
+        self.failpoint = Failpoint(plan.failpoint, self._staging)
+        self._name, self._file, self._labels, self._columns, self._output = plan.name, plan.file, plan.labels, plan.columns, plan.output
+        self._model = plan.metadata["model"]
+        kept = [field for field in plan.schema if plan.output.carry is None or field.name in plan.output.carry]
+        names = renamed([field.name for field in kept], review_id=plan.columns.review_id)
         self._carried = [field.name for field in kept]
         fields = [field.with_name(names.get(field.name, field.name)) for field in kept]
-        self._adds_ids = id_column not in self._carried
+        self._adds_ids = plan.columns.review_id not in self._carried
         fields += [pa.field("review_id", pa.string())] if self._adds_ids else []
-        self._schema = pa.schema([*fields, *scorer.schema(labels)], {f"han.{key}": value for key, value in metadata.items()})
+        self._schema = pa.schema([*fields, *scorer.schema(plan.labels)], {f"han.{key}": value for key, value in plan.metadata.items()})
         self._attempt = secrets.token_hex(4)
         self._files: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
-        self._rows = self._num_scored = self._num_tokens = 0
+        self._rows = self._num_scored = self._num_tokens = self._num_labelled = self._num_agreeing = 0
         self._quarantined: list[dict[str, Any]] = []
 
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
-        """Some records of the file; `scored` is of the rows of `reviews`, as `sources.reviews` made them of the batch."""
+        """Take some records. `scored` has the answers to `reviews`, which `sources.reviews` made from the batch.
+
+        A probability that is not a number from 0 to 1 is a `Mistake`, and nothing of the batch is written.
+        """
         self.failpoint.reach("read")
+        contract.refuse_broken_probabilities(scored.probabilities, model=self._model)
+        self._compare_labels(batch, scored)
         ids = reviews["review_id"]
         answers = scorer.to_arrow(scored, labels=self._labels, fingerprint=self._model, attention=self._output.attention)
         kept = batch.table.select(self._carried).take(scored.kept).columns
@@ -245,9 +257,9 @@ class Part:
         self._set_aside(row=bad.row, byte_offset=bad.byte_offset, reason=bad.reason, excerpt=bad.excerpt)
 
     def close(self) -> tuple[Record, None]:
-        """Put the part in its place, then its record: from here on it is finished."""
+        """Move the part to the finished ones, then write its record. After that the part is finished."""
         if not self._files and self._writer is None:
-            self._write(self._schema.empty_table())  # so that a folder without a single score has its columns all the same
+            self._write(self._schema.empty_table())  # a folder without a single score has its columns too
         self._end_file()
         quarantine = None
         if self._quarantined:
@@ -265,6 +277,8 @@ class Part:
             "quarantined": len(self._quarantined),
             "reasons": dict(Counter(line["reason"] for line in self._quarantined)),
             "num_tokens": self._num_tokens,
+            "labelled": self._num_labelled,
+            "agreeing": self._num_agreeing,
             "model": self._model,
             "version": han.__version__,
             "files": self._files,
@@ -272,9 +286,17 @@ class Part:
         }
         self._staging.sync("parts")
         self._staging.write(f"records/{self._name}.json", _json(record), durable=True)
-        self._staging.sync("records")
         self.failpoint.reach("recorded")
         return record, None
+
+    def _compare_labels(self, batch: Batch, scored: Scored) -> None:
+        """Count the scored records that have a label, and those whose label is the prediction."""
+        if self._columns.label not in batch.table.column_names:
+            return
+        column = batch.table[self._columns.label].take(scored.kept)
+        wanted = label_numbers(column, labels=self._labels, label_names=self._columns.label_names)
+        self._num_labelled += int(np.count_nonzero(wanted >= 0))
+        self._num_agreeing += int(np.count_nonzero(wanted == scored.logits.argmax(axis=1)))
 
     def _write(self, table: pa.Table) -> None:
         most = self._output.rows_per_file or max(1, len(table) + self._rows)
@@ -315,7 +337,7 @@ class Part:
         self._files.append({"name": self._named, "staged": self._staged, "rows": self._rows, "bytes": size, "sha256": digest})
 
     def _where(self, staged: str) -> str:
-        """Where a file is written: on a disk apart from the finished ones; an object is not there until it is finished."""
+        """Where a file is written: on a disk apart from the finished files; in a bucket an object appears only when it is finished."""
         return f"{'unfinished' if self._staging.on_disk else 'parts'}/{staged}"
 
     def _set_aside(self, **found: Any) -> None:
@@ -324,7 +346,7 @@ class Part:
 
 
 def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder: str) -> None:
-    """The files of all records, each found to be what its record says, under their final names."""
+    """Move the files of all records to their final names, after a check against the records."""
     gathered.make(folder)
     for record in records:
         listed = record["files"] if folder == SCORES else [record["quarantine"]] if record["quarantine"] else []
@@ -348,17 +370,26 @@ def _check_file(folder: Folder, name: str, file: dict[str, Any], *, is_parquet: 
 
 
 def _public(record: Record) -> Record:
-    """A record without the names that its files had while they were staged."""
+    """A record without the staged names of its files."""
     files = [{key: value for key, value in file.items() if key != "staged"} for file in record["files"]]
     quarantine = record["quarantine"] and {key: value for key, value in record["quarantine"].items() if key != "staged"}
     return {**record, "files": files, "quarantine": quarantine}
 
 
-def _check_free(out: Folder, job: Job) -> bool:
-    """Whether nothing of `job` is there yet. Something else is a `Mistake`."""
-    theirs = (out / STAGING).read("job.json")
-    if theirs is not None:
-        _check_same(out, job, json.loads(theirs)["job"])
+def _refuse_links(out: Folder) -> None:
+    """A symbolic link at a name of the layout is a `Mistake`: writing through it would change files elsewhere."""
+    if out.is_link() and not out.exists():
+        raise Mistake(f"--out {out.place} is a symbolic link to {os.readlink(out.path)}, which does not exist: remove the link")
+    staged = [f"{STAGING}/{name}" for name in ("lock", "job.json", *_STAGED)]
+    for name in (STAGING, SCORES, QUARANTINE, MANIFEST, SUCCESS, *staged):
+        if out.is_link(name):
+            raise Mistake(f"{out.place}/{name} is a symbolic link, and jobs.score does not write through links: remove it")
+
+
+def _check_unclaimed(out: Folder, job: Job) -> bool:
+    """Whether the job has no files yet. Files of another job, and other files, are a `Mistake`."""
+    if (out / STAGING).exists("job.json"):
+        _check_same(out, job, _job(out / STAGING, "job.json"))
         return False
     if out.exists() and (not out.is_folder() or not all(map(is_staging, out.names()))):
         raise Mistake(f"--out {out.place} holds something else: give a new folder")
@@ -372,14 +403,14 @@ def _check_free(out: Folder, job: Job) -> bool:
 
 
 def _clear(out: Folder) -> None:
-    """Remove what is staged. One that waits for the lock in it makes a new one at once: never in a folder that is half removed."""
+    """Remove the staged files. They are renamed first: a process that waits for the lock must not make one in a half-removed folder."""
     if not out.on_disk:
         out.remove(STAGING)
         return
     with suppress(FileNotFoundError):
         out.move(STAGING, f"{STAGING}.{secrets.token_hex(4)}")
     for name in out.names():
-        if name.startswith(f"{STAGING}."):  # this one, or one of a process that died here
+        if name.startswith(f"{STAGING}."):  # this one, and those of processes that died here
             out.remove(name)
 
 
@@ -396,8 +427,33 @@ def _read_json(folder: Folder, name: str) -> dict[str, Any]:
     content = folder.read(name)
     if content is None:
         raise Mistake(f"{folder.place}/{name} is missing: give a new --out")
-    values: dict[str, Any] = json.loads(content)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise _damaged(folder, name)
     return values
+
+
+def _job(folder: Folder, name: str) -> Job:
+    """The job in job.json or in the manifest."""
+    values = _read_json(folder, name)
+    is_whole = isinstance(values.get("began") or values.get("run"), str | dict)
+    if not is_whole or not isinstance(values.get("job"), dict):
+        raise _damaged(folder, name)
+    return dict(values["job"])
+
+
+def _record(folder: Folder, name: str) -> Record:
+    record = _read_json(folder, name)
+    if not {"part", "rows_in", "scored", "quarantined", "reasons", "num_tokens", "files", "quarantine"} <= record.keys():
+        raise _damaged(folder, name)
+    return record
+
+
+def _damaged(folder: Folder, name: str) -> Mistake:
+    return Mistake(f"{folder.place}/{name} is not a file that jobs.score wrote, or it is damaged: give a new --out, or remove the old one")
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -1,13 +1,13 @@
-"""Text to answers: the only way there is, whether one review is typed or a million lie in files.
+"""Text to answers, in one process. Every command and the service score through `Scorer`.
 
-Texts are encoded one by one, scored in batches of like length, and come back in the order they came in. A review's answer does not depend
-on its company: batches hold no padding, and what is left is the rounding of float32 (below 1e-6).
+Texts are encoded, scored in batches of similar length, and returned in their order. A review's answer does not depend on the other
+reviews: batches hold no padding, and the rounding of float32 stays below 1e-6. On a CPU the compiled kernels score (`network.FoldedHAN`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from han.config import ScoreConfig
 from han.model import artifact
 from han.model.artifact import Artifact
+from han.model.gru import compiled
 from han.model.metrics import softmax
-from han.model.ragged import collate, token_batches
-from han.types import AttentionDetail, Encoded, Float32s, Int32s, Refusal, Score, Sentence, Word
+from han.model.network import FoldedHAN
+from han.model.ragged import flat_batch, token_batches
+from han.types import Attention, AttentionDetail, EncodedBatch, Float32s, Int32s, Mistake, RaggedBatch, Refusal, Score, Sentence, Word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +46,18 @@ class Scored:
 
 
 class Scorer:
-    """A loaded model behind its one question: what are these reviews?"""
+    """A loaded model that scores texts."""
 
     def __init__(self, model: Artifact, *, device: str = "cpu", batch_tokens: int = ScoreConfig().batch_tokens) -> None:
-        """batch_tokens: tokens in one forward pass at most, unless a single review has more."""
+        """batch_tokens: maximum of tokens in one forward pass; a longer review gets a pass of its own."""
         self.labels = model.labels
         self.fingerprint = model.fingerprint
         self._encoder = model.encoder
-        self._network = model.network.to(device)
+        network = model.network.to(device)
+        self._network: Callable[[RaggedBatch], Attention] = FoldedHAN(network) if device == "cpu" and compiled() else network
         self._device = device
         self._batch_tokens = batch_tokens
+        self._encoder.warm_up()
 
     def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words") -> list[Score | Refusal]:
         """One `Score` or `Refusal` for each text, in their order."""
@@ -65,48 +69,51 @@ class Scorer:
         return [answers[row] for row in np.argsort(places).tolist()]
 
     def score_flat(self, texts: Sequence[str]) -> Scored:
-        """The same as arrays, for those who write files or figures."""
-        encodings = [self._encoder.encode(text) for text in texts]
-        reviews = [encoded for encoded in encodings if isinstance(encoded, Encoded)]
-        num_tokens = np.array([len(review.token_ids) for review in reviews], dtype=np.int32)
-        review_lengths = np.array([len(review.sentence_lengths) for review in reviews], dtype=np.int32)
-        sentence_lengths = _joined([review.sentence_lengths for review in reviews])
-        spans = _joined([review.spans.ravel() for review in reviews]).reshape(-1, 2)
-        last_words = np.cumsum(sentence_lengths) - 1
-        logits, word_attention, sentence_attention = self._forward(reviews, num_tokens, review_lengths)
+        """The answers as arrays. A logit that is not finite is a `Mistake`: the model is damaged."""
+        encoded = self._encoder.encode_batch(texts)
+        logits, word_attention, sentence_attention = self._forward(encoded)
+        if not np.isfinite(logits).all():
+            raise Mistake(
+                f"model {self.fingerprint} gave logits that are not finite for {int((~np.isfinite(logits)).any(axis=1).sum())} of "
+                f"{len(logits)} reviews: its weights are damaged or diverged in training; use another model"
+            )
+        last_words = np.cumsum(encoded.sentence_lengths) - 1
+        first_words = last_words - encoded.sentence_lengths + 1
         return Scored(
-            kept=np.array([place for place, encoded in enumerate(encodings) if isinstance(encoded, Encoded)], dtype=np.int64),
-            refused=tuple((place, encoded) for place, encoded in enumerate(encodings) if isinstance(encoded, Refusal)),
+            kept=encoded.kept,
+            refused=encoded.refused,
             logits=logits,
             probabilities=softmax(logits).astype(np.float32),
-            num_tokens=num_tokens,
-            num_unknown=np.array([np.count_nonzero(review.token_ids == 0) for review in reviews], dtype=np.int32),
-            num_characters_cut=np.array([review.num_characters_cut for review in reviews], dtype=np.int32),
-            review_lengths=review_lengths,
-            sentence_lengths=sentence_lengths,
-            sentence_spans=np.stack([spans[last_words - sentence_lengths + 1, 0], spans[last_words, 1]], axis=1),
+            num_tokens=encoded.num_tokens,
+            num_unknown=encoded.num_unknown,
+            num_characters_cut=encoded.num_characters_cut,
+            review_lengths=encoded.review_lengths,
+            sentence_lengths=encoded.sentence_lengths,
+            sentence_spans=np.stack([encoded.spans[first_words, 0], encoded.spans[last_words, 1]], axis=1),
             sentence_attention=sentence_attention,
-            spans=spans,
+            spans=encoded.spans,
             word_attention=word_attention,
         )
 
-    def _forward(self, reviews: Sequence[Encoded], num_tokens: Int32s, review_lengths: Int32s) -> tuple[Float32s, Float32s, Float32s]:
+    def _forward(self, encoded: EncodedBatch) -> tuple[Float32s, Float32s, Float32s]:
         """Logits [R, C], word attention [T] and sentence attention [S] in the order of the reviews, whatever the batches."""
-        logits = np.empty((len(reviews), len(self.labels)), dtype=np.float32)
+        num_tokens, review_lengths = encoded.num_tokens, encoded.review_lengths
+        logits = np.empty((len(num_tokens), len(self.labels)), dtype=np.float32)
         word_attention = np.empty(num_tokens.sum(), dtype=np.float32)
         sentence_attention = np.empty(review_lengths.sum(), dtype=np.float32)
         for rows in token_batches(num_tokens, max_tokens=self._batch_tokens):
-            batch = collate([reviews[row] for row in rows])
+            words, sentences = _elements(rows, num_tokens), _elements(rows, review_lengths)
+            batch = flat_batch(encoded.token_ids[words], encoded.sentence_lengths[sentences], review_lengths[rows])
             with torch.inference_mode():
                 answer = self._network(dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device)))
             logits[rows] = answer.logits.cpu().numpy()
-            word_attention[_elements(rows, num_tokens)] = answer.word_attention.cpu().numpy()
-            sentence_attention[_elements(rows, review_lengths)] = answer.sentence_attention.cpu().numpy()
+            word_attention[words] = answer.word_attention.cpu().numpy()
+            sentence_attention[sentences] = answer.sentence_attention.cpu().numpy()
         return logits, word_attention, sentence_attention
 
 
 def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
-    """A `Scorer` of the shipped model (imdb), or of the folder of an artifact, a run or a sweep. No such model is a `Mistake`."""
+    """A `Scorer` of the shipped model (imdb), or of the folder of an artifact, a run or a sweep. A missing model is a `Mistake`."""
     return Scorer(artifact.load(artifact.find(model)), device=device)
 
 
@@ -127,7 +134,7 @@ def schema(labels: Sequence[str]) -> pa.Schema:
 
 
 def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attention: AttentionDetail) -> pa.Table:
-    """R rows of `schema`, straight from the arrays. With `none` `sentences` is null, with `sentences` their `words` are."""
+    """R rows of `schema`. The column `sentences` is null with attention `none`; its `words` are null with attention `sentences`."""
     num_reviews, num_sentences = len(scored.review_lengths), len(scored.sentence_lengths)
     answers = scored.logits.argmax(axis=1)
     words: pa.Array = pa.nulls(num_sentences, _SENTENCE.field("words").type)
@@ -209,14 +216,10 @@ def _sentences(scored: Scored, *, with_words: bool) -> list[Sentence]:
 
 
 def _elements(rows: NDArray[np.int64], lengths: Int32s) -> NDArray[np.int64]:
-    """Where the elements of `rows` lie in a flat array of all rows: the rows' ranges, end to end."""
+    """Indices of the elements of `rows` in a flat array of all rows."""
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     own = lengths[rows]
     return np.repeat(starts[rows] - (np.cumsum(own) - own), own) + np.arange(own.sum())
-
-
-def _joined(parts: Sequence[Int32s]) -> Int32s:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
 
 def _structs(kind: pa.StructType, *columns: Any) -> pa.StructArray:

@@ -1,7 +1,7 @@
-"""A published folder of scores, checked against everything it promises, by whoever reads it.
+"""Check a published folder of scores against its manifest and the contract of its rows.
 
-Nothing is taken from the job that wrote it but the manifest. Files are read batch by batch and rows are checked as arrays, so the memory
-is that of a batch, whatever the folder holds; unique ids take 8 bytes an id more.
+The manifest is the only thing that the check trusts. Files are read in batches and rows are checked as arrays, so the memory is that of one
+batch; the check for unique ids takes 8 bytes more for each id.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from han.score import contract, duplicates, manifest, scorer
 from han.score.manifest import MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, Damaged, Folder, Listing
 from han.types import Mistake
 
-Report: TypeAlias = Callable[[str, int, int], None]  # what is done, rows done, rows in all
+Report: TypeAlias = Callable[[str, int, int], None]  # name of the step, rows done, total rows
 Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "spans", "slices", "ids"]
 
-PROBLEMS = 20  # kept as lines; all are counted
+PROBLEMS = 20  # problems that are kept as lines; all are counted
 
 _QUARANTINE_KEYS = {"file", "row", "byte_offset", "review_id", "reason", "message", "excerpt"}
 _NUM_OURS = len(scorer.schema(["any"]))
 _READ_ROWS = 1024
-_CHECK_ROWS = 256  # of what was read: their arrays stay in the processor's cache, half as fast again as all at once
-_ROW_BITS = 40  # of a row's number beside that of its file in one int64
+_CHECK_ROWS = 256  # rows checked at once: their arrays fit in the processor's cache, which is 1.5 times as fast as 1,024 rows
+_ROW_BITS = 40  # for the row number; the other bits of the int64 hold the number of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was looked at, and what of it does not hold."""
+    """What was checked, and the problems that were found."""
 
-    checked: dict[Kind, int]  # parts, files, lines, rows or ids that were looked at, by what was checked of them
-    broken: dict[Kind, int]  # problems
-    problems: tuple[str, ...]  # the first `PROBLEMS`, a line each: where, and what is wrong
-    notes: tuple[str, ...]  # what is no problem, but good to know
-    listing: Listing | None  # what the folder says of itself, None where that cannot be read
+    checked: dict[Kind, int]  # number of parts, files, lines, rows or ids, by kind of check
+    broken: dict[Kind, int]  # number of problems, by kind of check
+    problems: tuple[str, ...]  # the first `PROBLEMS`, one line each: the place and the problem
+    notes: tuple[str, ...]  # remarks that are not problems
+    listing: Listing | None  # the content of the manifest, None if it cannot be read
 
     @property
     def num_problems(self) -> int:
@@ -53,9 +53,9 @@ class Verdict:
 
 
 def verify(out: str, *, unique_ids: bool, report: Report) -> Verdict:
-    """Check a finished folder, local or a URI. One that is missing, or not finished, is a `Mistake`.
+    """Check a finished folder, a path or a URI. A folder that is missing or not finished is a `Mistake`.
 
-    unique_ids: a review id may be there only once, over scores and quarantine together.
+    unique_ids: a review id may occur only once in the scores and the quarantine together.
     """
     folder, findings, listing = manifest.find(out), _Findings(), None
     try:
@@ -93,14 +93,14 @@ class _Findings:
             self.problems += [f"{name} row {first_row + row}: {what}" for row in rows[: PROBLEMS - len(self.problems)].tolist()]
 
     def compare(self, kind: Kind, where: str, **both: tuple[Any, Any]) -> None:
-        """What was found, and what was promised, by name."""
+        """Compare the value that was found with the value in the manifest, by name."""
         for name, (found, promised) in both.items():
             if found != promised:
                 self.add(kind, f"{where}: {name} {'are' if name.endswith('s') else 'is'} {_plain(found)}, not {_plain(promised)}")
 
 
 def _check_manifest(folder: Folder, listing: Listing, findings: _Findings) -> None:
-    """Every record of the input is scored or quarantined, in each part and in all; nothing is listed twice."""
+    """Counts add up in each part and in total; nothing is listed twice."""
     parts = listing.parts
     findings.checked["manifest"] = len(parts)
     try:
@@ -131,7 +131,7 @@ def _check_sums(where: str, counts: dict[str, int], reasons: dict[str, int], fin
 
 
 def _check_files(folder: Folder, listing: Listing, findings: _Findings) -> None:
-    """Every listed file is there, byte for byte; no other is where readers look."""
+    """Every listed file exists with its bytes; readers find no other file."""
     listed = {file.name: file for file in listing.files}
     findings.checked["files"] = len(listed)
     for name, file in listed.items():
@@ -153,14 +153,14 @@ def _check_files(folder: Folder, listing: Listing, findings: _Findings) -> None:
 
 
 def _check_quarantine(folder: Folder, listing: Listing, findings: _Findings) -> list[str]:
-    """One JSON object a line, all keys, each record once, as many of a reason as the part says. Returns the files that can be read."""
+    """Each line is a JSON object with all keys, a record occurs once, and reasons add up. Returns the readable files."""
     files: dict[str, int] = {}
     places = array("q")
     readable = []
     for part in listing.parts:
         reasons: Counter[str] = Counter()
-        there = [file for file in part.quarantine if file.name in folder.sizes]
-        for file in there:
+        present = [file for file in part.quarantine if file.name in folder.sizes]
+        for file in present:
             before = findings.broken["quarantine"]
             for number, line in enumerate(folder.lines(file.name), start=1):
                 findings.checked["quarantine"] += 1
@@ -172,7 +172,7 @@ def _check_quarantine(folder: Folder, listing: Listing, findings: _Findings) -> 
                 places.append(files.setdefault(record["file"], len(files)) << _ROW_BITS | record["row"])
             if findings.broken["quarantine"] == before:
                 readable.append(file.name)
-        if len(there) == len(part.quarantine):
+        if len(present) == len(part.quarantine):
             findings.compare("quarantine", f"{QUARANTINE}: {part.name}", reasons=(dict(reasons), part.reasons))
     found, times = np.unique(np.frombuffer(places, np.int64), return_counts=True)
     names = list(files)
@@ -183,7 +183,7 @@ def _check_quarantine(folder: Folder, listing: Listing, findings: _Findings) -> 
 
 
 def _quarantined(line: bytes) -> tuple[dict[str, Any], str | None]:
-    """A record that was set aside, or what is wrong with its line."""
+    """A quarantined record, or the problem with its line."""
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -198,14 +198,14 @@ def _quarantined(line: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report: Report) -> list[str]:
-    """Every row of every file keeps its promises. Returns the files that can be read."""
+    """Check every row of every file against the contract. Returns the readable files."""
     readable: list[str] = []
     schema: pa.Schema | None = None
     done, total = 0, listing.counts["scored"]
     for part in listing.parts:
         num_tokens = 0
-        there = [file for file in part.files if file.name in folder.sizes]
-        for file in there:
+        present = [file for file in part.files if file.name in folder.sizes]
+        for file in present:
             try:
                 with blaming(file.name), folder.open(file.name) as stream:
                     parquet = pq.ParquetFile(stream)
@@ -226,7 +226,7 @@ def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report:
                 readable.append(file.name)
             except Mistake as error:
                 findings.add("files", str(error))
-        if len(there) == len(part.files):
+        if len(present) == len(part.files):
             findings.compare("answers", f"{SCORES}: {part.name}", num_tokens=(num_tokens, part.counts["num_tokens"]))
     report("verified", total, total)
     return readable
@@ -242,7 +242,7 @@ def _wrong_columns(schema: pa.Schema, first: pa.Schema) -> str | None:
 
 
 def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.RecordBatch, pa.StringArray | None]]:
-    """All rows, some at a time; their texts too where those are carried."""
+    """All rows in batches, with their texts if those are carried."""
     names = parquet.schema_arrow.names
     text = _carried(names, text_column)
     for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-_NUM_OURS:], *([text] if text else [])]):
@@ -253,7 +253,7 @@ def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.Rec
 
 
 def _carried(names: Sequence[str], column: str) -> str | None:
-    """What a column of the input is called in the scores, None where it is left out; see `publish.renamed`."""
+    """The name of an input column in the scores, None if it is not carried; see `publish.renamed`."""
     name = column
     if column in scorer.schema(["any"]).names:
         name = f"input_{column}"
@@ -266,15 +266,15 @@ def _check_batch(
     name: str, first_row: int, batch: pa.RecordBatch, texts: pa.StringArray | None, listing: Listing, findings: _Findings
 ) -> None:
     labels = [field.name for field in batch["probabilities"].type]
-    there = contract.attended(batch["sentences"])
+    lists = contract.attended(batch["sentences"])
     checks: list[tuple[Kind, contract.Broken]] = [
         ("answers", contract.broken_answers(batch, labels=labels, model=listing.model)),
-        ("attention", contract.broken_detail(batch, there, attention=listing.attention)),
+        ("attention", contract.broken_detail(batch, lists, attention=listing.attention)),
     ]
     if listing.attention != "none":
-        checks += [("attention", contract.broken_attention(there)), ("spans", contract.broken_spans(there))]
+        checks += [("attention", contract.broken_attention(lists)), ("spans", contract.broken_spans(lists))]
         if texts is not None:
-            checks.append(("slices", contract.broken_slices(there, texts=texts, attention=listing.attention)))
+            checks.append(("slices", contract.broken_slices(lists, texts=texts, attention=listing.attention)))
     for kind in dict(checks):
         findings.checked[kind] += len(batch)
     for kind, broken in checks:
@@ -282,7 +282,7 @@ def _check_batch(
 
 
 def _check_ids(folder: Folder, listing: Listing, readable: Sequence[str], findings: _Findings) -> None:
-    """No review id is there twice. One that is null in the scores is an empty one."""
+    """No review id occurs twice. An id that is null in the scores counts as an empty one."""
     found = [duplicates.hashes(ids) for _, _, ids in _ids(folder, listing, readable)]
     findings.checked["ids"] = sum(map(len, found))
     suspects, more = duplicates.repeated(found)

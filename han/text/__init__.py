@@ -1,7 +1,7 @@
 """From a review's text to numbers: sentences, tokens, vocabulary rows, word vectors.
 
 Every path from text to token ids goes through `Encoder`. No token is dropped, and each keeps its span in the original string.
-Nothing here imports torch or Ray.
+This package imports neither torch nor Ray, except that `vectors` loads torchtext to read a file.
 """
 
 from typing import TYPE_CHECKING

@@ -1,84 +1,139 @@
 """A review becomes sentences of words, each a span into the very same string.
 
-Sentences are NLTK Punkt's and words are NLTK WordPunct's: runs of word characters and runs of punctuation, nothing dropped. HTML tags are
-blanked to equal length first, so offsets survive; Punkt sees the original case, which is half of its evidence.
+Sentences are those of NLTK's Punkt and words those of NLTK's WordPunct: runs of word characters and runs of punctuation, none dropped.
+HTML tags are replaced by as many spaces first, so spans stay valid. Punkt reads the text with its capitals.
+
+Many reviews at a time go through compiled loops (kernel.py). The oracle (oracle.py) takes the others: texts with a character whose lower
+case depends on its neighbours (capital sigma) or has two code points (dotted capital I), and all texts where numba does not work.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import regex
-from nltk.tokenize import WordPunctTokenizer
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktToken, PunktTrainer
 
 from han.config import TextConfig
-from han.types import Refusal, Tokens
+from han.text.compiled import Chunk, knowledge, load_kernel, rules
+from han.text.raw import EMPTY, check_length
+from han.text.raw import blank_tags as blank_tags
+from han.text.vocabulary import Interner
+from han.types import EncodedBatch, Int32s, Refusal, Tokens
 
-TAG = re.compile(r"<[/!]?[A-Za-z][^<>]*>")  # linear: neither < nor > may recur inside
-WORD = re.compile(r"[^\W_]")
-DIGIT = regex.compile(r"\d")  # NLTK's regular expressions are of this library, whose digits are those of a newer Unicode
-# What a corpus of reviews does not teach Punkt, since its writers leave the stop out as often as not ("Mr Smith").
+if TYPE_CHECKING:  # both are slow to import
+    from han.text.kernel import Cut, Punkt, Rules
+    from han.text.oracle import Oracle
+
+CHUNK_CHARACTERS = 1 << 18  # of a call to the compiled loops: their arrays fit a processor's cache
+# Punkt learns few of these from reviews, because writers often omit the period ("Mr Smith").
 TITLES = ("mr", "mrs", "ms", "dr", "st", "jr", "sr", "prof", "lt", "col", "gen", "sgt", "capt", "rev", "hon")
 ABBREVIATIONS = {*TITLES, "vs", "etc", "esp", "approx", "vol", "fig", "ltd", "inc"}
 
 
+class Numbering(Protocol):
+    """The ids of words: a vocabulary's, or those of an `Interner`."""
+
+    def ids(self, words: Sequence[str]) -> Int32s:
+        """Ids of lower-cased words."""
+
+    def ids_of(self, chunk: Chunk) -> Int32s:
+        """The same for the tokens of a chunk."""
+
+
 class Tokeniser:
-    """Cuts reviews into sentences of words. Plain data inside, so it travels to Ray workers."""
+    """Cuts reviews into sentences of words. A copy in another process is built from the same settings."""
 
     def __init__(self, config: TextConfig, punkt: dict[str, Any] | None) -> None:
-        """`punkt` is what `learn_punkt` returned; None is Punkt as it comes, which knows no abbreviation."""
+        """`punkt` is the result of `learn_punkt`; with None Punkt knows no abbreviation."""
         self.config = config
         self.punkt = punkt
-        self._sentences = PunktSentenceTokenizer(_parameters(punkt), token_cls=_Token)
-        self._words = WordPunctTokenizer()
+
+    def __reduce__(self) -> tuple[type[Tokeniser], tuple[TextConfig, dict[str, Any] | None]]:
+        return Tokeniser, (self.config, self.punkt)
 
     def tokenise(self, text: str) -> Tokens | Refusal:
-        """All words of a review with their spans, or why there are none: the one rule of refusal, applied before Punkt sees the text."""
-        if len(text) > self.config.max_characters:
-            return Refusal(reason="too_long", message=f"{len(text):,} characters; max_characters is {self.config.max_characters:,}")
-        text = blank_tags(text)
-        if not has_word(text):
-            return Refusal(reason="empty_text", message="no word in the text")
-        words: list[str] = []
-        spans: list[tuple[int, int]] = []
-        lengths: list[int] = []
-        characters_cut = 0
-        for index, (first, last) in enumerate(self._sentences.span_tokenize(text)):
-            sentence = text[first:last]
-            if self.config.max_sentences is not None and index >= self.config.max_sentences:
-                characters_cut += last - first
-                continue
-            found = list(self._words.span_tokenize(sentence))
-            kept = found[: self.config.max_tokens]
-            characters_cut += found[-1][1] - kept[-1][1]
-            words += [sentence[start:end].lower() for start, end in kept]
-            spans += [(first + start, first + end) for start, end in kept]
-            lengths.append(len(kept))
+        """All words of a review with their spans, or the refusal."""
+        words = Interner()
+        batch = self.tokenise_batch([text], words)
+        if batch.refused:
+            return batch.refused[0][1]
         return Tokens(
-            words=words,
-            spans=np.array(spans, dtype=np.int32).reshape(-1, 2),
-            sentence_lengths=np.array(lengths, dtype=np.int32),
-            num_characters_cut=characters_cut,
+            words=[words.words[number] for number in batch.token_ids.tolist()],
+            spans=batch.spans,
+            sentence_lengths=batch.sentence_lengths,
+            num_characters_cut=int(batch.num_characters_cut[0]),
         )
 
+    def tokenise_batch(self, texts: Sequence[str], numbering: Numbering) -> EncodedBatch:
+        """All words of many reviews as ids of `numbering`. A refused text has a `Refusal`; words that a limit cuts are counted."""
+        refused = {place: refusal for place, text in enumerate(texts) if (refusal := check_length(text, self.config))}
+        places = np.array([place for place in range(len(texts)) if place not in refused], dtype=np.int64)
+        parts = [_part(), *(part for some in _groups([texts[place] for place in places]) for part in self._parts(some, numbering))]
+        token_ids, spans, sentence_lengths, num_tokens, review_lengths, num_characters_cut = map(np.concatenate, zip(*parts, strict=True))
+        has_words = num_tokens > 0
+        refused |= dict.fromkeys(places[~has_words].tolist(), EMPTY)
+        num_tokens = num_tokens[has_words]
+        unknown_before = np.searchsorted(np.flatnonzero(token_ids == 0), np.cumsum(np.concatenate([[0], num_tokens])))
+        return EncodedBatch(
+            kept=places[has_words],
+            refused=tuple(sorted(refused.items(), key=lambda row: row[0])),
+            token_ids=token_ids,
+            spans=spans,
+            sentence_lengths=sentence_lengths,
+            review_lengths=review_lengths[has_words],
+            num_tokens=num_tokens,
+            num_unknown=np.diff(unknown_before).astype(np.int32),
+            num_characters_cut=num_characters_cut[has_words],
+        )
 
-def blank_tags(text: str) -> str:
-    """The same text with every HTML tag replaced by as many spaces."""
-    return TAG.sub(lambda tag: " " * len(tag[0]), text) if "<" in text else text
+    def _parts(self, texts: Sequence[str], numbering: Numbering) -> Iterator[_Part]:
+        """The compiled loops' reviews, between them those of the oracle."""
+        if load_kernel() is None:
+            yield from (self._by_oracle(text, numbering) for text in texts)
+            return
+        chunk = Chunk(texts, self._rules, self._knowledge)
+        rows = _Rows(chunk.pieces, numbering.ids_of(chunk))
+        done = 0
+        for row in chunk.for_oracle:
+            yield rows.part(done, row)
+            yield self._by_oracle(texts[row], numbering)
+            done = row + 1
+        yield rows.part(done, len(texts))
 
+    def _by_oracle(self, text: str, numbering: Numbering) -> _Part:
+        tokens = self._oracle.tokenise(text)
+        if isinstance(tokens, Refusal):
+            return _part(num_tokens=[0], review_lengths=[0], num_characters_cut=[0])
+        return _part(
+            token_ids=numbering.ids(tokens.words),
+            spans=tokens.spans,
+            sentence_lengths=tokens.sentence_lengths,
+            num_tokens=[len(tokens.words)],
+            review_lengths=[len(tokens.sentence_lengths)],
+            num_characters_cut=[tokens.num_characters_cut],
+        )
 
-def has_word(text: str) -> bool:
-    """Whether anything in the text can carry meaning: a letter, a digit, or a pictograph such as an emoji."""
-    return WORD.search(text) is not None or any(unicodedata.category(character) == "So" for character in text)
+    @functools.cached_property
+    def _oracle(self) -> Oracle:
+        from han.text.oracle import Oracle
+
+        return Oracle(self.config, self.punkt)
+
+    @functools.cached_property
+    def _rules(self) -> Rules:
+        return rules(self.config)
+
+    @functools.cached_property
+    def _knowledge(self) -> Punkt:
+        return knowledge(self.punkt)
 
 
 def learn_punkt(texts: Iterable[str]) -> dict[str, Any]:
-    """What Punkt learns of a corpus's abbreviations (Kiss and Strunk 2006), and ours, as JSON-ready lists. About 5 ms a review."""
+    """Punkt's parameters for a corpus (Kiss and Strunk 2006) and ABBREVIATIONS, as JSON-ready lists. It takes 5 ms a review."""
+    from nltk.tokenize.punkt import PunktTrainer
+
     trainer = PunktTrainer()
     for text in texts:
         trainer.train(blank_tags(text), finalize=False)
@@ -92,32 +147,51 @@ def learn_punkt(texts: Iterable[str]) -> dict[str, Any]:
     }
 
 
-class _Token(PunktToken):  # type: ignore[misc]  # NLTK has no types
-    """NLTK's token, which searches only where there is something to find: its two searches are a quarter of Punkt's time."""
+class _Part(NamedTuple):
+    """Reviews as numbers, end to end; a refused one has no token."""
 
-    __slots__ = ()
-
-    def _get_type(self, tok: str) -> str:
-        return str(super()._get_type(tok)) if DIGIT.search(tok) else tok.lower()
-
-    @property
-    def is_ellipsis(self) -> bool:
-        return self.tok.startswith("..") and bool(super().is_ellipsis)
+    token_ids: Int32s
+    spans: Int32s
+    sentence_lengths: Int32s
+    num_tokens: Int32s
+    review_lengths: Int32s
+    num_characters_cut: Int32s
 
 
-class _Orthography(dict[str, int]):
-    """How Punkt has seen words written. A look-up inserts nothing, as NLTK's defaultdict does, so texts cannot make a process grow."""
-
-    def __missing__(self, word: str) -> int:
-        return 0
+def _part(**columns: Sequence[int] | Int32s) -> _Part:
+    arrays = {name: np.asarray(columns.get(name, ()), dtype=np.int32) for name in _Part._fields}
+    return _Part(**arrays | {"spans": arrays["spans"].reshape(-1, 2)})
 
 
-def _parameters(punkt: dict[str, Any] | None) -> PunktParameters:
-    parameters = PunktParameters()
-    parameters.ortho_context = _Orthography()
-    if punkt is not None:
-        parameters.abbrev_types = set(punkt["abbreviations"])
-        parameters.collocations = {(first, second) for first, second in punkt["collocations"]}
-        parameters.sent_starters = set(punkt["sentence_starters"])
-        parameters.ortho_context.update(punkt["orthography"])
-    return parameters
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in groups of about CHUNK_CHARACTERS, at least one text each."""
+    first, size = 0, 0
+    for place, text in enumerate(texts):
+        size += len(text)
+        if size >= CHUNK_CHARACTERS:
+            yield texts[first : place + 1]
+            first, size = place + 1, 0
+    if first < len(texts):
+        yield texts[first:]
+
+
+class _Rows:
+    """The result of the compiled loops, to be read in ranges of reviews."""
+
+    def __init__(self, pieces: Cut, token_ids: Int32s) -> None:
+        self.pieces, self.token_ids = pieces, token_ids
+        self.tokens = np.concatenate([[0], np.cumsum(pieces.num_tokens)])
+        self.sentences = np.concatenate([[0], np.cumsum(pieces.review_lengths)])
+
+    def part(self, first: int, last: int) -> _Part:
+        tokens = slice(self.tokens[first], self.tokens[last])
+        sentences = slice(self.sentences[first], self.sentences[last])
+        pieces = self.pieces
+        return _Part(
+            token_ids=self.token_ids[tokens],
+            spans=pieces.spans[tokens],
+            sentence_lengths=pieces.sentence_lengths[sentences],
+            num_tokens=pieces.num_tokens[first:last],
+            review_lengths=pieces.review_lengths[first:last],
+            num_characters_cut=pieces.num_characters_cut[first:last],
+        )

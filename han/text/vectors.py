@@ -1,6 +1,6 @@
-"""What the embedding starts from: a row for each word of a vocabulary, trained on these reviews, read from a file, or random.
+"""Initial word vectors, a row for each word of a vocabulary: trained on these reviews, read from a file, or random.
 
-gensim and torchtext are loaded by the function that needs them: each takes two seconds that no other step should wait for.
+Each function imports gensim or torchtext itself, because each of the two takes two seconds to load.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from han.config import VectorsConfig
 from han.types import Float32s, Mistake
 
-RANDOM_SCALE = 0.1  # standard deviation of a random element, below that of trained ones: a row nobody has learnt says little
-MIN_WIDTH = 3  # torchtext takes narrower lines for headers
+RANDOM_SCALE = 0.1  # standard deviation of an element; that of trained vectors is larger
+MIN_WIDTH = 3  # torchtext reads narrower lines as headers
 
 
 def train_in_domain(
@@ -31,23 +31,23 @@ def train_in_domain(
     num_threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float32s:
-    """word2vec on a text file: float32 [V, E], a row for each of `words`; random where the file does not hold the word.
+    """word2vec on a text file: float32 [V, E], a row for each of `words`. A word that the file lacks gets a random row.
 
-    `corpus` has a sentence or a review on each line, its tokens separated by a space, and is streamed: memory grows with the number of
-    different words, not with the file. One thread gives the same vectors every time, several do not. `progress(epoch, epochs)` is called
-    after each pass, counted from 1.
+    `corpus` has a sentence or a review on each line, with a space between tokens. It is streamed, so memory grows with the number of
+    different words and not with the file. Only a single thread gives the same vectors every time. `progress(epoch, epochs)` is called
+    after each pass; the first epoch is 1.
 
-    Skip-gram with negative sampling (Mikolov et al., NIPS 2013), not CBOW: after 3 passes over 5,000 reviews a linear read-out of
-    their mean vectors was right in 83% against 73%, and the neighbours of "excellent" were outstanding, superb, incredible against
-    wonderful, extremely, mediocre. It costs three times the time: about 165,000 tokens a second and core.
+    The algorithm is skip-gram with negative sampling (Mikolov et al., NIPS 2013), not CBOW. After 3 passes over 5,000 reviews a linear
+    classifier of their mean vectors was right in 83% of cases against 73%. The neighbours of "excellent" were outstanding, superb and
+    incredible against wonderful, extremely and mediocre. It takes three times as long: about 165,000 tokens a second on a core.
     """
     from gensim.models import Word2Vec
     from gensim.models.word2vec import LineSentence
     from gensim.utils import RULE_DISCARD, RULE_KEEP
 
     rows = {word: row for row, word in enumerate(words)}
-    # A line iterator and not gensim's `corpus_file`: that one gives each thread a fixed part of the file, so all wait for the slowest
-    # (264,000 tokens a second against 326,000 on 2 shared cores), and drops the end of lines that overflow its batch of 10,000 words.
+    # gensim's `corpus_file` is slower than an iterator over lines (264,000 tokens a second against 326,000 on 2 shared cores): it gives
+    # each thread a fixed part of the file, so all wait for the slowest. It also drops the end of a line of more than 10,000 words.
     lines = LineSentence(str(corpus))
     model = Word2Vec(
         vector_size=config.size,
@@ -69,27 +69,27 @@ def train_in_domain(
 
 
 def load_file(path: Path, words: Sequence[str], *, seed: int) -> tuple[Float32s, int]:
-    """Vectors from a local file (fastText's or word2vec's .vec text, GloVe's .txt): float32 [V, E] and how many of `words` it holds.
+    """Vectors from a text file (.vec of fastText or word2vec, .txt of GloVe): float32 [V, E] and the number of `words` in the file.
 
-    The other rows are random. E is the file's. The file is streamed; only the lines of `words` are kept. A file that is missing, holds
-    lines of another width, numbers that are not finite, or none of the words is a `Mistake`.
+    The rows of the other words are random. The file decides E. It is streamed, and only the lines of `words` are kept. A `Mistake` is
+    raised if the file is missing, its lines differ in width, a number is not finite, or it has none of the words.
     """
     with tempfile.TemporaryDirectory(prefix="han-vectors-") as folder:
-        known = Path(folder) / "known.vec"
-        width = _copy_lines(path, known, set(words))
+        kept_lines = Path(folder) / "known.vec"
+        width = _copy_lines(path, kept_lines, set(words))
         with _torchtext_contained():
             from torchtext.vocab import Vectors
 
             try:
-                loaded = Vectors(str(known), cache=folder)
+                loaded = Vectors(str(kept_lines), cache=folder)
             except ValueError as error:
-                raise Mistake(f"{path} holds something that is not a number: {error}") from None
-    found = loaded.vectors.numpy()
-    if not np.isfinite(found).all():
-        raise Mistake(f"{path} holds a number that is not finite: give a file of finite vectors")
+                raise Mistake(f"{path} has a vector with something that is not a number: {error}") from None
+    values = loaded.vectors.numpy()
+    if not np.isfinite(values).all():
+        raise Mistake(f"{path} has a number that is not finite: give a file of finite vectors")
     vectors = random(len(words), width, seed=seed)
     rows = {word: row for row, word in enumerate(words)}
-    vectors[[rows[word] for word in loaded.itos]] = found
+    vectors[[rows[word] for word in loaded.itos]] = values
     return vectors, len(loaded.itos)
 
 
@@ -112,9 +112,9 @@ def _epoch_reporter(progress: Callable[[int, int], None], epochs: int) -> object
 
 
 def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
-    """Copy the first line of each of `words`, without the header; returns the width of all lines.
+    """Copy the first line of each of `words`, without the header. Returns the number of elements in each line.
 
-    torchtext makes a tensor of every line it is given (2.6 GB of GloVe's 840B file), and refuses that file's words with a space in them.
+    torchtext makes a tensor of every line that it reads (2.6 GB for GloVe's 840B file). It also refuses words with a space in them.
     """
     wanted = {word.encode() for word in words}
     with _open(source) as lines, target.open("wb") as kept:
@@ -123,7 +123,7 @@ def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
         width = int(first[1]) if has_header else len(first) - 1
         if width < MIN_WIDTH:
             raise Mistake(
-                f"{source} begins with {len(first)} fields: a file of vectors has lines of a word and {MIN_WIDTH} or more numbers"
+                f"{source} begins with {len(first)} fields: each line of a file of vectors has a word and at least {MIN_WIDTH} numbers"
             )
         if not has_header:
             lines.seek(0)
@@ -137,7 +137,7 @@ def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
                 wanted.remove(word)
                 kept.write(line)
     if len(wanted) == len(words):
-        raise Mistake(f"{source} holds none of the vocabulary's {len(words)} words: give vectors of the same language")
+        raise Mistake(f"{source} has none of the vocabulary's {len(words)} words: give vectors of the same language")
     return width
 
 
@@ -145,11 +145,11 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except (FileNotFoundError, IsADirectoryError):
-        raise Mistake(f"{path} is not a file: give one of word vectors (.vec or .txt), or in-domain, or random") from None
+        raise Mistake(f"{path} is not a file: give a file of word vectors (.vec or .txt), in-domain or random") from None
 
 
 def _ends_in_a_number(word: bytes) -> bool:
-    """Whether a "word" is really a word and a number too many: files do hold words with spaces in them, such as `. . .`."""
+    """Whether the "word" is a word and one number too many. Some files have words with spaces, such as `. . .`."""
     _, space, last = word.rpartition(b" ")
     try:
         return bool(space) and float(last) is not None
@@ -159,7 +159,7 @@ def _ends_in_a_number(word: bytes) -> bool:
 
 @contextlib.contextmanager
 def _torchtext_contained() -> Iterator[None]:
-    """torchtext 0.6.0 turns certificate checks off for the whole process and draws a progress bar; neither leaves this block."""
+    """Undo two effects of torchtext 0.6.0: it turns off certificate checks for the whole process, and it draws a progress bar."""
     verified = ssl._create_default_https_context
     try:
         with contextlib.redirect_stderr(io.StringIO()):

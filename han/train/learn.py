@@ -1,13 +1,14 @@
-"""One epoch of training, one pass of evaluation: the loop, with or without other workers, and no Ray.
+"""The training loop and the evaluation pass, for one worker or several, without Ray.
 
-Workers add their gradients, they do not average them: a step's gradient is that of the mean loss over all reviews of the step, whoever
-held them. Every step begins with one sum over the workers that carries the number of reviews each brought; a worker that has none left
-joins with zeros, and the epoch ends for all when the sum is zero. So every review is seen once and nobody waits for ever.
+Workers sum their gradients: a step's gradient is that of the mean loss over the reviews of all workers. Each step starts with a sum over
+the workers of their numbers of reviews. A worker without reviews contributes zeros, and the epoch ends for all workers when the sum is
+zero. So every review is seen once, and no worker waits forever.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from han.config import TrainConfig
-from han.model.network import HAN
+from han.model.gru import compiled
+from han.model.network import HAN, FoldedHAN
 from han.model.ragged import collate_table, token_batches
 from han.types import Float32s, RaggedBatch
 
@@ -34,12 +36,13 @@ class LabelledBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What all workers have seen of an epoch so far."""
+    """Progress of all workers in an epoch."""
 
     num_reviews: int
     num_tokens: int
     loss: float  # mean cross-entropy a review, nats
     learning_rate: float
+    waiting_s: float = 0.0  # this worker's seconds without a batch
 
 
 class NotFinite(ArithmeticError):
@@ -51,10 +54,10 @@ class NotFinite(ArithmeticError):
 
 
 class Learner:
-    """A network, its optimisers and their place in the schedule. `state` and `load_state` are all a checkpoint needs."""
+    """A network, its optimisers and the position in the schedule. A checkpoint holds what `state` returns."""
 
     def __init__(self, network: HAN, config: TrainConfig, *, num_reviews: int, device: torch.device) -> None:
-        """num_reviews: of one epoch over all workers, which places a step in the schedule."""
+        """num_reviews: reviews of one epoch over all workers; the schedule depends on it."""
         self.network = network.to(device)
         self.config = config
         self.device = device
@@ -67,7 +70,7 @@ class Learner:
         }
 
     def train_epoch(self, batches: Iterable[LabelledBatch], *, seed: int, report: Callable[[Seen], None] = lambda seen: None) -> Seen:
-        """One pass over this worker's batches, in step with the other workers. `report` hears of every step.
+        """One pass over this worker's batches, in step with the other workers. `report` is called after every step.
 
         seed: of dropout; give every epoch and worker its own, so that a resumed epoch is the epoch it would have been.
         """
@@ -75,8 +78,12 @@ class Learner:
         self.network.train()
         seen = Seen(num_reviews=0, num_tokens=0, loss=0.0, learning_rate=0.0)
         mine: Iterator[LabelledBatch] = iter(batches)
+        waiting_s = 0.0
         while True:
-            sums = self._add_gradients(next(mine, None))
+            started = time.perf_counter()
+            labelled = next(mine, None)
+            waiting_s += time.perf_counter() - started
+            sums = self._add_gradients(labelled)
             num_reviews, num_tokens, loss = int(sums[0]), int(sums[1]), float(sums[2])
             if num_reviews == 0:
                 return seen
@@ -87,17 +94,19 @@ class Learner:
                 num_tokens=seen.num_tokens + num_tokens,
                 loss=(seen.loss * seen.num_reviews + loss) / total,
                 learning_rate=rate,
+                waiting_s=waiting_s,
             )
             report(seen)
 
     def evaluate(self, batches: Iterable[LabelledBatch]) -> tuple[Float32s, NDArray[np.int64]]:
         """Logits [N, C] and labels [N] of all workers' batches, the same on every worker."""
         self.network.eval()
+        score = FoldedHAN(self.network) if self.device.type == "cpu" and self.config.precision == "float32" and compiled() else None
         num_classes = self.network.read_out.out_features
         rows = [torch.empty(0, num_classes + 1, device=self.device)]
         with torch.inference_mode():
             for batch in batches:
-                logits = self._forward(batch.reviews)
+                logits = score(batch.reviews).logits if score is not None else self._forward(batch.reviews)
                 rows.append(torch.cat([logits.float(), batch.labels.to(self.device)[:, None].float()], dim=1))
         gathered = _gather_rows(torch.cat(rows)).cpu().numpy()
         return gathered[:, :-1], gathered[:, -1].astype(np.int64)
@@ -112,7 +121,7 @@ class Learner:
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Resume from what `state` returned."""
         network = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
         self.network.load_state_dict(network)
         self.reviews_seen = int(tensors["reviews_seen"])
@@ -178,7 +187,7 @@ class Learner:
 
 
 def batches(tables: Iterable[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
-    """Length-bucketed batches of a stream of windows; within a window in random order, if there is one."""
+    """Length-bucketed batches of a stream of windows; `order` shuffles the reviews and batches of a window."""
     for table in tables:
         if order is not None:
             table = table.take(order.permutation(len(table)))

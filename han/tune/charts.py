@@ -1,4 +1,4 @@
-"""The charts of a sweep's page, each None where there is nothing to draw. A mark is a link to its trial's row of the table."""
+"""The charts of a sweep's page, or None if there is nothing to draw. Each mark links to the table row of its trial."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from han.explain.charts import Frame, Scale, Value, clip, safe, scale
 from han.tune.trials import Sweep, shown
 
 _WIDTH = 930
-_GOOD = 0.25  # share of the trials that count as good: a tenth of the few that a sweep has is one or two
+_GOOD = 0.25  # share of trials that count as good; a tenth of a small sweep would be one or two trials
 
 
 def history(sweep: Sweep) -> str | None:
-    """Values by trial, and the best so far of those that came to their end."""
+    """Values by trial, and the best value so far of finished trials."""
     known = [(trial, value) for trial in sweep.trials if (value := sweep.value(trial)) is not None]
     if not known:
         return None
@@ -57,7 +57,7 @@ def history(sweep: Sweep) -> str | None:
 
 
 def curves(sweep: Sweep) -> str | None:
-    """The score by epoch, and what stopping early saved."""
+    """Scores by epoch, and the epochs that early stopping saved."""
     curves = [
         (trial, places)
         for trial in sweep.trials
@@ -89,7 +89,7 @@ def curves(sweep: Sweep) -> str | None:
 
 
 def front(sweep: Sweep) -> str | None:
-    """Both objectives, and the trials that no other beats in both."""
+    """Both objectives, and the trials that no other trial beats in both."""
     if len(sweep.study.directions) < 2 or not sweep.ranked:
         return None
     front = sorted((trial for trial in sweep.study.best_trials if all(map(math.isfinite, trial.values))), key=lambda trial: trial.values[1])
@@ -111,7 +111,7 @@ def front(sweep: Sweep) -> str | None:
 
 
 def importances(sweep: Sweep) -> str | None:
-    """How far the settings of the best quarter differ from those of all."""
+    """How far the settings of the best quarter of the trials differ from those of all trials."""
     compared = _compared(sweep)
     found = _importance(sweep, compared)
     if not found:
@@ -132,7 +132,7 @@ def importances(sweep: Sweep) -> str | None:
 
 
 def _compared(sweep: Sweep) -> list[FrozenTrial]:
-    """All trials that reached something, as if that were their end: those stopped early are most of the worse ones."""
+    """All trials with a value, as if it were their final one: trials that were stopped early are most of the worse ones."""
     known = [(trial, value) for trial in sweep.trials if (value := sweep.value(trial)) is not None]
     return [create_trial(value=value, params=trial.params, distributions=trial.distributions) for trial, value in known]
 
@@ -146,13 +146,13 @@ def _importance(sweep: Sweep, compared: list[FrozenTrial]) -> list[tuple[str, fl
         warnings.simplefilter("error", UserWarning)
         try:
             found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD))
-        except (ValueError, RuntimeError, UserWarning):  # no setting varies, or there is no best quarter: all are as good
+        except (ValueError, RuntimeError, UserWarning):  # no setting varies, or all trials are equally good
             return []
     return [(name, share) for name, share in sorted(found.items(), key=lambda each: -each[1]) if math.isfinite(share)]
 
 
 def parallel(sweep: Sweep) -> str | None:
-    """One line a trial through an axis for each setting."""
+    """One line for each trial through one axis for each setting."""
     if len(sweep.ranked) < 2 or not sweep.names:
         return None
     height, top, bottom, unused = 360, 44, 318, 346
@@ -182,7 +182,7 @@ def parallel(sweep: Sweep) -> str | None:
 
 
 def slices(sweep: Sweep) -> str | None:
-    """The value over each setting by itself."""
+    """Values over each setting."""
     known = [(trial, value) for trial in sweep.trials if (value := sweep.value(trial)) is not None]
     if len(known) < 2 or not sweep.names:
         return None
@@ -199,7 +199,7 @@ def slices(sweep: Sweep) -> str | None:
 
 
 def _scale(sweep: Sweep, name: str) -> Scale:
-    """The axis of a setting: all that was tried of it."""
+    """The axis of a setting: all values that were tried."""
     having = [trial for trial in sweep.trials if name in trial.params]
     kind = having[0].distributions[name]
     values = [trial.params[name] for trial in having]

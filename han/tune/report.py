@@ -1,6 +1,6 @@
-"""A sweep as one HTML page that can be shown to others: no script, no second file, no other host.
+"""A sweep as one self-contained HTML page: no script, no second file, no other host.
 
-Everything on it is read from the Optuna study; what a mark is of is a link to that trial's row of the table, which has its numbers.
+Everything on it is read from the Optuna study. Each mark links to the table row of its trial.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from han.explain.html import document, stylesheet
 from han.tune import charts
 from han.tune.trials import STATES, Sweep, differences, read, shown
 
-_MANY = 200  # trials up to which pointing at one shows it everywhere: a rule of CSS each
+_MANY = 200  # maximum number of trials that are highlighted in all charts: each needs a CSS rule
 
 
 def report(study: optuna.Study) -> str:
-    """The page. A study of any size will do, also one without a trial that came to its end."""
+    """The page. It works for any study, including one without a finished trial."""
     sweep = read(study)
     sections = [
         _section("History", charts.history(sweep)),
@@ -50,7 +50,7 @@ def _section(title: str, drawn: str | None, kind: str = "") -> str:
 
 
 def _head(sweep: Sweep) -> str:
-    """What was tried, what is best, and why not to believe it at once."""
+    """The settings that were tried, the best trial, and how reliable its score is."""
     number = {state: sum(trial.state == state for trial in sweep.trials) for state in STATES}
     told = ", ".join(f"{number[state]:,} {name}" for state, name in STATES.items() if number[state])
     facts = f"{len(sweep.trials):,} trial{'s' * (len(sweep.trials) != 1)}" + (f": {told}" if told else "")
@@ -70,7 +70,7 @@ def _head(sweep: Sweep) -> str:
 
 
 def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
-    """The development split chose, so its figure flatters; what other seeds say of the same settings, where they were tried."""
+    """A warning: the development split chose the best trial, so its score is optimistic. Adds the scores of other seeds."""
     tried = len(sweep.ranked) + sum(trial.state == TrialState.PRUNED for trial in sweep.trials)
     many = f"<strong>The best of {tried:,} is an optimist.</strong> The development split chose the trial, and" if tried > 1 else ""
     told = [

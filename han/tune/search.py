@@ -30,7 +30,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, from_json
+from han.config import ModelConfig, SweepConfig, TrackConfig, TrainConfig, as_json, from_json
 from han.storage import Folder, replace_file
 from han.train import track as trackers
 from han.train.encoded import EncodedFolder, read_encoded
@@ -39,7 +39,6 @@ from han.tune import search_space as spaces
 from han.tune import sweep as sweeps
 from han.tune.report import report
 from han.tune.search_space import DATA, Space, Value
-from han.tune.sweep import SweepConfig
 from han.types import Mistake
 
 Fit = Callable[..., Run]  # as `trainer.fit`

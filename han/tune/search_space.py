@@ -1,6 +1,6 @@
-"""Which settings a sweep varies, and between what. A name is that of the flag: `train.learning_rate`, `model.word_hidden`.
+"""The search space: which settings a sweep varies, and their ranges. Names are those of the flags: `train.learning_rate`.
 
-`SPACE` is what is searched unless a TOML file or `--vary` says otherwise; both say it alike:
+`SPACE` is searched unless a TOML file or `--vary` changes it. Both use the same syntax:
 
     "train.learning_rate" = { low = 1e-4, high = 1e-2, log = true }
     "model.word_hidden" = [25, 50, 100]
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
 Value: TypeAlias = bool | int | float | str
-DATA = "data"  # the one name that is no setting: which of several encoded folders (and so: which vectors) a trial reads
+DATA = "data"  # the one name that is no flag: which encoded folder, and so which word vectors, a trial reads
 _NOT_VARIED = (
     "train.seed",
     "train.epochs",
@@ -39,12 +39,12 @@ _NOT_VARIED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """From low to high, both included; whole numbers where the setting is one."""
+    """Values from low to high, both included; integers if the setting is an integer."""
 
     low: float
     high: float
-    log: bool = False  # drawn evenly on a logarithmic scale
-    when: str | None = None  # a yes-or-no setting: without it this one has no effect, and is not drawn
+    log: bool = False  # drawn uniformly on a logarithmic scale
+    when: str | None = None  # a boolean setting; if it is false, this one has no effect and is not drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ SPACE: Space = {
 
 
 def flat(model: ModelConfig, train: TrainConfig) -> dict[str, Value]:
-    """All settings of a training by the names of their flags."""
+    """All settings of a training, by flag name."""
     return {
         f"{group}.{field.name}": getattr(config, field.name)
         for group, config in (("model", model), ("train", train))
@@ -78,7 +78,7 @@ def flat(model: ModelConfig, train: TrainConfig) -> dict[str, Value]:
 
 
 def override(model: ModelConfig, train: TrainConfig, overrides: Mapping[str, Value]) -> tuple[ModelConfig, TrainConfig]:
-    """The same settings but for some (see `flat`; `data` is passed over). What the tree does not have or take is a `Mistake`."""
+    """The settings with some values replaced (see `flat`; `data` is ignored). An unknown name or a wrong value is a `Mistake`."""
     known = flat(model, train)
     groups: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
     for name, value in overrides.items():
@@ -92,7 +92,7 @@ def override(model: ModelConfig, train: TrainConfig, overrides: Mapping[str, Val
 
 
 def read_space(file: Path | None, vary: Sequence[str], data: Sequence[str]) -> Space:
-    """`SPACE` with what a TOML file, then `NAME=VALUE` lines change, and with the encoded folders where there are several."""
+    """`SPACE`, changed by a TOML file, then by `NAME=VALUE` lines, with the encoded folders as a choice if there are several."""
     space = dict(SPACE)
     for entry in ([_toml(_text(file), str(file))] if file else []) + [_line(line) for line in vary]:
         for name, value in entry.items():
@@ -103,30 +103,30 @@ def read_space(file: Path | None, vary: Sequence[str], data: Sequence[str]) -> S
     if len(data) > 1:
         space = {DATA: Choice(choices=tuple(data)), **space}
     if not space:
-        raise Mistake("nothing is varied: leave a setting in the space, or train once with jobs.train")
+        raise Mistake("nothing is varied: leave a setting in the space, or train once with `train`")
     return space
 
 
 def as_json(space: Space) -> dict[str, Any]:
-    """A space as JSON-ready dicts, as the file has them and as they are read from it."""
+    """A space as JSON-ready dicts, in the syntax of the file."""
     return {name: {key: value for key, value in config.as_json(entry).items() if value is not None} for name, entry in space.items()}
 
 
 def check(space: Space, model: ModelConfig, train: TrainConfig) -> None:
-    """Every end of the space must be a setting, and the flags' own setting, trial 0, must lie in it; else a `Mistake`."""
+    """Check that every end of the space is a valid setting and that the flags' own settings, trial 0, lie in it; else a `Mistake`."""
     base = flat(model, train)
     for name, entry in space.items():
         if name == DATA:
             continue
         if name in _NOT_VARIED:
-            raise Mistake(f"{name} is no choice of a sweep: give it as a flag, for all trials alike")
+            raise Mistake(f"{name} is no choice of a sweep: give it as a flag for all trials")
         ends = entry.choices if isinstance(entry, Choice) else (entry.low, entry.high)
         for value in ends:
             if name in base and not _alike(value, base[name]):
                 raise Mistake(f"{name} is {value!r} in the space: give values like its flag's, {base[name]!r}")
             override(model, train, {name: value})
         if entry.when is not None and not isinstance(base.get(entry.when), bool):
-            raise Mistake(f"{name} depends on {entry.when}, which is no yes-or-no setting")
+            raise Mistake(f"{name} depends on {entry.when}, which is not a boolean setting")
         inside = base[name] in entry.choices if isinstance(entry, Choice) else entry.low <= float(base[name]) <= entry.high
         if not inside:
             wanted = ", ".join(map(str, ends)) if isinstance(entry, Choice) else f"{entry.low} to {entry.high}"
@@ -136,7 +136,7 @@ def check(space: Space, model: ModelConfig, train: TrainConfig) -> None:
 
 
 def default(space: Space, model: ModelConfig, train: TrainConfig) -> dict[str, Value]:
-    """The flags' own settings as a trial: only what is drawn under them."""
+    """The flags' own settings as a trial, restricted to parameters that apply."""
     base = flat(model, train)
     first = space.get(DATA)
     base |= {DATA: first.choices[0]} if isinstance(first, Choice) else {}
@@ -144,7 +144,7 @@ def default(space: Space, model: ModelConfig, train: TrainConfig) -> dict[str, V
 
 
 def suggest(trial: optuna.Trial, space: Space, model: ModelConfig, train: TrainConfig) -> dict[str, Value]:
-    """Draw a trial's settings, what others depend on first. A trial that has them already keeps them."""
+    """Draw a trial's settings, conditions first. A trial that has them already keeps them."""
     base, drawn = flat(model, train), dict[str, Value]()
     for name, entry in sorted(space.items(), key=lambda item: item[1].when is not None):
         if entry.when is not None and not drawn.get(entry.when, base[entry.when]):
@@ -191,7 +191,7 @@ def _entry(name: str, value: object) -> Range | Choice:
         if value["low"] > value["high"] or (value.get("log") and value["low"] <= 0):
             raise Mistake(f"{name} goes from {value['low']} to {value['high']}: give low below high, and above 0 on a log scale")
         return Range(**value)
-    raise Mistake(f"{name} is {value!r} in the space: give {{low, high, log, when}}, a list of choices, or false to vary it no more")
+    raise Mistake(f"{name} is {value!r} in the space: give {{low, high, log, when}}, a list of choices, or false to keep it fixed")
 
 
 def _alike(value: object, flag: object) -> bool:

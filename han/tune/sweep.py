@@ -1,16 +1,16 @@
-"""A sweep as an Optuna study on disk: the only truth about its trials, whoever runs them and however often that dies.
+"""A sweep as an Optuna study on disk. The study is the only record of its trials.
 
 A sweep's folder:
-  sweep.json         what was asked for; another request on the same folder is refused
-  study.db           the study, in SQLite: `optuna-dashboard sqlite:///…/study.db` reads it while it is written
-  trials/NNNN/       the run of a trial (see `ray_train`)
-  trials.parquet     one row a trial
-  report.html        the sweep drawn
-  best.json          the best trial's settings, which `jobs.train --from` takes
-  artifact/          the best trial's network
+  sweep.json         the request; another request on the same folder is refused
+  study.db           the study in SQLite: `optuna-dashboard sqlite:///…/study.db` can read it during the sweep
+  trials/NNNN/       the run of a trial (see `train.trainer`)
+  trials.parquet     one row for each trial
+  report.html        the page of the sweep
+  best.json          the best trial's settings, for `train --from`
+  artifact/          the best trial's model
 
-A trial has its parameters, its development accuracy by epoch, its state (COMPLETE, PRUNED where it was stopped early, FAIL), and in its
-attributes what else there is to know: epochs, accuracy, log_loss, reviews_per_s, train_s, folder, reason (of a failure).
+A trial has its parameters, its development accuracy by epoch, its state (COMPLETE, PRUNED if stopped early, FAIL), and these attributes:
+epochs, accuracy, log_loss, reviews_per_s, train_s, folder, and reason (of a failure).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -29,42 +28,16 @@ import pyarrow.parquet as pq
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from han.config import differences, read_json
+from han.config import SweepConfig, differences, read_json
 from han.storage import replace_file, write_json
 from han.tune.search_space import Value
 from han.types import Mistake
 
-Sampler = Literal["tpe", "random", "gp", "nsgaii"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
-    """How a space is searched."""
-
-    trials: int
-    """how many settings are tried; the first is what the flags say"""
-    seed: int = 1
-    """of the search; --train.seed is that of every training"""
-    sampler: Sampler = "tpe"
-    """who proposes settings: Optuna's samplers by name"""
-    reduction_factor: int = 4
-    """successive halving (ASHA): of so many trials one goes on beyond grace, grace x factor, ... epochs; 1 stops none early"""
-    grace: int = 1
-    """epochs before a trial may be stopped"""
-    cost: bool = False
-    """two objectives: development log loss against milliseconds of training a review; then no trial is stopped early"""
-    warm_start: str | None = None
-    """the folder of an earlier sweep, whose best settings (a quarter of --trials) are tried after the first"""
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "reduction_factor", "grace"):
-            if getattr(self, name) < 1:
-                raise Mistake(f"{name} is {getattr(self, name)}: give at least 1")
-
-
 def claim(out: Path, request: dict[str, Any]) -> None:
-    """Make the folder, or find it made by the same request; anything else is a `Mistake`."""
+    """Create the folder, or accept a folder of the same request; anything else is a `Mistake`."""
     if not (out / "sweep.json").exists():
         if out.exists() and (there := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
             raise Mistake(f"--out {out} holds something else ({there[0]}): give a new folder")
@@ -76,9 +49,9 @@ def claim(out: Path, request: dict[str, Any]) -> None:
 
 
 def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[dict[str, Value]]) -> optuna.Study:
-    """The study of a claimed folder; a new one will try the settings `first` before any that a sampler draws.
+    """The study of a claimed folder. A new study tries the settings `first` before any that a sampler draws.
 
-    epochs: of a trial at most.
+    epochs: maximum epochs of a trial.
     """
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if config.reduction_factor > 1 and not config.cost:
@@ -90,7 +63,7 @@ def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[d
         pruner=pruner,
         load_if_exists=True,
     )
-    if "epochs" not in study.user_attrs:  # set last, so that a death before it is made good here
+    if "epochs" not in study.user_attrs:  # written last, so a crash before this line is repaired here
         for settings in list(first)[len(study.get_trials(deepcopy=False)) : config.trials]:
             study.enqueue_trial(settings)
         names = ["development log loss", "ms of training a review"] if config.cost else ["development accuracy"]
@@ -103,21 +76,21 @@ def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[d
 def read_study(out: Path) -> optuna.Study:
     """The study of a sweep's folder; any other folder is a `Mistake`."""
     if not (out / "study.db").exists():
-        raise Mistake(f"{out} is no sweep (it has no study.db): give the folder that jobs.tune wrote")
+        raise Mistake(f"{out} is no sweep (it has no study.db): give the folder that `tune` wrote")
     return optuna.load_study(study_name=None, storage=_storage(out))
 
 
 def left_running(study: optuna.Study, config: SweepConfig) -> list[Trial]:
-    """Trials that a driver's death left running: the same numbers, the same parameters, to be gone on with."""
+    """Trials that were running when a driver died. They resume under their numbers with their parameters."""
     trials = []
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        study.sampler = _sampler(config, trial.number)  # of what was not drawn yet; what the storage has is not drawn again
+        study.sampler = _sampler(config, trial.number)  # for parameters that are not in the storage yet
         trials.append(Trial(study, trial._trial_id))
     return trials
 
 
 def ask(study: optuna.Study, config: SweepConfig) -> Trial | None:
-    """The next trial, or None once there are as many as were asked for."""
+    """The next trial, or None once the requested number exists."""
     trials = study.get_trials(deepcopy=False)
     number = sum(trial.state != TrialState.WAITING for trial in trials)
     if number >= config.trials:
@@ -127,11 +100,11 @@ def ask(study: optuna.Study, config: SweepConfig) -> Trial | None:
 
 
 def report(trial: Trial, line: dict[str, Any]) -> str | None:
-    """Record an epoch's line of history; says why the trial should be stopped: `early`, or what it failed of. None: let it go on."""
+    """Record an epoch's line of history. Returns why to stop the trial (`early`, or the reason of a failure), or None to continue."""
     failed = _record(trial, line)
     if failed is not None or len(trial.study.directions) > 1:
         return failed
-    # The first is asked too, since asking enters it into the comparison, but it runs to its end: all others are measured by it.
+    # The first trial is reported too, so that others are compared with it, but it always runs to its end.
     stops = trial.should_prune() and trial.number > 0
     return "early" if stops and line["epoch"] < trial.study.user_attrs["epochs"] else None
 
@@ -141,15 +114,15 @@ def _record(trial: Trial, line: dict[str, Any]) -> str | None:
         if not math.isfinite(line[name]):
             return f"it diverged: development {name} is {line[name]} after epoch {line['epoch']}"
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-    if len(trial.study.directions) == 1 and line["epoch"] not in known:  # after a death an epoch may come again
+    if len(trial.study.directions) == 1 and line["epoch"] not in known:  # after a crash an epoch may be reported again
         trial.report(line["accuracy"], line["epoch"])
     return None
 
 
 def tell(study: optuna.Study, trial: Trial, history: Sequence[dict[str, Any]], *, folder: str, stopped: str | None, workers: int) -> None:
-    """End a trial: with its value, as stopped `early`, or as failed of `stopped`.
+    """End a trial: with its value, as stopped `early`, or as failed with the reason `stopped`.
 
-    history: a line for each epoch it ran; workers: processes it trained on.
+    history: one line for each epoch; workers: number of training processes.
     """
     if stopped is None:
         failures = [_record(trial, line) for line in history] or ["it ended without an epoch"]
@@ -157,7 +130,7 @@ def tell(study: optuna.Study, trial: Trial, history: Sequence[dict[str, Any]], *
     attributes: dict[str, Any] = {"folder": folder, "epochs": len(history)}
     if history:
         best = min(history, key=lambda line: (-line["accuracy"], line["log_loss"]))
-        speed = max(line["reviews_per_s"] for line in history)  # of the epoch that its neighbours disturbed least
+        speed = max(line["reviews_per_s"] for line in history)  # of the fastest epoch: other trials on the machine slow the rest
         attributes |= {"accuracy": best["accuracy"], "log_loss": best["log_loss"], "reviews_per_s": speed}
         attributes |= {"train_s": sum(line["train_s"] for line in history)}
     if stopped is not None and stopped != "early":
@@ -175,18 +148,18 @@ def tell(study: optuna.Study, trial: Trial, history: Sequence[dict[str, Any]], *
 
 
 def best(study: optuna.Study) -> FrozenTrial:
-    """The trial with the highest development accuracy, of equals the lowest log loss; with two objectives the lowest log loss."""
+    """The trial with the highest development accuracy, then the lowest log loss. With two objectives, the lowest log loss."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if not complete:
         reasons = [trial.user_attrs.get("reason", "stopped") for trial in study.get_trials(deepcopy=False)]
-        raise Mistake(f"none of {len(reasons)} trials came to its end, the first because: {reasons[0] if reasons else 'there was none'}")
+        raise Mistake(f"none of {len(reasons)} trials finished; reason of the first: {reasons[0] if reasons else 'there was none'}")
     if len(study.directions) > 1:
         return min(complete, key=lambda trial: (trial.values, trial.number))
     return min(complete, key=lambda trial: (-trial.values[0], trial.user_attrs["log_loss"], trial.number))
 
 
 def counts(study: optuna.Study) -> dict[str, int]:
-    """How many trials are done (to their end), stopped early, failed and running, and the epochs that they ran."""
+    """Number of trials that are done, stopped early, failed and running, and of their epochs."""
     trials = study.get_trials(deepcopy=False)
     number = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     return {
@@ -199,7 +172,7 @@ def counts(study: optuna.Study) -> dict[str, int]:
 
 
 def earlier_best(sweep: Path, number: int, names: Sequence[str]) -> list[dict[str, Value]]:
-    """Settings of an earlier sweep's best trials, those of them that are still varied."""
+    """Settings of an earlier sweep's best trials, restricted to parameters that this sweep varies."""
     study = read_study(sweep)
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     ranked = sorted(complete, key=lambda trial: trial.values if len(study.directions) > 1 else [-trial.values[0]])
@@ -207,7 +180,7 @@ def earlier_best(sweep: Path, number: int, names: Sequence[str]) -> list[dict[st
 
 
 def write_trials(study: optuna.Study, path: Path) -> None:
-    """trials.parquet: number, state, one column a parameter and an attribute, the values, when it began and ended."""
+    """Write trials.parquet: number, state, one column for each parameter and attribute, the values, start and end."""
     rows = []
     for trial in study.get_trials(deepcopy=False, states=DONE):
         times = {"started": trial.datetime_start, "ended": trial.datetime_complete}
@@ -218,7 +191,7 @@ def write_trials(study: optuna.Study, path: Path) -> None:
 
 
 def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, data: str, more: dict[str, Any]) -> None:
-    """The best trial's artifact and settings; `overrides` are all that differ from the defaults of the tree, `data` what it read."""
+    """Write the best trial's artifact and settings. overrides: all settings that differ from the defaults; data: the folder it read."""
     trial = best(study)
     temporary = out / ".artifact"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -232,12 +205,12 @@ def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, d
 def read_best(out: Path) -> dict[str, Any]:
     """best.json of a finished sweep."""
     if not (out / "best.json").exists():
-        raise Mistake(f"{out} is no finished sweep (it has no best.json): give the folder of one, or let jobs.tune finish it")
+        raise Mistake(f"{out} is no finished sweep (it has no best.json): give a finished one, or run `tune` again to finish it")
     return read_json(out / "best.json")
 
 
 def tidy(out: Path) -> None:
-    """Checkpoints of trials that have ended: nobody goes on with them."""
+    """Remove the checkpoints of finished trials."""
     for trial in read_study(out).get_trials(deepcopy=False, states=DONE):
         shutil.rmtree(out / folder_of(trial.number) / "checkpoints", ignore_errors=True)
 
@@ -252,9 +225,9 @@ def _storage(out: Path) -> RDBStorage:
 
 
 def _sampler(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
-    """Every trial has a sampler of its own seed: one that begins again after a death would draw the settings of the first trials again."""
+    """A sampler with its own seed for each trial: one that started again after a crash would repeat the first settings."""
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-    startup = max(3, config.trials // 3)  # drawn at random before the model of what is good counts
+    startup = max(3, config.trials // 3)  # drawn at random before the sampler uses its model
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if config.sampler == "gp":

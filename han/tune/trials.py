@@ -1,4 +1,4 @@
-"""A study as a page asks for it: its trials ranked, their values told, the class of their marks."""
+"""The trials of a study as its page shows them: ranked, with readable values and the classes of their marks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A study, and what all parts of the page ask of it."""
+    """A study with all that the parts of the page need."""
 
     study: optuna.Study
     trials: list[FrozenTrial]
     metrics: list[str]  # one for each objective
-    names: list[str]  # of parameters, in the order in which they were first drawn
-    ranked: list[FrozenTrial]  # those that came to their end, the best first
+    names: list[str]  # names of parameters, in order of first use
+    ranked: list[FrozenTrial]  # finished trials, the best first
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -41,7 +41,7 @@ class Sweep:
         return "accuracy" in self.metrics[0]
 
     def value(self, trial: FrozenTrial) -> float | None:
-        """Of the first objective; of a trial stopped early what it had reached."""
+        """The value of the first objective; for a trial that was stopped early, the last reported one."""
         if trial.state == TrialState.COMPLETE:
             found = trial.values[0]
         elif trial.state == TrialState.PRUNED and trial.intermediate_values:
@@ -87,7 +87,7 @@ def read(study: optuna.Study) -> Sweep:
 
 
 def differences(trial: FrozenTrial, first: FrozenTrial | None) -> list[tuple[str, Value, Value]]:
-    """Name, value and the default's value of each setting that differs; a setting that is not there is None."""
+    """Name, value and default of each setting that differs; None for a setting that does not apply."""
     own, default = trial.params, first.params if first is not None else {}
     names = dict.fromkeys([*own, *default])
     return [(name, own.get(name), default.get(name)) for name in names if own.get(name) != default.get(name)]

@@ -1,4 +1,4 @@
-// A score on the text it is of. Rows are the sentences of the whole review and stay while sentences are muted: only numbers move.
+// Draws a score on its text. Each row is a sentence of the whole review; muting changes only the numbers.
 
 import { ALONE, between, blanked, count, element, isJoined, percent, pieces, visible } from "./text.js";
 
@@ -6,7 +6,7 @@ const NUM_SHADES = 20; // as in han/explain/html.py
 const NUM_TOP_WORDS = 3;
 const $ = (id) => document.getElementById(id);
 
-/** A scored text: `whole` is the answer to all of it, `now` to what is not muted (null until it is known). */
+/** A scored text: `whole` is the answer to all of it, `now` the answer without the muted sentences (null until it arrives). */
 export class Reading {
   constructor(text, whole, caption) {
     this.text = text;
@@ -43,7 +43,7 @@ export class Reading {
   }
 }
 
-/** Draw a new reading: `drawNumbers`, after the parts that stay. */
+/** Draw a new reading: first the fixed parts, then the numbers. */
 export function draw(reading) {
   const { sentences, probabilities } = reading.whole;
   $("caption").textContent = reading.caption;
@@ -56,7 +56,7 @@ export function draw(reading) {
   $("answer").hidden = false;
 }
 
-/** Draw what muting changes. While the answer is not known, the last numbers stay, faded. */
+/** Draw the parts that muting changes. Until the answer arrives, the old numbers stay, faded. */
 export function drawNumbers(reading) {
   $("answer").classList.toggle("waiting", !reading.now);
   $("muting").classList.toggle("on", reading.muted.size > 0);
@@ -75,19 +75,19 @@ export function drawNumbers(reading) {
   drawTable(reading);
 }
 
-/** The same for those who read tables; nothing is drawn while it is closed, for a long review has thousands of rows. */
+/** Draw the table. A closed table stays empty: a long review has thousands of rows. */
 export function drawTable(reading) {
   const rows = $("as-table").open && reading.now ? reading.rows() : [];
   answer("tbody").replaceChildren(...rows.map((row, number) => tableRow(reading, number, row)));
 }
 
-/** What muting did, in words; empty if nothing is muted. */
+/** The effect of muting in words; empty if nothing is muted. */
 export function moved({ whole, now, muted }) {
   if (!muted.size) return "";
   const lead = `${count(muted.size, "sentence")} muted: `;
   if (!now) return `${lead}scoring the rest…`;
   const after = now.probabilities[whole.label];
-  const tenths = Math.round(1000 * after) - Math.round(1000 * whole.probability); // of the two numbers that are shown
+  const tenths = Math.round(1000 * after) - Math.round(1000 * whole.probability); // of the displayed numbers
   const sign = tenths < 0 ? "−" : tenths > 0 ? "+" : "±";
   const turned = now.label === whole.label ? "" : `, now ${now.label}`;
   const points = `${sign}${Math.abs(tenths / 10).toFixed(1)} points`;

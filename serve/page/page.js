@@ -1,4 +1,4 @@
-// The page: a text, its answer, and what muting does to it. Nothing is sent but to the server that this page came from.
+// The page: a text, its answer, and the effect of muting. It sends requests only to the server that it came from.
 
 import { Reading, draw, drawNumbers, drawTable, moved } from "./draw.js";
 import { linkTo, linked } from "./link.js";
@@ -6,7 +6,7 @@ import { Trouble, about, sample, score, useKey } from "./server.js";
 import { count, element, percent } from "./text.js";
 import { hide, watchWords } from "./words.js";
 
-const MUTE_PAUSE_MS = 150; // several clicks in a row are one question
+const MUTE_PAUSE_MS = 150; // several clicks in a row are one request
 const $ = (id) => document.getElementById(id);
 const box = $("text");
 const sentences = document.querySelector(".sentences");
@@ -14,13 +14,13 @@ const sentences = document.querySelector(".sentences");
 let reading = null; // what is drawn
 let asking = new AbortController(); // of the newest request; an older one is cancelled, and its answer ignored
 let pausing = 0;
-let again = null; // does once more what failed; null if nothing did
+let again = null; // retries the action that failed; null if none did
 let limit = null; // characters the model takes
 let sampled = { text: "", caption: "" }; // the last random review
 let own = ""; // what the reader wrote before that
 
-/** Do what `action` asks of the server; the action before it, if it still waits, is void. */
-async function run(action) {
+/** Run an action that calls the server; cancel the one before it. An error removes the old answer unless `keeps`. */
+async function run(action, { keeps = false } = {}) {
   asking.abort();
   clearTimeout(pausing);
   asking = new AbortController();
@@ -32,22 +32,43 @@ async function run(action) {
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Trouble)) throw error;
-    tell(error, () => run(action));
+    if (!keeps) clear();
+    tell(error, () => run(action, { keeps }));
   } finally {
     if (!signal.aborted) document.body.classList.remove("busy");
   }
 }
 
-const scoreText = () =>
+/** muted: numbers of sentences, from 0, that a link mutes. */
+const scoreText = (muted = []) =>
   run(async (signal) => {
     const text = box.value.toWellFormed();
     const caption = box.value === sampled.text ? sampled.caption : "";
     reading = new Reading(text, await score(text, signal), caption);
     draw(reading);
     settle();
-    $("answer").querySelector(".verdict").scrollIntoView({ block: "nearest" });
+    reveal();
     $("said").textContent = `${reading.whole.label}, ${percent(reading.whole.probability)}`;
+    reading.muted = new Set(muted.filter((number) => number < reading.whole.sentences.length));
+    if (!reading.muted.size) return;
+    reading.now = null;
+    drawNumbers(reading);
+    settleRest(await score(reading.rest, signal));
   });
+
+/** Scroll until the attention is in view, the verdict above it. */
+function reveal() {
+  const { top } = $("answer").querySelector(".verdict").getBoundingClientRect();
+  const { bottom } = sentences.firstElementChild.getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) $("answer").querySelector(".verdict").scrollIntoView({ block: "start" });
+}
+
+function clear() {
+  reading = null;
+  $("answer").hidden = true;
+  $("said").textContent = "";
+  settle();
+}
 
 const drawRandom = () =>
   run(async (signal) => {
@@ -59,9 +80,9 @@ const drawRandom = () =>
     await scoreText();
   });
 
-/** Score what is not muted; nobody needs to be asked about the whole. */
+/** Score the sentences that are not muted; the answer to the whole text is known. */
 async function scoreRest() {
-  if (reading.muted.size) return run(async (signal) => settleRest(await score(reading.rest, signal)));
+  if (reading.muted.size) return run(async (signal) => settleRest(await score(reading.rest, signal)), { keeps: true });
   asking.abort();
   document.body.classList.remove("busy");
   tell(null);
@@ -89,19 +110,20 @@ function wait() {
 }
 
 async function openLink() {
-  let text;
+  let link;
   try {
-    text = await linked();
+    link = await linked();
   } catch {
+    clear();
     return tell(new Trouble("This link is damaged: its text cannot be read."));
   }
-  if (text === null) return;
-  fill(text);
-  await scoreText();
+  if (link === null) return;
+  fill(link.text);
+  await scoreText(link.muted);
 }
 
 async function share() {
-  const link = await linkTo(reading.text);
+  const link = await linkTo(reading.text, reading.muted);
   if (link === null) return ($("shared").textContent = "This review is too long for a link.");
   history.replaceState(null, "", link);
   const copied = await navigator.clipboard?.writeText(link).then(
@@ -116,7 +138,7 @@ function fill(text) {
   settle();
 }
 
-/** What depends on the text in the box. */
+/** Update the parts that depend on the text in the box. */
 function settle() {
   const length = Array.from(box.value).length;
   const most = limit === null ? "" : ` of ${limit.toLocaleString("en")}`;

@@ -1,9 +1,9 @@
-// The server's three questions, and what goes wrong in plain words.
+// The three requests of the page, and its error messages in plain words.
 
 const STORED = "han-key";
 let key = stored();
 
-/** Something the reader is told. `again`: whether the same request may succeed later; `asksKey`: whether a key is wanted. */
+/** A message for the reader. `again`: whether the same request may succeed later; `asksKey`: whether the server requires a key. */
 export class Trouble extends Error {
   constructor(message, { again = false, asksKey = false } = {}) {
     super(message);
@@ -54,9 +54,9 @@ async function ask(path, { headers = {}, ...options } = {}) {
     return answer;
   }
   if (response.status === 401 && key !== sent) return ask(path, { headers, ...options }); // a key was given while this was under way
-  const told = await response.json().catch(() => ({}));
+  const failure = await response.json().catch(() => ({}));
   options.signal?.throwIfAborted();
-  throw trouble(response, told.error?.code, told.request_id);
+  throw trouble(response, failure.error?.code, failure.request_id);
 }
 
 function trouble(response, code, requestId) {

@@ -1,11 +1,11 @@
-// What is drawn of a text: nothing in it can act. The rules are those of han/explain/html.py, and a test holds the two together.
+// Draws text safely: nothing in it can run. The rules are those of han/explain/html.py; a test compares the two.
 
 const TAG = /<[A-Za-z/!][^<>]*>/g;
 const BREAK = /^<br\b[^<>]*>$/i;
 // Controls, invisible and bidirectional format characters. The joiners U+200C and U+200D stay: Persian and emoji need them.
 const ODD =
   /([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}])/u;
-/** As ODD, the joiners too: for a word that stands alone and so joins nothing. */
+/** As ODD, with the joiners: for a word that stands alone. */
 export const ALONE = new RegExp(ODD.source.replace("(", "(^[\\u200c\\u200d]$|"), "u");
 const JOINS = /^[\u200c\u200d]$/; // the characters on its two sides
 const TIED = /^[\p{M}\u200c\u200d]$/u; // to the character before it
@@ -29,7 +29,7 @@ export function visible(text, invisible = ODD) {
   });
 }
 
-/** Text that is no word: breaks break the line, and all else that can be seen is grey, for the network did not read it. */
+/** Text that is no word: line breaks stay, other visible characters are grey because the network did not read them. */
 export function between(text) {
   const parts = [];
   let start = 0;
@@ -51,7 +51,7 @@ export function* pieces(points, start, end, words) {
   if (start < end) yield [points.slice(start, end).join(""), null];
 }
 
-/** Whether a mark or a joiner ties the word to its neighbour: the two are drawn without a gap, or the script falls apart. */
+/** Whether a mark or a joiner ties the word to its neighbour: then the two are drawn without a gap. */
 export function isJoined(points, word) {
   return [word.start, word.end].some((cut) => JOINS.test(points[cut - 1] ?? "") || TIED.test(points[cut] ?? ""));
 }
@@ -63,7 +63,7 @@ export function blanked(points, spans) {
   return rest.join("");
 }
 
-/** A share as a percentage of one decimal that never rounds to none or to all of it. */
+/** A share as a percentage with one decimal; a share between 0 and 1 never rounds to 0% or 100%. */
 export function percent(share) {
   if (share > 0 && share < 0.0005) return "<0.1%";
   return share >= 0.9995 && share < 1 ? ">99.9%" : `${(100 * share).toFixed(1)}%`;

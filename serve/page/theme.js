@@ -1,4 +1,4 @@
-// Light or dark: the system's choice until the switch is used, then the reader's. Not a module, so that it runs before anything is drawn.
+// Light or dark: the system's setting until the reader uses the switch. Not a module, so it runs before the page is drawn.
 {
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -8,7 +8,7 @@
   try {
     chosen = localStorage.getItem("han-theme");
   } catch {
-    // a browser may forbid storage: then a choice lasts as long as the page
+    // without storage the choice lasts as long as the page
   }
   if (chosen === "light" || chosen === "dark") root.dataset.theme = chosen;
 

@@ -1,4 +1,4 @@
-// A word's numbers beside it: under the pointer, under a finger, and along the arrow keys. One tip for all words; it is announced.
+// Shows a word's numbers: for the pointer, a finger and the arrow keys. One tip serves all words and is announced.
 
 const tip = document.getElementById("tip");
 let shown = null;
@@ -7,7 +7,7 @@ export function watchWords(sentences) {
   sentences.addEventListener("pointerover", ({ target }) => target.closest(".w") && show(target.closest(".w")));
   sentences.addEventListener("pointerout", ({ pointerType, relatedTarget }) => pointerType === "touch" || tip.contains(relatedTarget) || hide());
   tip.addEventListener("pointerleave", hide);
-  document.addEventListener("pointerdown", ({ target }) => target.closest(".w, #tip") || hide()); // a finger points no longer
+  document.addEventListener("pointerdown", ({ target }) => target.closest(".w, #tip") || hide()); // the finger is elsewhere
   sentences.addEventListener("focusin", ({ target }) => (target.matches(".w") ? show(target) : hide()));
   sentences.addEventListener("focusout", hide);
   document.addEventListener("keydown", ({ key }) => key === "Escape" && hide());
@@ -18,7 +18,7 @@ export function hide() {
   shown?.removeAttribute("aria-describedby");
   shown = null;
   tip.classList.remove("shown");
-  tip.removeAttribute("role"); // a tooltip without words is none
+  tip.removeAttribute("role"); // an empty tooltip is no tooltip
   tip.firstChild.textContent = "";
 }
 
@@ -29,7 +29,7 @@ function show(word) {
   word.setAttribute("aria-describedby", "tip");
   tip.setAttribute("role", "tooltip");
   tip.firstChild.textContent = `${word.dataset.sentence} of its sentence · ${word.dataset.review} of the review`;
-  const [first] = word.getClientRects(); // a word may be broken over lines
+  const [first] = word.getClientRects(); // a word may span lines
   const left = first.left + first.width / 2 - tip.offsetWidth / 2;
   const above = first.top - tip.offsetHeight;
   tip.classList.toggle("below", above < 0);
@@ -38,7 +38,7 @@ function show(word) {
   tip.classList.add("shown");
 }
 
-/** Right and left step through a sentence's number and words, up and down through the sentences. */
+/** Left and right move through the number and the words of a sentence, up and down through the sentences. */
 function walk(event) {
   const row = event.target.closest(".row");
   const stops = [...row.querySelectorAll(".share, .w")];

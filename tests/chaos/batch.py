@@ -1,6 +1,6 @@
-"""Does batch scoring keep its promises? `python -m tests.chaos.batch [--seed N] [--only D1 D3 …]`, one line each; see docs/reliability.md.
+"""Tests of the promises of batch scoring: `python -m tests.chaos.batch [--seed N] [--only D1 D3 …]`; see docs/reliability.md.
 
-One Ray is started; every job is a driver of its own that attaches to it, as `jobs.score` on a cluster is.
+One Ray is started. Every job is a separate driver that joins it, as `jobs.score` does on a cluster. Each promise prints one line.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 from ray.util.state import list_actors, list_jobs
 
 from han import failpoint
@@ -46,6 +47,8 @@ class Run:
 
     def __init__(self, cluster: Cluster, source: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.score",)) -> None:
         self.log = out.parent / f".{out.name}.{secrets.token_hex(4)}.log"
+        if "--failpoint" in flags and through == ("jobs.score",):
+            through = ("tests.chaos.driver", "none", "-")
         command = [sys.executable, "-m", *through, "--input", str(source), "--out", str(out), "--num-actors", "2", *flags]
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
         with self.log.open("w") as log:
@@ -56,7 +59,7 @@ class Run:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            print(self.told()[-3_000:])
+            print(self.output()[-3_000:])
             return -1
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -65,14 +68,14 @@ class Run:
         if number == signal.SIGKILL:
             self.process.wait()
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
 
 def score(cluster: Cluster, source: Path, out: Path, *flags: str, **options: Any) -> tuple[int, str]:
     run = Run(cluster, source, out, *flags, **options)
     code = run.wait()
-    return code, run.told()
+    return code, run.output()
 
 
 def write_dump(path: Path, num_reviews: int, *, seed: int, extra: dict[int, str] | None = None) -> None:
@@ -116,8 +119,8 @@ def digest(out: Path) -> str:
     total = 0
     for path in sorted((out / "scores").glob("*.parquet")):
         for row in pq.read_table(path).drop_columns(["model"]).to_pylist():
-            told = json.dumps(row, default=str, sort_keys=True, cls=_Rounded)
-            total += int.from_bytes(hashlib.sha256(told.encode()).digest(), "big")
+            output = json.dumps(row, default=str, sort_keys=True, cls=_Rounded)
+            total += int.from_bytes(hashlib.sha256(output.encode()).digest(), "big")
     return f"{total % (1 << 256):064x}"[:16]
 
 
@@ -199,9 +202,9 @@ class Batch:
         if dump not in self._digests:
             began = time.monotonic()
             out = self.folder / f"{dump.stem}-whole"
-            code, told = score(self.cluster, dump, out)
+            code, output = score(self.cluster, dump, out)
             if code:
-                sys.exit(f"the job does not even run undisturbed: exit code {code}\n{told}")
+                sys.exit(f"the job does not even run undisturbed: exit code {code}\n{output}")
             self._digests[dump] = digest(out)
             print(f"{dump.name} undisturbed: {time.monotonic() - began:.1f} s, digest {self._digests[dump]}", flush=True)
         return self._digests[dump]
@@ -247,8 +250,18 @@ class Batch:
         reliability("D1-control", ok=found["duplicates"] + found["missing"] > 0, code=code, **found)
 
     def d2_failpoints(self) -> None:
-        """Every point without Ray is tests/test_publish.py; here one of a worker and one of the driver through Ray."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_publish.py", "-k", "killed_at_any_point"]
+        """Every point without Ray is tests/score/test_publish.py; here one of a worker and one of the driver through Ray."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/score/test_publish.py",
+            "-k",
+            "killed_at_any_point",
+        ]
         alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         points = len(failpoint.OF_A_PART + failpoint.OF_THE_DRIVER)
         passed = points if alone.returncode == 0 else -1
@@ -294,27 +307,27 @@ class Batch:
         self.whole(self.small)
         out = self.folder / "small-whole"
         before = everything(out)
-        same, told = score(self.cluster, self.small, out)
+        same, output = score(self.cluster, self.small, out)
         changed = sum(before[name] != now for name, now in everything(out).items())
         other, refusal = score(self.cluster, self.small, out, "--attention", "none")
         changed += sum(before[name] != now for name, now in everything(out).items())
-        ok = (same, other, changed) == (0, 2, 0) and "already complete" in told and "belongs to another job" in refusal
+        ok = (same, other, changed) == (0, 2, 0) and "already complete" in output and "belongs to another job" in refusal
         reliability("D5", ok=ok, same_exit=same, other_exit=other, files_changed=changed)
 
     def d6_two_drivers(self) -> None:
         out = self.folder / "d6"
         runs = [Run(self.cluster, self.small, out) for _ in range(2)]
         codes = sorted(run.wait() for run in runs)
-        told = [run.told() for run in runs]
+        output = [run.output() for run in runs]
         found = oracle(self.small, out)
-        clear = sum("is being written by another process" in each for each in told)
+        clear = sum("is being written by another process" in each for each in output)
         reliability("D6", ok=codes == [0, 2] and clear == 1 and holds(found), exits=codes, told_clearly=clear, **found)
 
     def d8_disk_full(self) -> None:
         with small_disk(5) as disk:
             out = disk / "out"
-            code, told = score(self.cluster, self.small, out)
-            error = next((line for line in told.splitlines() if line.startswith("error:")), "")
+            code, output = score(self.cluster, self.small, out)
+            error = next((line for line in output.splitlines() if line.startswith("error:")), "")
             visible = len(list(out.rglob("*.parquet"))) + (out / "_SUCCESS").exists()
             print(error)
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
@@ -347,11 +360,53 @@ class Batch:
             **counts,
         )
 
+    def d19_one_csv(self) -> None:
+        """One CSV is scored by two actors; the driver is SIGKILLed half-way and the job resumes."""
+        dump, out = self.folder / "small.csv", self.folder / "d19"
+        csv.write_csv(pq.read_table(self.small), dump)
+        run = Run(self.cluster, dump, out)
+        fired = until(lambda: len(list(out.glob(".staging/records/*.json"))) >= 4, DEADLINE_S)
+        actors = len(scorers(self.cluster))
+        run.kill()
+        until(lambda: not scorers(self.cluster), 60)
+        kept = len(list(out.glob(".staging/records/*.json")))
+        redone = len(_begun(out, recorded=False))
+        code, output = score(self.cluster, dump, out)
+        found = oracle(self.small, out)
+        ok = fired and code == 0 and holds(found) and actors == 2 and redone <= 2 and "were done before" in output
+        reliability("D19", ok=ok, actors=actors, shards_kept=kept, shards_redone=redone, **found)
+
+    def d20_input_changes(self) -> None:
+        """A JSONL file is truncated, or replaced by one of its length, and a folder of texts grows, while they are scored."""
+        texts = [review.text for review in planted.generate(NUM_SMALL, seed=4)]
+        right, outputs = 0, []
+        for name in ("truncated", "replaced", "grown"):
+            source, out = self.folder / f"{name}.jsonl", self.folder / f"d20-{name}"
+            if name == "grown":
+                source = self.folder / name
+                source.mkdir()
+                for row, text in enumerate(texts):
+                    (source / f"{row + 1:05d}.txt").write_text(text)
+            else:
+                source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+            run = Run(self.cluster, source, out)
+            until(lambda out=out: len(list(out.glob(".staging/attempts/*.json"))) >= 1, DEADLINE_S)
+            if name == "grown":
+                (source / "00000.txt").write_text("A new review.")
+            else:
+                content = source.read_bytes()
+                source.write_bytes(content[: len(content) // 2] if name == "truncated" else content.swapcase())
+            code = run.wait()
+            is_clear = "changed or was removed while the job ran" in run.output() and "Traceback" not in run.output()
+            right += code == 2 and is_clear and not (out / "_SUCCESS").exists() and not list(out.rglob("*.parquet"))
+            outputs.append(f"{name}:{code}")
+        reliability("D20", ok=right == 3, right=f"{right}/3", exits=",".join(outputs))
+
     def _no_actor_left(self) -> bool:
         return until(lambda: not scorers(self.cluster), 20)
 
     def d18_interrupted(self) -> None:
-        rows, told = [], []
+        rows, output = [], []
         for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
             out = self.folder / f"d18-{name}"
             run = Run(self.cluster, self.small, out)
@@ -363,7 +418,7 @@ class Batch:
             took_s = time.monotonic() - began
             left = sum(child.is_running() for child in children) + (not self._no_actor_left())
             again, _ = score(self.cluster, self.small, out)
-            told.append(f"{name}:{code},{again}")
+            output.append(f"{name}:{code},{again}")
             rows.append((code == 4 and left == 0 and again == 0 and holds(oracle(self.small, out)), took_s, left))
         out = self.folder / "d18-job"
         command = [RAY, "job", "submit", "--address", self.cluster.dashboard, "--no-wait", "--submission-id", "d18", "--"]
@@ -376,14 +431,14 @@ class Batch:
         )
         left = not self._no_actor_left()
         again, _ = score(self.cluster, self.small, out)
-        told.append(f"job:{'stopped' if stopped else 'not_stopped'},{again}")
+        output.append(f"job:{'stopped' if stopped else 'not_stopped'},{again}")
         rows.append((stopped and not left and again == 0 and holds(oracle(self.small, out)), 0.0, int(left)))
         right = sum(row[0] for row in rows)
         reliability(
             "D18",
             ok=right == 3,
             right=f"{right}/3",
-            exits=";".join(told),
+            exits=";".join(output),
             slowest_exit_s=max(row[1] for row in rows),
             left_behind=sum(row[2] for row in rows),
         )
@@ -400,6 +455,8 @@ RUNS: dict[str, Callable[[Batch], None]] = {
     "D8": Batch.d8_disk_full,
     "D16": Batch.d16_poison,
     "D18": Batch.d18_interrupted,
+    "D19": Batch.d19_one_csv,
+    "D20": Batch.d20_input_changes,
 }
 
 

@@ -1,4 +1,4 @@
-"""Clients that no library would be: they leave in the middle, send a byte at a time, or send headers that are odd."""
+"""Misbehaving clients: they leave in the middle, send a byte at a time, or send odd headers."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dataclasses import dataclass
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODY = b'{"inputs": "I loved it."}'
-STALLED = HEAD + b"Content-Length: 30\r\n\r\n{"  # what is missing never comes
+STALLED = HEAD + b"Content-Length: 30\r\n\r\n{"  # the rest never comes
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """What came back for some bytes."""
+class Received:
+    """The response to some bytes."""
 
-    status: int  # 0: nothing, or no HTTP
+    status: int  # 0: no response, or no HTTP
     head: bytes
     took_s: float
 
     @property
     def is_ours(self) -> bool:
-        """Whether our ingress answered, which puts this header into every answer, and not Serve's proxy."""
+        """Whether the ingress answered, not Serve's proxy: only the ingress adds this header."""
         return b"content-security-policy" in self.head.lower()
 
 
-def ask(port: int, request: bytes, *, wait_s: float) -> Heard:
-    """Send these bytes and hear the head of the first answer."""
-    began, heard = time.monotonic(), b""
+def exchange(port: int, request: bytes, *, wait_s: float) -> Received:
+    """Send these bytes and read the head of the first response."""
+    began, received = time.monotonic(), b""
     with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection, contextlib.suppress(OSError):
         connection.sendall(request)
-        while b"\r\n\r\n" not in heard and (more := connection.recv(65_536)):
-            heard = (heard + more).removeprefix(CONTINUE)
-    return Heard(status=_status(heard), head=heard.partition(b"\r\n\r\n")[0], took_s=time.monotonic() - began)
+        while b"\r\n\r\n" not in received and (more := connection.recv(65_536)):
+            received = (received + more).removeprefix(CONTINUE)
+    return Received(status=_status(received), head=received.partition(b"\r\n\r\n")[0], took_s=time.monotonic() - began)
 
 
 def leave(port: int, request: bytes, *, after_s: float) -> None:
-    """Send these bytes, then reset the connection without a word."""
+    """Send these bytes, then reset the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
         time.sleep(after_s)
@@ -49,11 +49,11 @@ def leave(port: int, request: bytes, *, after_s: float) -> None:
 
 
 class Slow:
-    """Connections that send a byte each time they are asked to."""
+    """Connections that send one byte at each `drip`."""
 
     def __init__(self, port: int, start: bytes, number: int) -> None:
-        self.statuses: list[int] = []  # of those that were answered, or 0 if they were closed
-        self.cut_s: list[float] = []  # and when, since they began
+        self.statuses: list[int] = []  # of the answered connections; 0: closed
+        self.cut_s: list[float] = []  # when they were cut, since the start
         self._open = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(number)]
         self._began = time.monotonic()
         for connection in self._open:
@@ -62,13 +62,13 @@ class Slow:
     def drip(self) -> None:
         ready, _, _ = select.select(self._open, [], [], 0)
         for connection in list(self._open):
-            heard = b""
+            received = b""
             with contextlib.suppress(OSError):
                 if connection not in ready:
                     connection.sendall(b"x")
                     continue
-                heard = connection.recv(65_536)
-            self.statuses.append(_status(heard))
+                received = connection.recv(65_536)
+            self.statuses.append(_status(received))
             self.cut_s.append(time.monotonic() - self._began)
             connection.close()
             self._open.remove(connection)
@@ -78,9 +78,9 @@ class Slow:
             connection.close()
 
 
-def _status(heard: bytes) -> int:
-    parts = heard.split(b" ", 2)
-    return int(parts[1]) if heard.startswith(b"HTTP/1.") and parts[1].isdigit() else 0
+def _status(received: bytes) -> int:
+    parts = received.split(b" ", 2)
+    return int(parts[1]) if received.startswith(b"HTTP/1.") and parts[1].isdigit() else 0
 
 
 def _with(*lines: bytes) -> bytes:
@@ -91,7 +91,7 @@ _SOCKET = (
     HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
 )
 
-# What arrives whole: each is answered at once, and never by a fault of ours.
+# Complete requests: each is answered at once, and never with a fault of the service.
 ODD: dict[str, bytes] = {
     "id of a byte that is no text": _with(b"x-request-id: \xff"),
     "id of 10,000 letters": _with(b"x-request-id: " + b"a" * 10_000),
@@ -131,7 +131,7 @@ ODD: dict[str, bytes] = {
     "upgrade to a web socket, with a body": _SOCKET + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
     "expects to go on": _with(b"Expect: 100-continue"),
 }
-# Bodies that stop: the deadline applies whatever the headers say.
+# Bodies that stop: the deadline holds whatever the headers say.
 UNDYING: dict[str, bytes] = {
     name: STALLED.replace(b"Content-Length", line + b"\r\nContent-Length")
     for name, line in {

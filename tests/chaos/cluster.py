@@ -168,7 +168,7 @@ class Matrix:
         """Light load by clients that ask again, as docs/serving.md says; replicas of each kind on two nodes."""
         service = Service(self.dashboard, headers=self.headers)
         for deployment in service.config["applications"][0]["deployments"]:
-            if deployment["name"] != "Totals":
+            if deployment["name"] != "Coordinator":
                 deployment["max_replicas_per_node"] = 1
         (self.folder / "serve.yaml").write_text(yaml.safe_dump(service.config))
         subprocess.run([SERVE, "deploy", "--address", self.dashboard, str(self.folder / "serve.yaml")], check=True, timeout=60)

@@ -1,6 +1,7 @@
-"""`jobs.score` with a fault: `python -m tests.chaos.driver poison|uncommitted LOG <arguments of jobs.score>`.
+"""`jobs.score` with a fault: `python -m tests.chaos.driver none|poison|uncommitted LOG [--failpoint NAME] <arguments of jobs.score>`.
 
 poison: a record that holds a word of `DEEDS` does that to the process that scores it, and writes a line to LOG before.
+--failpoint: kill a process by SIGKILL at that point (see `Failpoint`).
 uncommitted: finished parts become visible at once and without a record: the control that must fail where the real thing holds.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from han.score import batch_job, publish
-from han.score.pool import Asked, Task, local_scorer
+from han.score.pool import BatchScorer, Task, local_scorer
 from han.score.publish import Claim, Part, Record
 from han.score.scorer import Scored
 from jobs import cli
@@ -94,9 +95,14 @@ def _without_commit() -> None:
 if __name__ == "__main__":
     fault, log = sys.argv[1:3]
     del sys.argv[1:3]
-    ask: Callable[[Task], Asked] = local_scorer
+    ask: Callable[[Task], BatchScorer] = local_scorer
     if fault == "poison":
         ask = functools.partial(Poisoned, log=log, deeds=DEEDS)
-    else:
+    elif fault == "uncommitted":
         _without_commit()
-    cli.run(Score, functools.partial(main, ask=ask, failpoint=cli.hidden("--failpoint")))
+    failpoint = None
+    if "--failpoint" in sys.argv:
+        place = sys.argv.index("--failpoint")
+        failpoint = sys.argv[place + 1]
+        del sys.argv[place : place + 2]
+    cli.run(Score, functools.partial(main, ask=ask, failpoint=failpoint))

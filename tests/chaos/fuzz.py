@@ -1,4 +1,4 @@
-"""Requests that a machine thinks of: from the OpenAPI document (schemathesis), from all strings (hypothesis), from the hostile list."""
+"""Generated requests: from the OpenAPI document (schemathesis), from any string (hypothesis), from the hostile list."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ class Found:
     codes: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
-    def hear(self, what: str, status: int, body: str, took_s: float) -> None:
-        """No answer is a fault of the server, and none tells of its insides."""
+    def record(self, what: str, status: int, body: str, took_s: float) -> None:
+        """Record an answer. A 500 is a fault, and so is an error that shows internals."""
         self.answers += 1
         self.codes[status] += 1
         self.slowest_s = max(self.slowest_s, took_s)
         if status >= 500:
             self.faults.append(f"{status} for {what}")
         if status >= 400 and any(leak in body.lower() for leak in _LEAKS):
-            self.faults.append(f"the insides show in {status} for {what}")
+            self.faults.append(f"internals in {status} for {what}")
 
 
 def from_schema(url: str, *, seed: int) -> Found:
-    """Each operation of the document: requests as it says, and requests that break what it says; each answer as it says."""
+    """Each operation of the document: requests that conform to it and requests that do not; every response must conform."""
     found, began = Found(), time.monotonic()
     schema = schemathesis.openapi.from_dict(json.loads(DOCUMENT.read_text(encoding="utf-8")))
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
-            def ask(case: Any) -> None:
+            def send(case: Any) -> None:
                 if time.monotonic() - began > _WITHIN_S:
                     return
-                asked = time.monotonic()
+                began_s = time.monotonic()
                 response = case.call(base_url=url, timeout=30)
                 name = f"{case.method} {case.path}"
-                found.hear(name, response.status_code, response.text, time.monotonic() - asked)
+                found.record(name, response.status_code, response.text, time.monotonic() - began_s)
                 try:
                     case.validate_response(response, checks=_checks())
                 except (schemathesis.checks.CheckFailed, BaseExceptionGroup, AssertionError) as failure:  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def from_schema(url: str, *, seed: int) -> Found:
 
             try:
                 strategy = operation.as_strategy(generation_mode=mode)
-                _try(ask, strategy, seed=seed, number=PER_OPERATION)
+                _try(send, strategy, seed=seed, number=PER_OPERATION)
             except Exception as nothing:
                 if "negative" not in str(nothing).lower() and type(nothing).__name__ not in ("Unsatisfiable", "SkipTest"):
                     raise
@@ -76,19 +76,19 @@ def from_schema(url: str, *, seed: int) -> Found:
 
 
 def texts(url: str, *, seed: int) -> Found:
-    """Any string of code points, a lone surrogate too: scored, or refused for one of two reasons."""
+    """Any string of code points, also a lone surrogate: scored, or refused for one of two reasons."""
     found, began = Found(), time.monotonic()
     with httpx.Client(timeout=30) as client:
 
-        def ask(text: str) -> None:
-            asked = time.monotonic()
+        def send(text: str) -> None:
+            began_s = time.monotonic()
             response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
             what = ascii(text[:60])
-            found.hear(what, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - asked)
+            found.record(what, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
             found.faults += [f"{fault} for {what}" for fault in _wrongs(response, text)]
 
         letters = st.characters(codec=None) | st.sampled_from(".!? <>&\n\u0301\u200d\u202e\U0001f600a")
-        _try(ask, st.text(letters, max_size=2_000), seed=seed, number=NUM_TEXTS)
+        _try(send, st.text(letters, max_size=2_000), seed=seed, number=NUM_TEXTS)
     found.took_s = time.monotonic() - began
     return found
 
@@ -101,9 +101,9 @@ def hostile(url: str) -> Found:
     cases += [(name, probe(MAX_CHARACTERS), (200, 422)) for name, probe in PROBES.items()]
     with httpx.Client(timeout=30) as client:
         for name, text, wanted in cases:
-            asked = time.monotonic()
+            began_s = time.monotonic()
             response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
-            found.hear(name, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - asked)
+            found.record(name, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
             if response.status_code not in wanted:
                 found.faults.append(f"{response.status_code} for {name}, wanted {wanted}")
             found.faults += [f"{fault} for {name}" for fault in _wrongs(response, text)]
@@ -117,16 +117,16 @@ def _checks() -> list[Any]:
     return [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
 
 
-def _try(ask: Callable[[Any], None], strategy: Any, *, seed: int, number: int) -> None:
+def _try(send: Callable[[Any], None], strategy: Any, *, seed: int, number: int) -> None:
     quiet = settings(max_examples=number, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    _seeded(seed)(quiet(given(strategy)(lambda case: ask(case))))()
+    _seeded(seed)(quiet(given(strategy)(lambda case: send(case))))()
 
 
 _seeded = seed
 
 
 def _wrongs(response: httpx.Response, text: str) -> list[str]:
-    """What a score must be, whatever the text."""
+    """Violations of what holds for the score of any text."""
     if response.status_code != 200:
         return []
     (score,) = response.json()["results"]

@@ -1,4 +1,4 @@
-"""Clients of the service. Open loop: a request is sent when it is due, whatever became of those before. Closed loop: N wait in turn."""
+"""Clients of the service. Open loop: each request is sent when it is due. Closed loop: N clients each wait for their answer."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 
 import aiohttp
 
-WAIT_S = 30.0  # longer than any deadline of the service: a request without an answer by then hangs
+WAIT_S = 30.0  # longer than any deadline of the service: a request without an answer after it hangs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    question: int  # place of the body among those that are sent
-    due_s: float  # when it was to be sent, since the load began
-    took_s: float  # from then to the last byte: a late start counts, so a stall is seen by all that it delayed
-    status: int  # 0: none came
+    question: int  # index of the body
+    due_s: float  # when it was due, since the start of the load
+    took_s: float  # from due_s to the last byte: a late start counts, so a stall shows in every request that it delayed
+    status: int  # 0: no answer
     body: bytes
     headers: dict[str, str]
-    error: str  # why none came
+    error: str  # why there was no answer
 
 
 class Load:
-    """Requests from a thread of their own while the `with` block runs; after it `replies` has all, `took_s` the time."""
+    """Requests from a separate thread while the `with` block runs; afterwards `replies` has all of them, `took_s` the time."""
 
     def __init__(self, url: str, bodies: Sequence[bytes], *, per_s: float = 0.0, num_clients: int = 0, num_requests: int | None = None):
-        """Either per_s (open loop) or num_clients (closed loop). num_requests: the block need not end for the load to end."""
+        """Either per_s (open loop) or num_clients (closed loop). num_requests: the load ends by itself after so many."""
         self.replies: list[Reply] = []
         self.took_s = 0.0
         self._url, self._bodies, self._per_s, self._num_clients, self._num_requests = url, bodies, per_s, num_clients, num_requests
@@ -55,7 +55,7 @@ class Load:
         return time.monotonic() - self.began_s
 
     async def _send(self) -> None:
-        # idle connections are left before the server closes them: it cannot tell a request on one from a request never sent
+        # shorter than the keep-alive of the server, which closes a connection without knowing that a request is on its way
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=5)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=WAIT_S)) as session:
             await (self._open(session) if self._per_s else self._closed(session))
@@ -97,18 +97,18 @@ class Load:
 
 
 def by_status(replies: Sequence[Reply]) -> str:
-    """As `200:2390,504:10`; what never came by the name of its error."""
+    """As `200:2390,504:10`; a request without an answer by the name of its error."""
     counts = Counter(str(reply.status) if reply.status else reply.error for reply in replies)
     return ",".join(f"{status}:{number}" for status, number in sorted(counts.items())) or "none"
 
 
 def percentile_ms(replies: Sequence[Reply], percent: float) -> float:
-    """The nearest that was measured; 0 if nothing was."""
+    """The nearest measured value; 0 without replies."""
     times = sorted(reply.took_s for reply in replies)
     return 1e3 * times[min(len(times) - 1, int(percent / 100 * len(times)))] if times else 0.0
 
 
 def longest_stall_s(replies: Sequence[Reply]) -> float:
-    """The longest time in which no answer came while some were owed."""
+    """The longest time between two answers."""
     ends = sorted(reply.due_s + reply.took_s for reply in replies)
     return max((later - earlier for earlier, later in itertools.pairwise(ends)), default=0.0)

@@ -1,4 +1,4 @@
-"""Something that is looked at again and again: until it holds, or while something else happens."""
+"""Polling: until a condition holds, or while a body runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 
 def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.05, despite: tuple[type[Exception], ...] = ()) -> bool:
-    """Whether it came to hold within the deadline. despite: errors of `holds` that mean no more than not yet."""
+    """Whether the condition held before the deadline. despite: errors of `holds` that mean not yet."""
     end = time.monotonic() + deadline_s
     while True:
         with suppress(*despite):
@@ -23,9 +23,9 @@ def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.05
 
 
 class Repeated(ABC):
-    """Calls `look` every `every_s` seconds, in a thread of its own, for as long as the body of its `with` runs.
+    """Calls `look` every `every_s` seconds in a thread while the body of its `with` runs.
 
-    An error of `look` ends the looking, and is raised at the end of the body.
+    An error of `look` ends the polling and is raised at the end of the body.
     """
 
     every_s = 0.25
@@ -52,4 +52,4 @@ class Repeated(ABC):
 
     @abstractmethod
     def look(self) -> None:
-        """Once."""
+        """Poll once."""

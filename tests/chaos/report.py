@@ -1,4 +1,4 @@
-"""How a reliability run says what it saw: one line a promise, and an exit code that is 1 where any fell short."""
+"""The output of a reliability run: one line for each promise, and exit code 1 if one does not hold."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def reliability(name: str, *, ok: bool, **figures: Any) -> None:
     """Print `RELIABILITY <name> ok=... key=value ...`."""
     if not ok:
         _short.append(name)
-    told = " ".join(f"{key}={_plain(value)}" for key, value in figures.items())
-    print(f"RELIABILITY {name} ok={'yes' if ok else 'NO'} {told}", flush=True)
+    line = " ".join(f"{key}={_plain(value)}" for key, value in figures.items())
+    print(f"RELIABILITY {name} ok={'yes' if ok else 'NO'} {line}", flush=True)
 
 
 def attempt(name: str, run: Callable[[], None], *, expected: type[Exception] | tuple[type[Exception], ...]) -> None:
-    """Do one run and say how long it took; an `expected` error is a promise that fell short and says nothing about the other runs."""
+    """Do one run and print its duration. An `expected` error means that its promise does not hold; the other runs continue."""
     since = time.monotonic()
     try:
         run()
@@ -29,7 +29,7 @@ def attempt(name: str, run: Callable[[], None], *, expected: type[Exception] | t
 
 
 def close() -> None:
-    """End the process: 0 if every promise held, else 1 and the names of those that did not."""
+    """End the process with 0 if every promise held, else with 1 and the names of the broken ones."""
     if _short:
         print(f"fell short: {' '.join(_short)}", file=sys.stderr)
     sys.exit(1 if _short else 0)

@@ -1,6 +1,6 @@
-"""Does the service keep its promises? `python -m tests.chaos.serve [--seed N] [--only R1 R7 …]`, one line each; see docs/reliability.md.
+"""The promises of the service, one line each: `python -m tests.chaos.serve [--seed N] [--only R1 R7 …]`; see docs/reliability.md.
 
-One Ray and one Serve: two processes that speak HTTP, two that score. Only processes that Ray's state API names are killed.
+One Ray and one Serve with two ingresses and two replicas. Only processes that Ray's state API names are killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from han.score.scorer import Scorer
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from tests.chaos import fuzz
-from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, ask, leave
+from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, exchange, leave
 from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
 from tests.chaos.report import attempt, close, reliability
 from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb
@@ -43,7 +43,7 @@ PER_S, NUM_GOLDEN = 20.0, 200
 
 
 class Online:
-    """All the runs, on one service."""
+    """All runs, on one service."""
 
     def __init__(self, service: Service, folder: Path, seed: int) -> None:
         self.service, self.folder, self.seed, self.random = service, folder, seed, random.Random(seed)
@@ -58,7 +58,7 @@ class Online:
         return Load(self.service.score_url, [question.body for question in questions], per_s=per_s)
 
     def _under_kills(self, questions: list[Question], seconds: float, kills: int) -> tuple[Load, int, int]:
-        """Load, kills and wrong answers; the kills are spread evenly."""
+        """The load, the number of kills and of wrong answers; the kills are spread evenly."""
         done = 0
         with self._load(questions) as load:
             for number in range(kills):
@@ -87,7 +87,7 @@ class Online:
         )
 
     def r1_control(self) -> None:
-        """Without retries the same kills must be seen."""
+        """Without retries the same kills must show."""
         self.service.deploy(retries=0)
         load, kills, wrong = self._under_kills(self.mixed, 60, 4)
         self.service.deploy()
@@ -96,7 +96,7 @@ class Online:
         reliability("R1-control", ok=ok, sent=len(load.replies), kills=kills, failed=failed, wrong=wrong, codes=codes)
 
     def golden(self, num_requests: int = 10_000) -> None:
-        """One by one, in lists, and many at once while replicas die: each request gets the Scorer's answers to its own texts."""
+        """One by one, in lists, and many at once while replicas die: each request gets the Scorer's results for its own texts."""
         mismatches = []
         for size in (1, 32):
             questions = golden([self.scorer], num_texts=NUM_GOLDEN, size=size, details=["words"])
@@ -124,7 +124,7 @@ class Online:
         )
 
     def r7_rolling_update(self) -> None:
-        """To another model, to a broken one, and back, under load: no request fails, and each answer is right for the model it names."""
+        """To another model, to a broken one, and back, under load: no request fails, each answer is right for the model it names."""
         other, broken = self.folder / "other", self.folder / "broken"
         encoder = Encoder(TextConfig(), None, Vocab(WORDS))
         metrics, provenance = {"temperature": 1.0}, {"data": "random weights"}
@@ -171,7 +171,7 @@ class Online:
         )
 
     def r9_overload(self, seconds: float = 60) -> None:
-        """Five times as many requests as can be answered: some are answered as promised, the others are refused at once."""
+        """Five times the capacity: some requests are answered in time, the others are refused at once."""
         heavy = [_heavy(self.random, texts=16, characters=1_000)]
         with Load(self.service.score_url, heavy, num_clients=4) as load:
             _wait(load, 8)
@@ -211,7 +211,7 @@ class Online:
         )
 
     def r10_clients_that_leave(self, number: int = 500) -> None:
-        """Half of them in the middle of their body, half while they wait for the answer."""
+        """Half of the clients leave in the middle of their body, half while they wait for the answer."""
         until(self.service.is_whole, 60)
         with Load(self.service.score_url, [question.body for question in self.singles], num_clients=20, num_requests=400):
             pass  # a replica that has just replaced a dead one opens its connections with its first requests
@@ -247,7 +247,7 @@ class Online:
         return sum(self.service.total(f"han_{name}") for name in ("requests_in_flight", "tokens_in_flight", "queue_texts")) - 1
 
     def r11_slow_clients(self, number: int = 100, seconds: float = 20) -> None:
-        """A byte a second: bodies are cut off at the deadline; headers are Serve's, which waits (docs/serving.md says so)."""
+        """A byte a second: bodies are cut at the deadline; Serve's proxy waits for headers (see docs/serving.md)."""
         headers, bodies = Slow(self.service.port, HEAD + b"x-slow: ", number), Slow(self.service.port, STALLED[:-1], number)
         bodies.drip()
         with self._load(self.mixed) as load:
@@ -278,23 +278,23 @@ class Online:
         deadline_s = self.service.deadline_s
         faults, late, proxys, unanswered = 0, 0, [], []
         for name, request in ODD.items():
-            heard = ask(self.service.port, request, wait_s=deadline_s + 5)
-            who = "the service" if heard.is_ours else "Serve's proxy" if heard.status else "nobody"
-            evil = b"\r\nx-evil" in heard.head.lower()
-            print(f"  {name:36} {heard.status or '-'} by {who}{', WITH A HEADER OF THE CLIENT' if evil else ''}")
-            faults += evil or (heard.is_ours and heard.status >= 500)
-            late += heard.is_ours and heard.took_s > deadline_s + 1
-            unanswered += [] if heard.status else [name]
-            proxys += [f"{name}:{heard.status}"] if not heard.is_ours and heard.status >= 500 else []
+            response = exchange(self.service.port, request, wait_s=deadline_s + 5)
+            who = "the service" if response.is_ours else "Serve's proxy" if response.status else "nobody"
+            evil = b"\r\nx-evil" in response.head.lower()
+            print(f"  {name:36} {response.status or '-'} by {who}{', WITH A HEADER OF THE CLIENT' if evil else ''}")
+            faults += evil or (response.is_ours and response.status >= 500)
+            late += response.is_ours and response.took_s > deadline_s + 1
+            unanswered += [] if response.status else [name]
+            proxys += [f"{name}:{response.status}"] if not response.is_ours and response.status >= 500 else []
         stalled = []
         for name, request in UNDYING.items():
-            heard = ask(self.service.port, request, wait_s=deadline_s + 5)
-            print(f"  body that stops, {name:19} {heard.status or '-'} after {heard.took_s:.1f} s")
-            stalled.append(heard.status == 408 and heard.took_s <= deadline_s + 2)
+            response = exchange(self.service.port, request, wait_s=deadline_s + 5)
+            print(f"  body that stops, {name:19} {response.status or '-'} after {response.took_s:.1f} s")
+            stalled.append(response.status == 408 and response.took_s <= deadline_s + 2)
         reliability(
             "R12",
             ok=faults == late == 0 and all(stalled),
-            asked=len(ODD),
+            sent=len(ODD),
             faults_of_ours=faults,
             late=late,
             deadline_kept=f"{sum(stalled)}/{len(stalled)}",
@@ -303,7 +303,7 @@ class Online:
         )
 
     def r13_stuck_replica(self) -> None:
-        """A process that is there and does not answer."""
+        """A replica that is stopped (SIGSTOP)."""
         until(self.service.is_whole, 60)
         sent_again = self.service.total("han_retries_total")
         with self._load(self.mixed) as load:
@@ -338,7 +338,7 @@ class Online:
         )
 
     def r15_counts(self) -> None:
-        """What clients counted is what two ingresses counted, per status."""
+        """The counts of the clients are the counts of two ingresses, by status."""
         bodies: list[object] = [{"inputs": text} for text in ("good film", "", 3, ["good"] * 33, ["a", "..."])]
         sent = [json.dumps(body).encode() for body in bodies]
         sent += [b"[]", b"{", b" " * (3 << 20), b'{"inputs": "\\ud800"}']
@@ -352,9 +352,9 @@ class Online:
             until(lambda: Counter(self.service.codes()) - before == seen, 10)
         counted = Counter(self.service.codes()) - before
         difference = sum(((counted - seen) + (seen - counted)).values())
-        told = ",".join(f"{code}:{number}" for code, number in sorted(seen.items()))
+        clients = ",".join(f"{code}:{number}" for code, number in sorted(seen.items()))
         ok, ingresses = difference == 0 and seen["0"] == 0, len(self.service.pids(INGRESS))
-        reliability("R15", ok=ok, clients=told, difference=difference, ingresses=ingresses)
+        reliability("R15", ok=ok, clients=clients, difference=difference, ingresses=ingresses)
 
     def fuzzed(self) -> None:
         schema = fuzz.from_schema(self.service.url, seed=self.seed)
@@ -375,12 +375,12 @@ class Online:
             )
 
     def r8_drained(self) -> None:
-        """As docs/serving.md says, while requests are being scored that take about a second: the application goes, then Serve."""
+        """Delete the application, then shut Serve down, while requests of about a second are scored (see docs/serving.md)."""
         self._ended("R8", self.service.withdraw)
         self.service.shut_down()
 
     def r8_control(self) -> None:
-        """Serve shut down with its application in place drops what its proxy waits for: why the application goes first."""
+        """Shutting Serve down with its application drops requests: the reason to delete the application first."""
         self.service.deploy()
         self._ended("R8-control", self.service.shut_down)
 
@@ -416,7 +416,7 @@ class Online:
         )
 
 
-NOT_COME = (AssertionError, httpx.HTTPError)  # what was waited for
+EXPECTED = (AssertionError, httpx.HTTPError)  # a promise that does not hold
 RUNS: dict[str, Callable[[Online], None]] = {
     "R1": Online.r1_replicas_killed,
     "GOLDEN": Online.golden,
@@ -429,14 +429,14 @@ RUNS: dict[str, Callable[[Online], None]] = {
     "R13": Online.r13_stuck_replica,
     "R1-control": Online.r1_control,
     "R7": Online.r7_rolling_update,
-    "R8": Online.r8_drained,  # the last two: they end the service
+    "R8": Online.r8_drained,  # the last two end the service
     "R8-control": Online.r8_control,
 }
 JSON = {"content-type": "application/json"}
 
 
 def listeners(*, haproxy: bool) -> None:
-    """Who listens where, on a Ray of its own, in this mode of Serve's proxy."""
+    """The listening sockets in this mode of Serve's proxy, on a Ray of its own."""
     if haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     with head() as cluster:
@@ -456,7 +456,7 @@ def listeners(*, haproxy: bool) -> None:
 
 
 def _waited(holds: Callable[[], bool], deadline_s: float) -> float:
-    """Seconds until it holds, infinity if that is not within the deadline."""
+    """Seconds until the condition holds; infinity after the deadline."""
     try:
         return until(holds, deadline_s)
     except AssertionError:
@@ -468,7 +468,7 @@ def _failed(load: Load) -> int:
 
 
 def _unclear(replies: list[Reply]) -> int:
-    """Those that were sent to a service that goes, and got neither an answer nor a refusal."""
+    """Requests to a service that stops with neither an answer nor a refusal."""
     return sum(reply.status not in (200, 404, 503) for reply in replies)
 
 
@@ -481,14 +481,14 @@ def _wait(load: Load, since_s: float) -> None:
 
 
 def _heavy(chance: random.Random, *, texts: int, characters: int) -> bytes:
-    """A request of long texts, made of bundled reviews."""
+    """A request of long texts made of bundled reviews."""
     lines = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()]
     long = [" ".join(chance.choices(lines, k=characters // 200 + 1))[:characters] for _ in range(texts)]
     return json.dumps({"inputs": long, "attention": "none"}).encode()
 
 
 def _thinned(timeline: list[str]) -> list[str]:
-    """While a version takes over both answer; of these turns the first and the last are enough."""
+    """During a rolling update both versions answer by turns: keep the first and the last turns."""
     return timeline if len(timeline) <= 8 else [*timeline[:4], f"({len(timeline) - 8}_turns)", *timeline[-4:]]
 
 
@@ -497,7 +497,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--only", nargs="+", choices=[*RUNS, "LISTENERS"], default=[*RUNS, "LISTENERS"])
     arguments = parser.parse_args()
-    print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
+    print(f"seed {arguments.seed}; to repeat this run: --seed {arguments.seed}", flush=True)
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="han-chaos-"))
     try:
         chosen = [name for name in RUNS if name in arguments.only]
@@ -505,7 +505,7 @@ def main() -> None:
             with head() as cluster:
                 online = Online(Service(cluster.dashboard), folder, arguments.seed)
                 for name in chosen:
-                    attempt(name, partial(RUNS[name], online), expected=NOT_COME)
+                    attempt(name, partial(RUNS[name], online), expected=EXPECTED)
         if "LISTENERS" in arguments.only:
             listeners(haproxy=False)
             listeners(haproxy=True)

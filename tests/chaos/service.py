@@ -1,4 +1,4 @@
-"""One service of its own for a reliability run: serve/config.yaml on a free port of this machine, and the oracle for its answers."""
+"""A service for a reliability run: serve/config.yaml on a free port, and the oracle for its answers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ DETAILS: tuple[AttentionDetail, ...] = ("words", "sentences", "none")
 
 
 class Service:
-    """The application `han`: two processes that speak HTTP, two that score, each with half a CPU."""
+    """The application `han`: two ingresses and two replicas of Model, each of these with half a CPU."""
 
     def __init__(self, dashboard: str, *, import_path: str = "serve.app:build", headers: dict[str, str] | None = None) -> None:
-        """headers: sent to the dashboard, a token perhaps."""
+        """headers: sent to the dashboard, for example a token."""
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.score_url = f"{self.url}/v1/score"
@@ -48,32 +48,32 @@ class Service:
         return float(self.config["applications"][0]["args"]["deadline_s"])
 
     def put(self, **arguments: object) -> None:
-        """What `serve deploy` sends; arguments are those of `serve.app:build` that change."""
+        """Send what `serve deploy` sends. arguments: the arguments of `serve.app:build` that change."""
         config = copy.deepcopy(self.config)
         config["applications"][0]["args"] |= arguments
         httpx.put(self._rest, headers=self._headers, json=config, timeout=30).raise_for_status()
 
     def deploy(self, **arguments: object) -> float:
-        """Seconds until all replicas are those of this configuration."""
+        """Seconds until all replicas have this configuration."""
         began = time.monotonic()
         self.put(**arguments)
         until(lambda: self.status() == "RUNNING" and self.is_whole(), 120)
         return time.monotonic() - began
 
     def withdraw(self) -> None:
-        """What `serve deploy` of a config without applications does; returns when the application is gone."""
+        """Do what `serve deploy` of a config without applications does; return when the application is deleted."""
         httpx.put(self._rest, headers=self._headers, json={**self.config, "applications": []}, timeout=30).raise_for_status()
         until(lambda: self.status() == "NONE", 90)
 
     def shut_down(self) -> None:
-        """What `serve shutdown` sends; returns when Serve has stopped."""
+        """Send what `serve shutdown` sends; return when Serve has stopped."""
         httpx.delete(self._rest, headers=self._headers, timeout=90).raise_for_status()
 
     def status(self) -> str:
         return str(self._details().get("status", "NONE"))
 
     def is_whole(self) -> bool:
-        """Whether exactly the wanted replicas are there, each ready."""
+        """Whether exactly the target number of replicas runs, each ready."""
         deployments = self._details().get("deployments", {})
         return bool(deployments) and all(
             [replica["state"] for replica in deployment["replicas"]] == ["RUNNING"] * deployment["target_num_replicas"]
@@ -81,7 +81,7 @@ class Service:
         )
 
     def running(self) -> list[int]:
-        """Process ids of the replicas of Model that Serve sends requests to."""
+        """Process ids of the replicas of Model that get requests."""
         return [replica["pid"] for replica in self._details()["deployments"]["Model"]["replicas"] if replica["state"] == "RUNNING"]
 
     def _details(self) -> dict[str, Any]:
@@ -90,25 +90,25 @@ class Service:
 
     def metrics(self) -> dict[str, float]:
         """The numbers of /metrics by series."""
-        told = httpx.get(f"{self.url}/metrics", timeout=30).text
-        lines = (line.rpartition(" ") for line in told.splitlines() if not line.startswith("#"))
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 
     def total(self, name: str) -> float:
         return sum(value for series, value in self.metrics().items() if series.partition("{")[0] == name)
 
     def codes(self, route: str = "/v1/score") -> dict[str, int]:
-        """Answers of a route by status, as /metrics has them."""
+        """Requests of a route by status, from /metrics."""
         pattern = re.compile(rf'han_requests_total\{{route="{route}",code="(\d+)"\}}')
         return {found[1]: int(value) for series, value in self.metrics().items() if (found := pattern.fullmatch(series))}
 
     def pids(self, *kinds: str) -> list[int]:
-        """Of living actors, from Ray's state API. kinds: how the class of an actor begins."""
+        """Of living actors, from Ray's state API. kinds: prefixes of the names of their classes."""
         found = list_actors(self._dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000, timeout=30)
         return [actor.pid for actor in found if actor.class_name.startswith(kinds) and actor.pid]
 
     def readyz(self) -> int:
-        """The status; 0 if nobody answers."""
+        """The status; 0 without an answer."""
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code
         except httpx.TransportError:
@@ -116,7 +116,7 @@ class Service:
 
 
 def kill_one(service: Service, chance: random.Random, deadline_s: float = 60) -> bool:
-    """SIGKILL a replica of Model as soon as all are there, in the middle of its work if it has any within 5 seconds."""
+    """SIGKILL a replica of Model once all run, while it works if it gets work within 5 seconds."""
     with contextlib.suppress(AssertionError):
         until(service.is_whole, deadline_s)
         victims = service.pids(MODEL)
@@ -129,7 +129,7 @@ def kill_one(service: Service, chance: random.Random, deadline_s: float = 60) ->
 
 
 def _is_working(pid: int) -> bool:
-    """Whether a thread of the process is on a CPU, or waits for one, twice within 2 ms: Linux alone tells."""
+    """Whether a thread of the process is on a CPU, or waits for one, twice within 2 ms (Linux only)."""
     for _ in range(2):
         stats = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
         if "R" not in stats:
@@ -148,18 +148,18 @@ def open_files(of: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A body, and what it must be answered, by the fingerprint of the model."""
+    """A body and its correct results, by the fingerprint of the model."""
 
     body: bytes
     wanted: dict[str, list[dict[str, Any]]]
 
     def is_wrong(self, answer: bytes) -> bool:
-        told = json.loads(answer)
-        return told["model"] not in self.wanted or differ(told["results"], self.wanted[told["model"]])
+        response = json.loads(answer)
+        return response["model"] not in self.wanted or differ(response["results"], self.wanted[response["model"]])
 
 
 def golden(scorers: Sequence[Scorer], *, num_texts: int, size: int = 1, details: Sequence[AttentionDetail] = DETAILS) -> list[Question]:
-    """Bundled reviews in requests of `size` texts (a single one is no list), with what each scorer says of them."""
+    """Bundled reviews in requests of `size` texts (a single one is no list), with the results of each scorer."""
     lines = samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:num_texts]
     texts = [json.loads(line)["text"] for line in lines]
     questions = []

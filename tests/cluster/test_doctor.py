@@ -51,7 +51,7 @@ BROKEN: list[tuple[str, Cluster, Doctor, str, str]] = [
         GOOD,
         Doctor(jobs=("train",), train=TrainConfig(num_workers=2, gpu=True)),
         "needs 2 GPUs, the cluster has 0 GPUs",
-        "--train.gpu False",
+        "drop --train.gpu",
     ),
     (
         "too few CPUs",

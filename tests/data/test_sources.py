@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,19 @@ import pytest
 
 from han.config import ColumnsConfig
 from han.data import samples, text_files
-from han.data.sources import REVIEWS, Shard, find_shards, identities, is_imdb_id, random_review, read, read_ids, reviews
+from han.data.sources import (
+    REVIEWS,
+    InputChanged,
+    Shard,
+    find_shards,
+    identities,
+    is_imdb_id,
+    random_review,
+    read,
+    read_ids,
+    refuse_changed,
+    reviews,
+)
 from han.types import Mistake
 
 COLUMNS = ColumnsConfig()
@@ -87,7 +100,7 @@ def test_what_is_not_there_is_a_mistake_that_names_it(tmp_path: Path, name: str)
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"holds no files of reviews: give .parquet, .csv, .jsonl"):
+    with pytest.raises(Mistake, match=r"holds no files of reviews: give .parquet, .csv, .tsv, .jsonl"):
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
@@ -100,7 +113,7 @@ def test_a_file_of_zero_bytes_is_a_mistake(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_kind_is_a_mistake_that_names_the_kinds(tmp_path: Path) -> None:
     (tmp_path / "reviews.xlsx").write_text("PK")
-    with pytest.raises(Mistake, match=r"no kind that can be read: give .parquet, .csv, .jsonl"):
+    with pytest.raises(Mistake, match=r"is not a supported kind of file: give .parquet, .csv, .tsv, .jsonl"):
         find_shards(str(tmp_path / "reviews.xlsx"), COLUMNS, labelled=False)
 
 
@@ -201,6 +214,25 @@ def test_types_guessed_from_json_give_way_to_each_other(tmp_path: Path) -> None:
         for row in batch.table.to_pylist()
     ]
     assert rows == [{"text": "one", "stars": 1.0, "year": "1999"}, {"text": "two", "stars": 2.5, "year": "MM"}]
+
+
+@pytest.mark.parametrize(("option", "column"), [("review_id", "nope"), ("label", "nope"), ("rating", "nope")])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_named_column_that_does_not_exist_is_a_mistake(tmp_path: Path, option: str, column: str, labelled: bool) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["good"], label=["up"])
+    expected = f"has no column nope: it has text, label. Name the right one with --columns.{option.replace('_', '-')}"
+    with pytest.raises(Mistake, match=expected):
+        find_shards(path, ColumnsConfig(**{option: column}), labelled=labelled)
+
+
+def test_an_input_without_default_id_label_and_rating_columns_is_read(tmp_path: Path) -> None:
+    assert len(find_shards(write_parquet(tmp_path / "a.parquet", text=["good"]), COLUMNS, labelled=False)) == 1
+
+
+def test_of_a_labelled_input_only_the_columns_of_a_review_are_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=["good"], label=["up"], title=["A"], review_id=["x"])
+    assert find_shards(path, COLUMNS, labelled=True)[0].schema.names == ["text", "label", "review_id"]
+    assert find_shards(path, COLUMNS, labelled=False)[0].schema.names == ["text", "label", "title", "review_id"]
 
 
 # Reviews
@@ -400,3 +432,82 @@ def test_an_input_that_changed_has_another_identity(tmp_path: Path) -> None:
     (folder / "b.txt").write_text("B review.")
     for path, before in found.items():
         assert identities(find_shards(str(path), COLUMNS, labelled=False)) != before
+
+
+def read_and_change(source: str, change: Callable[[], object]) -> None:
+    """Read the first batch of every shard, change the input, read the rest."""
+    shards = find_shards(source, COLUMNS, labelled=False)
+    readers = [read(shard, COLUMNS, batch_rows=1) for shard in shards]
+    for reader in readers:
+        next(reader)
+    change()
+    for reader in readers:
+        for _ in reader:
+            pass
+    refuse_changed(shards)
+
+
+@pytest.mark.parametrize("content", ["", '{"text": "one"}\n', '{"text": "evil"}\n' * 3], ids=["emptied", "truncated", "replaced"])
+def test_a_file_that_changes_while_it_is_read_ends_the_reading_and_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n' * 3)
+    with pytest.raises(InputChanged, match=r"a\.jsonl changed or was removed while the job ran"):
+        read_and_change(str(path), lambda: path.write_text(content))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.csv.gz"])
+def test_a_file_that_is_removed_before_it_is_read_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.parquet":
+        write_parquet(path, text=["good"])
+    else:
+        path.write_bytes(b"text\ngood\n" if name == "a.csv" else gzip.compress(b"text\ngood\n"))
+    (shard,) = find_shards(str(path), COLUMNS, labelled=False)
+    path.unlink()
+    with pytest.raises(InputChanged, match=f"{name} changed or was removed"):
+        list(read(shard, COLUMNS))
+
+
+@pytest.mark.parametrize("layout", ["{}.txt", "train/pos/{}_7.txt"])
+def test_a_shard_of_a_folder_reads_the_files_that_were_found_whatever_is_added(tmp_path: Path, layout: str) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / layout.format(number)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / layout.format(number)).write_text(f"text {number}")
+    shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
+    (tmp_path / layout.format(0)).write_text("a new one")
+    assert [text for shard in shards for batch in read(shard, COLUMNS) for text in batch.table["text"].to_pylist()] == [
+        f"text {number}" for number in (1, 2, 3)
+    ]
+    with pytest.raises(InputChanged, match=f"{layout.format(0)} changed"):
+        refuse_changed(shards)
+
+
+@pytest.mark.parametrize("layout", ["{}.txt", "train/pos/{}_7.txt"])
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_file_of_a_folder_that_changes_before_it_is_read_is_named(tmp_path: Path, layout: str, is_removed: bool) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / layout.format(number)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / layout.format(number)).write_text(f"text {number}")
+    second = tmp_path / layout.format(2)
+    with pytest.raises(InputChanged, match=f"{layout.format(2)} changed or was removed"):
+        read_and_change(str(tmp_path), lambda: second.unlink() if is_removed else second.write_text("other"))
+
+
+def test_what_is_written_below_a_folder_of_texts_does_not_change_it(tmp_path: Path) -> None:
+    write_texts(tmp_path, a_txt=b"good")
+    shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
+    write_texts(tmp_path / "out", part_txt=b"scores")
+    refuse_changed(shards)
+    assert identities(shards) == identities(find_shards(str(tmp_path), COLUMNS, labelled=False))
+
+
+@pytest.mark.timeout(20)
+def test_a_random_review_of_an_input_whose_texts_are_all_null_is_a_mistake(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=pa.nulls(3, pa.string()))
+    with pytest.raises(Mistake, match="has no review with a text"):
+        random_review(path, COLUMNS)
+
+
+def test_an_empty_input_is_a_mistake() -> None:
+    with pytest.raises(Mistake, match="the input is an empty string"):
+        find_shards("", COLUMNS, labelled=False)

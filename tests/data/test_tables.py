@@ -5,14 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from han.config import ColumnsConfig
 from han.data import columns, csv, files, parquet
 from han.data.files import BadRecord, Shard
-from han.data.sources import find_shards, read
+from han.data.sources import find_shards, read, select
 from han.types import Mistake
 
 COLUMNS = ColumnsConfig()
@@ -57,13 +60,32 @@ def test_parquet_gives_every_row_once_with_its_number(sixty: Path, batch_rows: i
     assert read_all(sixty, batch_rows=batch_rows) == ({row: f"review {row} is good" for row in range(60)}, [])
 
 
-@pytest.mark.parametrize(("num_rows", "num_shards"), [(5_000, 1), (5_001, 2), (80_001, 16)])
-def test_a_large_row_group_is_cut_into_at_most_16_slices(tmp_path: Path, num_rows: int, num_shards: int) -> None:
+@pytest.mark.parametrize(("num_rows", "num_shards"), [(250, 1), (251, 2), (4_000, 16), (80_001, 16)])
+def test_a_single_row_group_is_cut_into_at_most_16_slices(tmp_path: Path, num_rows: int, num_shards: int) -> None:
     pq.write_table(pa.table({"text": ["good"] * num_rows}), tmp_path / "a.parquet")
     shards = find(tmp_path / "a.parquet")
     assert len(shards) == num_shards
     assert [shard.start for shard in shards[1:]] == [shard.stop for shard in shards[:-1]]
     assert (shards[0].start, shards[-1].stop) == (0, num_rows)
+
+
+@pytest.mark.parametrize(("rows_per_group", "num_shards"), [(5_000, 8), (5_001, 16)])
+def test_a_row_group_of_many_is_cut_only_if_it_is_large(tmp_path: Path, rows_per_group: int, num_shards: int) -> None:
+    pq.write_table(pa.table({"text": ["good"] * rows_per_group * 8}), tmp_path / "a.parquet", row_group_size=rows_per_group)
+    assert len(find(tmp_path / "a.parquet")) == num_shards
+
+
+def test_a_column_that_is_not_needed_is_not_decoded(sixty: Path) -> None:
+    content = bytearray(sixty.read_bytes())
+    for group in range(3):
+        column = pq.ParquetFile(sixty).metadata.row_group(group).column(1)
+        end = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
+        content[end - 1] ^= 1  # of the data itself, which the page's checksum covers
+    sixty.write_bytes(content)
+    with pytest.raises(Mistake, match="cannot be read"):
+        read_all(sixty)
+    shards = select(find(sixty), {"text"})
+    assert sum(len(batch.rows) for shard in shards for batch in read(shard, COLUMNS)) == 60
 
 
 def test_slices_of_a_row_group_give_every_row_once(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,15 +247,112 @@ def test_an_extension_type_is_refused_before_its_code_runs(tmp_path: Path, paddi
         pa.unregister_extension_type("hostile")
 
 
-def test_the_columns_of_csv_are_strings_as_they_stand(tmp_path: Path) -> None:
+def test_the_columns_of_csv_are_strings_as_they_stand_if_the_user_wants_text(tmp_path: Path) -> None:
     path = write_csv(tmp_path, b"id,text,stars\n007,good,4.50\n8,NA,null\n9,,\n")
-    (shard,) = find(path)
+    (shard,) = find_shards(str(path), ColumnsConfig(csv_types="text"), labelled=False)
     (batch,) = read(shard, COLUMNS)
     assert batch.table.to_pylist() == [
         {"id": "007", "text": "good", "stars": "4.50"},
         {"id": "8", "text": "NA", "stars": "null"},
         {"id": "9", "text": "", "stars": ""},
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "found"),
+    [
+        (["4", "", "-12"], pa.int64(), [4, None, -12]),
+        (["4", "", "4.50", "1e-3"], pa.float64(), [4.0, None, 4.5, 0.001]),
+        (["007", "8"], pa.string(), ["007", "8"]),
+        (["1234567890123456789"], pa.string(), ["1234567890123456789"]),
+        (["1234567890123456", "0.5"], pa.string(), ["1234567890123456", "0.5"]),
+        (["4", "NA", ""], pa.string(), ["4", "NA", ""]),
+        (["nan", "1e400"], pa.string(), ["nan", "1e400"]),
+        (["", ""], pa.string(), ["", ""]),
+    ],
+)
+def test_a_csv_column_is_of_numbers_only_if_every_value_of_the_file_is(
+    tmp_path: Path, values: list[str], kind: pa.DataType, found: list[Any]
+) -> None:
+    path = write_csv(tmp_path, b"text,stars\n" + "".join(f"good,{value}\n" for value in values).encode())
+    (shard,) = find(path)
+    (batch,) = read(shard, COLUMNS)
+    assert (batch.table.schema.field("stars").type, batch.table["stars"].to_pylist()) == (kind, found)
+
+
+def test_the_text_the_id_and_the_label_of_csv_are_strings(tmp_path: Path) -> None:
+    (shard,) = find(write_csv(tmp_path, b"review_id,label,text\n1,0,2\n"))
+    (batch,) = read(shard, COLUMNS)
+    assert batch.table.to_pylist() == [{"review_id": "1", "label": "0", "text": "2"}]
+
+
+def test_a_csv_column_of_numbers_in_one_file_and_words_in_another_is_of_strings(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,stars\ngood,4\n")
+    (tmp_path / "b.csv").write_text("text,stars\ngood,many\n")
+    rows = [row for shard in find(tmp_path) for batch in read(shard, COLUMNS) for row in batch.table["stars"].to_pylist()]
+    assert rows == ["4", "many"]
+
+
+def test_the_average_of_a_csv_column_can_be_taken_in_sql(tmp_path: Path) -> None:
+    (shard,) = find(write_csv(tmp_path, b"text,stars\ngood,4\nbad,1\nso so,\n"))
+    table = pa.concat_tables(batch.table for batch in read(shard, COLUMNS))
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert duckdb.connect().execute("select avg(stars) from read_parquet(?)", [str(tmp_path / "a.parquet")]).fetchall() == [(2.5,)]
+
+
+def test_the_delimiter_is_a_tab_in_tsv_and_otherwise_the_one_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("n\ttext\n1\tgood, really\n")
+    (tmp_path / "b.csv").write_text("n;text\n1;good\n")
+    assert read_all(tmp_path / "a.tsv")[0] == {0: "good, really"}
+    columns = ColumnsConfig(delimiter=";")
+    (shard,) = find_shards(str(tmp_path / "b.csv"), columns, labelled=False)
+    assert [batch.table["text"].to_pylist() for batch in read(shard, columns)] == [["good"]]
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "\u2028"])
+def test_a_delimiter_that_is_not_one_plain_character_is_a_mistake(delimiter: str) -> None:
+    with pytest.raises(Mistake, match=r"delimiter is .*: give one ASCII character"):
+        ColumnsConfig(delimiter=delimiter)
+
+
+@given(
+    content=st.lists(
+        st.sampled_from([b'"', b",", b"\n", b"\r", b"\r\n", b"a", b"5", b'""', b'"a\n"', b"\xff", b"\xef\xbb\xbf"]), max_size=60
+    ),
+    header=st.sampled_from([b"n,text\n", b"\xef\xbb\xbftext,n\r\n", b'\n"te""xt",text\r']),
+    range_bytes=st.integers(1, 20),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+def test_however_a_csv_file_is_cut_it_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[bytes], header: bytes, range_bytes: int
+) -> None:
+    path = write_csv(tmp_path, header + b"x,y\n" + b"".join(content))
+
+    def rows() -> tuple[Any, ...]:
+        try:
+            return read_all(path)
+        except Mistake as mistake:
+            return (str(mistake),)
+
+    whole = rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "RANGE_BYTES", range_bytes)
+        assert rows() == whole
+
+
+def test_a_plain_csv_is_cut_at_record_boundaries_and_a_compressed_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv, "RANGE_BYTES", 30)
+    content = b"n,text\n" + b"".join(b'%d,"a\nlong ""review"" of a film"\n' % row for row in range(10))
+    shards = find(write_csv(tmp_path, content))
+    assert len(shards) == 10
+    assert [shard.first_row for shard in shards] == list(range(10))
+    assert all(content[shard.start - 1 :].startswith(b"\n%d," % shard.first_row) for shard in shards[1:])
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(content))
+    assert len(find(tmp_path / "b.csv.gz")) == 1
+
+
+def test_a_csv_of_4_mb_gives_16_shards(tmp_path: Path) -> None:
+    assert len(find(write_csv(tmp_path, b"n,text\n" + (b"1," + b"x" * 1_000 + b"\n") * 4_400))) == 16
 
 
 def test_a_quoted_line_break_is_part_of_its_field(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 import yaml
 
 import han
@@ -132,7 +131,7 @@ def test_a_job_is_a_command_that_there_is(name: str) -> None:
         python, flag, module, *arguments = shlex.split(command)
         assert (python, flag) == ("python", "-m")
         kind = getattr(importlib.import_module(module), module.rpartition(".")[2].capitalize())
-        parsed = tyro.cli(kind, args=arguments, config=cli.STYLE)
+        parsed = cli.parse(kind, arguments)
         assert isinstance(parsed, kind)
         places = [value for value in arguments if "shared" in value]
         assert places

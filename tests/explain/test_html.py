@@ -1,24 +1,20 @@
-"""What is drawn is the raw text, all of it, and nothing in it can act."""
+"""The HTML shows all of the raw text, and nothing in the text can act."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-import time
-import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from han.explain.html import fragment, page, terminal
+from han.explain.html import fragment, page
 from han.types import Score, Sentence, Word
+from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores
 
-REVIEW = "I LOVED it, twice!<br /><br />Not  dull &amp; <i>never</i> slow."
 HOSTILE = [
     "<script>alert(1)</script>",
     '<img src=x onerror="alert(1)">',
@@ -28,8 +24,7 @@ HOSTILE = [
     "<!-- --> <![CDATA[ ]]> &lt;script&gt; &#0; {{7*7}}",
 ]
 BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
-ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
-# Every element and attribute that render writes: none of them runs, loads or sends anything.
+# All elements and attributes that the HTML may contain. None of them runs, loads or sends anything.
 ELEMENTS = {
     "article",
     "header",
@@ -54,7 +49,7 @@ ATTRIBUTES = {"class", "id", "dir", "title", "type", "width", "height", "aria-la
 
 
 class Drawn(HTMLParser):
-    """Reads HTML back: its elements and attributes, the text of its reviews and that of each of their words."""
+    """Parses the HTML: its elements and attributes, the text of the reviews, and the text of each word."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -107,64 +102,6 @@ def drawn(text: str, score: Score) -> Drawn:
 
 def sliced(text: str, score: Score) -> list[str]:
     return [text[word.start : word.end] for sentence in score.sentences or () for word in sentence.words or ()]
-
-
-def scored(text: str, sentences: tuple[Sentence, ...] | None) -> Score:
-    probabilities = {"negative": 0.066, "positive": 0.934}
-    return Score(
-        label="positive",
-        probability=0.934,
-        probabilities=probabilities,
-        sentences=sentences,
-        num_tokens=len(text.split()),
-        num_unknown=2,
-        num_characters_cut=0,
-        model="3fa9c1d2",
-    )
-
-
-def read(text: str) -> Score:
-    """As the tokeniser would read it: tags blanked, a sentence to each full stop, attention that grows along it."""
-    blanked = re.sub(r"<[A-Za-z/!][^<>]*>", lambda tag: " " * len(tag[0]), text)
-    spans = [token.span() for token in re.finditer(r"\w+|[^\w\s]+", blanked)]
-    ends = [index + 1 for index, (start, _) in enumerate(spans) if text[start] in ".!?"]
-    cuts = sorted({0, *ends, len(spans)})
-    sentences = [sentence_of(spans[start:end], 1 / (len(cuts) - 1)) for start, end in pairwise(cuts)]
-    return scored(text, tuple(sentences))
-
-
-def sentence_of(spans: list[tuple[int, int]], attention: float) -> Sentence:
-    total = len(spans) * (len(spans) + 1) / 2
-    words = tuple(Word(start=start, end=end, attention=(index + 1) / total) for index, (start, end) in enumerate(spans))
-    return Sentence(start=spans[0][0], end=spans[-1][1], attention=attention, words=words)
-
-
-@st.composite
-def texts_and_scores(draw: st.DrawFn) -> tuple[str, Score]:
-    """Any text, and any words in order in it, grouped in any sentences."""
-    pieces = [
-        "<br />",
-        "<BR>",
-        "<b>",
-        "</p>",
-        "&amp;",
-        "<",
-        "\x1b[31m",
-        "\u202e",
-        "\u200b",
-        "\ud800",
-        "\r\n",
-        "é",
-        "שלום",
-        "👍🏽",
-        " ",
-        ". ",
-    ]
-    text = draw(st.lists(st.one_of(st.sampled_from(pieces), st.text(max_size=6)), min_size=1, max_size=30).map("".join).filter(bool))
-    cuts = sorted(draw(st.sets(st.integers(0, len(text)), min_size=2, max_size=20)))
-    spans = list(pairwise(cuts))[:: draw(st.sampled_from([1, 2]))]
-    groups = sorted({0, len(spans), *draw(st.sets(st.integers(0, len(spans)), max_size=4))})
-    return text, scored(text, tuple(sentence_of(spans[start:end], 1 / (len(groups) - 1)) for start, end in pairwise(groups)))
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -226,7 +163,7 @@ def test_a_break_in_the_text_breaks_the_line() -> None:
     assert drawn(REVIEW, read(REVIEW)).elements.count("br") == 2
 
 
-def test_what_the_network_did_not_read_is_grey() -> None:
+def test_text_that_the_network_did_not_read_is_grey() -> None:
     text = "Good film. <b>This</b> was cut"
     assert drawn(text, replace(read("Good film. "), num_characters_cut=19)).greys == ["<b>", "This", "</b>", " was cut"]
 
@@ -247,7 +184,7 @@ def test_a_word_carries_its_share_of_its_sentence_and_of_the_review() -> None:
     assert attributes.count(("data-review", "50.0")) == 2
 
 
-def test_a_share_is_never_rounded_to_none_or_to_all() -> None:
+def test_a_share_is_never_rounded_to_0_or_to_100_percent() -> None:
     score = replace(scored("x", None), probability=0.99996, probabilities={"positive": 0.99996, "negative": 0.00004})
     html = fragment("x", score)
     assert "&gt;99.9%" in html
@@ -309,13 +246,13 @@ def test_a_page_of_two_models_names_each_beside_its_review() -> None:
     assert (html.count("3fa9c1d2"), html.count("another")) == (1, 1)
 
 
-def test_what_was_cut_is_said_only_if_something_was() -> None:
+def test_the_number_of_characters_cut_is_shown_only_if_some_were_cut() -> None:
     score = read(REVIEW)
     assert "not read</p>" not in fragment(REVIEW, score)
     assert "1,204 characters not read" in fragment(REVIEW, replace(score, num_characters_cut=1204))
 
 
-def test_a_page_says_what_attention_is_not() -> None:
+def test_a_page_says_that_attention_is_not_the_reason() -> None:
     assert "not why it decided" in page([("a", REVIEW, read(REVIEW))], title="t")
 
 
@@ -335,7 +272,7 @@ def hexadecimal(colour: str) -> tuple[int, ...]:
 
 
 def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    """WCAG 2.2, contrast ratio of two sRGB colours."""
+    """Returns the contrast ratio of two sRGB colours, as WCAG 2.2 defines it."""
     dark, light = sorted(luminance(colour) for colour in (one, other))
     return (light + 0.05) / (dark + 0.05)
 
@@ -345,73 +282,7 @@ def luminance(colour: tuple[int, ...]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@settings(deadline=None)
-@given(texts_and_scores())
-def test_a_terminal_without_colour_gets_no_control_character_but_line_ends(pair: tuple[str, Score]) -> None:
-    text, score = pair
-    assert not controls(terminal(text, score, width=80, colour=False))
-
-
-@settings(deadline=None)
-@given(texts_and_scores())
-def test_a_terminal_with_colour_gets_no_control_character_but_colours(pair: tuple[str, Score]) -> None:
-    text, score = pair
-    assert not controls(ESCAPE_CODE.sub("", terminal(text, score, width=80, colour=True)))
-
-
-def controls(printed: str) -> set[str]:
-    return {character for character in printed if unicodedata.category(character) in ("Cc", "Cs")} - {"\n"}
-
-
-def test_an_escape_code_in_the_text_reaches_the_terminal_as_a_picture() -> None:
-    text = "red \x1b[31m and \x9b31m"
-    assert "red ␛[31m and [U+009B]31m" in terminal(text, scored(text, None), width=80, colour=True)
-
-
-def test_an_escape_code_in_a_label_reaches_the_terminal_as_a_picture() -> None:
-    score = replace(scored("x", None), label="\x1b[2J", probabilities={"\x1b[2J": 1.0}, model="\x1b]0;")
-    assert "\x1b" not in terminal("x", score, width=80, colour=False)
-
-
-def test_a_terminal_shows_every_sentence_beside_its_share() -> None:
-    printed = terminal(REVIEW, read(REVIEW), width=80, colour=False)
-    assert re.search(r"^ 50\.0% █{8} I LOVED it, twice!$", printed, re.MULTILINE)
-    assert re.search(r"^ 50\.0% █{8} Not dull &amp; never slow\.$", printed, re.MULTILINE)
-
-
-def test_a_terminal_without_colour_names_the_most_attended_words() -> None:
-    assert "↳ ! 28.6% · twice 23.8% · , 19.0%" in terminal(REVIEW, read(REVIEW), width=80, colour=False)
-
-
-def test_colour_marks_the_most_attended_word() -> None:
-    assert "\x1b[38;5;16;48;5;39m!\x1b[0m" in terminal(REVIEW, read(REVIEW), width=80, colour=True)
-
-
-def test_colour_changes_no_text() -> None:
-    score = read(REVIEW)
-    plain = terminal(REVIEW, score, width=80, colour=False).splitlines()
-    coloured = ESCAPE_CODE.sub("", terminal(REVIEW, score, width=80, colour=True)).splitlines()
-    assert coloured == [line for line in plain if "↳" not in line]
-
-
-@pytest.mark.parametrize("width", [40, 61, 200])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    text = " ".join(["word", "y" * 300, "don't!", "漢字" * 50] * 3) + "."
-    lines = terminal(text, read(text), width=width, colour=False).splitlines()
-    assert max(sum(1 + (unicodedata.east_asian_width(character) == "W") for character in line) for line in lines) <= width
-
-
-@pytest.mark.parametrize("unit", ["good film. ", "<", "<a", "<br", "&", "\u202e", "é", " ", "a. "])
-@pytest.mark.parametrize("draw", [fragment, lambda text, score: terminal(text, score, width=80, colour=True)], ids=["html", "terminal"])
-def test_drawing_takes_time_in_proportion_to_the_text(draw, unit: str) -> None:  # type: ignore[no-untyped-def]
-    short, long = (seconds(draw, "x " + unit * count) for count in (500, 4_000))
-    assert long < 0.02 + 24 * short  # 8 times the text: proportion is 8, a square would be 64
-
-
-def seconds(draw, text: str) -> float:  # type: ignore[no-untyped-def]
-    score, best = read(text), float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        draw(text, score)
-        best = min(best, time.process_time() - start)
-    return best
+@pytest.mark.parametrize("unit", LONG_TEXT_UNITS)
+def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
+    short, long = (seconds(fragment, "x " + unit * count) for count in (500, 4_000))
+    assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64

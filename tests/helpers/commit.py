@@ -29,7 +29,7 @@ def plan(source: str, out: str, model: Path, **options: Any) -> Plan:
 
 
 def commit(job: Plan, answer: Callable[[list[str]], Scored], *, failpoint: str | None = None) -> dict[str, Any] | None:
-    """What `batch_job.score` does, in this process: the manifest, None where everything was there."""
+    """Do what `batch_job.score` does, in this process; returns the manifest, None if the job was complete already."""
     with publish.claimed(job.out, job.job, failpoint=failpoint) as claim:
         if claim is None:
             return None
@@ -41,6 +41,7 @@ def commit(job: Plan, answer: Callable[[list[str]], Scored], *, failpoint: str |
                     reviews = sources.reviews(batch, item.shard, job.columns, labelled=False)
                     part.add(batch, reviews, answer(reviews["text"].to_pylist()))
                 records[item.name] = part.close()[0]
+        sources.refuse_changed(item.shard for item in job.items)
         return publish.publish(claim, [records[item.name] for item in job.items], {})
 
 
@@ -62,7 +63,7 @@ def killed(work: Callable[[], object]) -> bool:
 
 
 def remembered(job: Plan) -> Callable[[list[str]], Scored]:
-    """The model's answers to the job's batches, asked beforehand: torch is not to be used in a forked process."""
+    """The model's answers to the job's batches, computed now, because torch must not be used in a forked process."""
     scorer = Scorer(artifact.load(artifact.find(job.model)))
     batches = [
         sources.reviews(batch, item.shard, job.columns, labelled=False)["text"].to_pylist()
@@ -82,6 +83,6 @@ def digest(out: str | Path) -> int:
         for sentence in row["sentences"] or ():
             numbers += [sentence["attention"], *(word["attention"] for word in sentence["words"] or ())]
         spans = [(s["start"], s["end"], [(w["start"], w["end"]) for w in s["words"] or ()]) for s in row["sentences"] or ()]
-        told = (row["review_id"], row["text"], row["label"], np.round(numbers, 6).tolist(), spans)
-        total += int.from_bytes(hashlib.sha256(repr(told).encode()).digest(), "big")
+        rounded = (row["review_id"], row["text"], row["label"], np.round(numbers, 6).tolist(), spans)
+        total += int.from_bytes(hashlib.sha256(repr(rounded).encode()).digest(), "big")
     return total % (1 << 256)

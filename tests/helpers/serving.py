@@ -1,4 +1,4 @@
-"""The service as tests deploy it: from serve/config.yaml, by a command given in another folder, on another port."""
+"""The service for tests: serve/config.yaml on another port, deployed by a command from another folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deploy.local import free_ports
 from tests.helpers.cluster import Cluster
 
 DEADLINE_S = 6.0  # of the service
-PATIENCE_S = 180.0  # of a test, with what happens sooner or later: a busy machine takes minutes for what others do in seconds
+PATIENCE_S = 180.0  # deadline of a test: a busy machine takes minutes for what others do in seconds
 ROOT = Path(__file__).parents[2]
 SERVE = str(Path(sys.executable).with_name("serve"))
 
@@ -34,7 +34,7 @@ class Service:
 
 @contextmanager
 def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
-    """Serve's one instance of a session; the first deployment starts it. The config has two processes of each kind."""
+    """Serve's one instance of a test session; the first deployment starts it. The config has two processes of each kind."""
     (port,) = free_ports(1)
     config = two_of_each(port)
     config["applications"][0]["args"]["deadline_s"] = DEADLINE_S
@@ -55,14 +55,14 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
 
 
 def two_of_each(port: int) -> dict[str, Any]:
-    """serve/config.yaml with two processes that speak HTTP and two that score, each of these with half a CPU."""
+    """serve/config.yaml with two ingresses and two replicas of Model, each of these with half a CPU."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     config["http_options"]["port"] = port
     for deployment in config["applications"][0]["deployments"]:
         if deployment["name"] == "Model":
             del deployment["autoscaling_config"]
             deployment["ray_actor_options"] = {"num_cpus": 0.5}
-        if deployment["name"] != "Totals":
+        if deployment["name"] != "Coordinator":
             deployment["num_replicas"] = 2
     return config
 
@@ -74,12 +74,12 @@ def status(url: str) -> int:
         return 0
 
 
-def until(holds: Callable[[], bool], deadline_s: float = PATIENCE_S) -> float:
-    """Seconds until it holds; an AssertionError if that is not within the deadline. Nobody who answers, or is there, is not yet."""
+def until(condition: Callable[[], bool], deadline_s: float = PATIENCE_S) -> float:
+    """Seconds until the condition holds. Raises AssertionError after the deadline; a refused connection counts as false."""
     began = time.monotonic()
     while True:
         with suppress(httpx.TransportError, KeyError, psutil.Error):
-            if holds():
+            if condition():
                 return time.monotonic() - began
         assert time.monotonic() - began < deadline_s, f"not within {deadline_s} s"
         time.sleep(0.05)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from han.config import ModelConfig
-from han.model.gru import RaggedGRU, _pack
-from han.model.network import HAN, Level
+from han.model import network as network_module
+from han.model.gru import RaggedGRU, _pack, compiled
+from han.model.network import HAN, FoldedHAN, Level
 from han.types import Attention, RaggedBatch
 
 NUM_WORDS = 30
@@ -145,3 +146,84 @@ def test_a_long_sentence_keeps_its_gradient_finite() -> None:
     assert inputs.grad is not None
     assert inputs.grad.isfinite().all()
     assert isinstance(gru.gru, nn.GRU)
+
+
+def test_the_path_without_a_compiler_equals_the_compiled_one_gradients_included() -> None:
+    torch.manual_seed(3)
+    gru, lengths = RaggedGRU(3, 21), torch.randint(1, 30, (45,))
+    inputs = torch.randn(int(lengths.sum()), 3)
+    assert compiled() is not None
+    weights = torch.randn(int(lengths.sum()), 42)
+    fast, slow = gru(inputs, lengths), gru._by_steps(gru.project(inputs), _pack(lengths))
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
+    parameters = list(gru.parameters())
+    for ours, theirs in zip(*(torch.autograd.grad((states * weights).sum(), parameters) for states in (fast, slow)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 16, 21, 50])
+def test_the_recurrence_equals_nn_gru_in_float64_gradients_included(hidden: int) -> None:
+    torch.manual_seed(4)
+    gru, lengths = RaggedGRU(5, hidden).double(), torch.randint(1, 15, (19,))
+    inputs = torch.randn(int(lengths.sum()), 5, dtype=torch.double, requires_grad=True)
+    slow = torch.cat([gru.gru(row)[0] for row in inputs.split(lengths.tolist())])
+    fast = gru(inputs, lengths)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=0)
+    weights = torch.randn_like(slow)
+    wanted = [inputs, *gru.parameters()]
+    for ours, theirs in zip(*(torch.autograd.grad((states * weights).sum(), wanted) for states in (fast, slow)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)
+
+
+def test_the_recurrence_passes_gradcheck_for_its_weights() -> None:
+    torch.manual_seed(5)
+    gru, lengths = RaggedGRU(2, 3).double(), torch.tensor([3, 1, 2])
+    inputs = torch.randn(6, 2, dtype=torch.double)
+    names, parameters = zip(*gru.named_parameters(), strict=True)
+
+    def states(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(gru, dict(zip(names, values, strict=True)), (inputs, lengths))  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(states, tuple(parameter.detach().requires_grad_() for parameter in parameters))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("limit", [0, network_module.FOLDED_BYTES])
+@pytest.mark.parametrize("sentence_encoder", [True, False])
+def test_the_folded_network_equals_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, num_threads: int, limit: int, sentence_encoder: bool
+) -> None:
+    monkeypatch.setattr(network_module, "FOLDED_BYTES", limit)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    monkeypatch.setattr("han.model.gru._TOKENS_FOR_THREADS", 0)
+    han = network(
+        ModelConfig(word_hidden=21, word_attention=23, sentence_hidden=17, sentence_attention=6, sentence_encoder=sentence_encoder)
+    )
+    batch = random_batch(6, num_reviews=30)
+    fast, slow = FoldedHAN(han)(batch), oracle(han, batch)
+    for name in ("logits", "word_attention", "sentence_attention"):
+        torch.testing.assert_close(getattr(fast, name), getattr(slow, name), atol=1e-6, rtol=0)
+
+
+def test_the_folded_network_scores_a_review_bit_for_bit_as_in_company() -> None:
+    batch = random_batch(7, num_reviews=20)
+    folded = FoldedHAN(network())
+    together, alone = folded(batch), [folded(part) for part in split(batch)]
+    assert torch.equal(torch.cat([part.word_attention for part in alone]), together.word_attention)
+    torch.testing.assert_close(torch.cat([part.logits for part in alone]), together.logits, atol=1e-6, rtol=0)
+
+
+def test_the_folded_network_refuses_a_token_outside_the_vocabulary() -> None:
+    batch = RaggedBatch(token_ids=torch.tensor([NUM_WORDS]), sentence_lengths=torch.tensor([1]), review_lengths=torch.tensor([1]))
+    with pytest.raises(IndexError, match="vocabulary has 30"):
+        FoldedHAN(network())(batch)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30, -1e30])
+def test_a_weight_that_is_not_finite_stays_visible_and_a_large_one_saturates(value: float) -> None:
+    han = network()
+    han.embedding.weight.data[3, 0] = value
+    batch = RaggedBatch(token_ids=torch.tensor([1, 3, 2]), sentence_lengths=torch.tensor([3]), review_lengths=torch.tensor([1]))
+    fast, slow = FoldedHAN(han)(batch).logits, oracle(han, batch).logits
+    assert torch.equal(fast.isfinite(), slow.isfinite())
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0, equal_nan=True)

@@ -303,9 +303,8 @@ def test_the_job_promotes_lists_and_goes_back(runs: tuple[Path, ...], tmp_path: 
 
 @pytest.mark.parametrize("arguments", [["--rollback"], ["--rollback", "True"], ["--rollback", "--models", "elsewhere"]])
 def test_a_verb_is_a_flag_that_stands_for_itself(arguments: list[str]) -> None:
-    import tyro
 
-    parsed = tyro.cli(promote.Promote, args=arguments, config=cli.STYLE)
+    parsed = cli.parse(promote.Promote, arguments)
     assert parsed.rollback
     assert not parsed.list
     assert parsed.run is None

@@ -36,9 +36,9 @@ def test_poison_a_worker_that_dies_and_a_driver_that_dies_lose_and_double_nothin
     through = ("tests.chaos.driver", "poison", str(log))
     with Poller(out, NUM_ROWS - NUM_EMPTY - 2) as poller:
         killed = Run(on_ray, dump, out, "--failpoint", "gathered", through=through)
-        assert killed.wait(240) == -signal.SIGKILL, killed.told()
+        assert killed.wait(240) == -signal.SIGKILL, killed.output()
         again = Run(on_ray, dump, out, through=through)
-        assert again.wait(240) == 0, again.told()
+        assert again.wait(240) == 0, again.output()
     found = oracle(dump, out)
     assert holds(found, NUM_EMPTY + 2), found
     assert {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] != "empty_text"} == {100: "poison", 1_200: "failed"}
@@ -52,20 +52,20 @@ def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_t
 
     out = tmp_path / "out"
     stopped = Run(on_ray, dump, out)
-    assert until(lambda: len(list(out.glob(".staging/attempts/*.json"))) > 0, 240), stopped.told()
+    assert until(lambda: len(list(out.glob(".staging/attempts/*.json"))) > 0, 240), stopped.output()
     stopped.kill(signal.SIGSTOP)  # so that it is not over before the second has looked
     refused = Run(on_ray, dump, out)
-    assert refused.wait(240) == 2, refused.told()
-    assert "is being written by another process" in refused.told()
+    assert refused.wait(240) == 2, refused.output()
+    assert "is being written by another process" in refused.output()
     stopped.kill(signal.SIGTERM)
     stopped.kill(signal.SIGCONT)
-    assert stopped.wait(240) == 4, stopped.told()
-    assert "the same command goes on where this one stopped" in stopped.told()
+    assert stopped.wait(240) == 4, stopped.output()
+    assert "run the same command to resume" in stopped.output()
     last = Run(on_ray, dump, out)
-    assert last.wait(240) == 0, last.told()
+    assert last.wait(240) == 0, last.output()
     assert holds(oracle(dump, out))
     before = everything(out)
     again = Run(on_ray, dump, out)
-    assert again.wait(240) == 0, again.told()
-    assert "already complete" in again.told()
+    assert again.wait(240) == 0, again.output()
+    assert "already complete" in again.output()
     assert everything(out) == before

@@ -14,9 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import reference
 from han.data.samples import REVIEWS
-from jobs import cli
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -32,14 +30,10 @@ def run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "HOME": str(folder)}, check=True, timeout=60)
             continue
         for line in code.replace("\\\n", " ").splitlines():
-            python, _, module, *arguments = shlex.split(line, comments=True)
-            assert python == ".venv/bin/python"
-            monkeypatch.setattr(sys, "argv", [module, *arguments])
-            if module.startswith("jobs."):
-                job = importlib.import_module(module)
-                cli.run(reference.kind(job), job.main)
-            else:
-                subprocess.run([sys.executable, "-m", module, *arguments], env={"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+            program, command, *arguments = shlex.split(line, comments=True)
+            assert program == ".venv/bin/han"
+            monkeypatch.setattr(sys, "argv", [f"han\0{program}\0{command}", *arguments])
+            importlib.import_module(f"jobs.{command}").run()
     return len(found)
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig
+from han.data.files import InputChanged
 from han.evaluate.evaluation import evaluate
 from han.model import artifact, metrics
 from han.score.batch_job import Scores, plan, score
@@ -142,6 +143,24 @@ def test_what_is_lost_of_a_file_that_breaks_off_can_be_set_aside(broken: Path, t
     assert 2_000 < scores.manifest["counts"]["scored"] < 3_000
     lines = [json.loads(line) for path in (tmp_path / "out" / "_quarantine").iterdir() for line in path.read_text().splitlines()]
     assert [(line["file"], line["row"]) for line in lines] == [(str(broken), scores.manifest["counts"]["scored"])]
+
+
+def test_an_input_that_changes_while_it_is_scored_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "dump.jsonl"
+    path.write_text("".join(json.dumps({"text": f"The film was good {row}."}) + "\n" for row in range(3_000)))
+    job = plan(
+        str(path),
+        str(tmp_path / "out"),
+        model=str(tiny_model),
+        columns=ColumnsConfig(),
+        config=ScoreConfig(num_actors=1),
+        output=OutputConfig(bad_files="quarantine"),
+        limit=None,
+    )
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(InputChanged, match=r"dump\.jsonl changed or was removed while the job ran"):
+        score(job, Rows(live=False))
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_are_of_the_test_split_alone_and_of_the_same_answers(dump: Path, tiny_model: Path, tmp_path: Path) -> None:

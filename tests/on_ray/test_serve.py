@@ -1,4 +1,4 @@
-"""The service on a real Serve: deployed from its own config file by a command given in another folder, asked through the real proxy."""
+"""The service on a real Serve, deployed from its config file and called through the real proxy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,11 +23,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from han.data import samples
 from han.model import artifact
 from han.score.scorer import Scorer, as_json
 from han.types import Mistake, Score
+from serve.coordinator import REPORT_S
+from tests.helpers.fatal import FATAL, INVALID
 from tests.helpers.serving import DEADLINE_S, PATIENCE_S, Service, status, until
 
 pytestmark = pytest.mark.ray
@@ -35,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def service(serving: Service) -> Iterator[Service]:
-    """serve/config.yaml with another port, and with two processes of each kind."""
+    """serve/config.yaml on another port, with two processes of each kind."""
     serving.deploy(serving.config)
     until(lambda: status(serving.url) == 200)
     yield serving
@@ -50,7 +54,7 @@ def scorer() -> Scorer:
 
 @pytest.fixture(scope="module")
 def golden(scorer: Scorer) -> list[tuple[str, dict[str, Any]]]:
-    """200 reviews and what `Scorer` says of them."""
+    """200 reviews and their scores by `Scorer`."""
     texts = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:200]]
     scores = scorer.score(texts)
     return [(text, as_json(score)) for text, score in zip(texts, scores, strict=True) if isinstance(score, Score)]
@@ -65,7 +69,7 @@ def differ(one: Any, other: Any) -> bool:
     return abs(one - other) > 1e-6 if isinstance(other, float) else one != other
 
 
-def test_one_by_one_and_in_lists_the_answers_are_the_scorers(service: Service, golden: list[tuple[str, dict[str, Any]]]) -> None:
+def test_single_texts_and_lists_get_the_scores_of_the_scorer(service: Service, golden: list[tuple[str, dict[str, Any]]]) -> None:
     with httpx.Client(base_url=service.url) as client:
         singles = [client.post("/v1/score", json={"inputs": text}).json()["results"][0] for text, _ in golden[:40]]
         lists = [
@@ -78,12 +82,12 @@ def test_one_by_one_and_in_lists_the_answers_are_the_scorers(service: Service, g
     assert not any(differ(found, wanted) for found, (_, wanted) in zip(lists, golden, strict=True))
 
 
-def test_a_dump_scored_through_the_service_has_the_scorers_answers(
+def test_a_dump_scored_through_the_service_has_the_scores_of_the_scorer(
     service: Service, golden: list[tuple[str, dict[str, Any]]], tmp_path: Path
 ) -> None:
     from han.config import ColumnsConfig, OutputConfig, ScoreConfig
     from han.score import batch_job
-    from serve import bulk
+    from serve import batch_client
 
     pq.write_table(pa.table({"text": [text for text, _ in golden]}), tmp_path / "dump.parquet", row_group_size=50)
     job = batch_job.plan(
@@ -95,14 +99,14 @@ def test_a_dump_scored_through_the_service_has_the_scorers_answers(
         output=OutputConfig(),
         limit=None,
     )
-    batch_job.score(job, lambda *_, **__: None, ask=functools.partial(bulk.ask, application="han"))
+    batch_job.score(job, lambda *_, **__: None, make_scorer=functools.partial(batch_client.ask, application="han"))
     found = {row["text"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert len(found) == 200
     for text, wanted in golden:
         assert not differ({name: found[text][name] for name in wanted}, wanted)
 
 
-def test_two_hundred_at_once_while_a_replica_is_killed_all_get_their_own_answer(
+def test_two_hundred_requests_get_their_own_answers_while_a_replica_is_killed(
     service: Service, golden: list[tuple[str, dict[str, Any]]]
 ) -> None:
     before = settled(service)
@@ -134,31 +138,39 @@ def replica_processes(deployment: str) -> list[psutil.Process]:
 
 
 def counts(service: Service) -> Counter[str]:
-    """Answers of /v1/score by status, as /metrics has them."""
-    told = httpx.get(f"{service.url}/metrics").text
-    found = re.findall(r'han_requests_total\{route="/v1/score",code="(\d+)"\} (\d+)', told)
+    """Requests of /v1/score by status, from /metrics."""
+    found = re.findall(r'han_requests_total\{route="/v1/score",code="(\d+)"\} (\d+)', httpx.get(f"{service.url}/metrics").text)
     return Counter({code: int(number) for code, number in found})
 
 
 def settled(service: Service) -> Counter[str]:
-    """The counts once no process has more to send."""
-    found = [counts(service)]
-    until(lambda: bool(time.sleep(1) or found.append(counts(service)) or found[-1] == found[-2]))
-    return found[-1]
+    """The counts once every process has reported them: when they have not changed for several reports."""
+    last, since_s = counts(service), time.monotonic()
+
+    def unchanged() -> bool:
+        nonlocal last, since_s
+        if (now := counts(service)) != last:
+            last, since_s = now, time.monotonic()
+        return time.monotonic() - since_s > 4 * REPORT_S
+
+    until(unchanged)
+    return last
 
 
-def test_what_clients_count_is_what_two_ingresses_count(service: Service) -> None:
+def test_the_counts_of_clients_are_the_counts_of_two_ingresses(service: Service) -> None:
     before = settled(service)
     seen: Counter[str] = Counter()
     bodies: list[Any] = [{"inputs": "good film"}, {"inputs": ""}, {"inputs": 3}, {"inputs": ["good"] * 33}]
     for number in range(40):
-        with httpx.Client(base_url=service.url) as client:  # a connection each, so that both are asked
+        with httpx.Client(base_url=service.url) as client:  # a connection each, so that both ingresses get some
             seen[str(client.post("/v1/score", json=bodies[number % 4]).status_code)] += 1
     assert seen == {"200": 10, "422": 20, "413": 10}
     until(lambda: counts(service) - before == seen)
 
 
-def test_a_batch_job_gets_the_same_through_the_handle(service: Service, scorer: Scorer, golden: list[tuple[str, dict[str, Any]]]) -> None:
+def test_a_batch_job_gets_the_scores_of_the_scorer_through_the_handle(
+    service: Service, scorer: Scorer, golden: list[tuple[str, dict[str, Any]]]
+) -> None:
     from ray import serve
 
     texts = [text for text, _ in golden[:50]]
@@ -173,7 +185,7 @@ def test_a_batch_job_gets_the_same_through_the_handle(service: Service, scorer: 
 
 
 def raw(service: Service, *parts: bytes, wait_s: float = 15) -> bytes:
-    """What comes back for these bytes, until the other side has nothing more to say."""
+    """The response to these bytes, until the server closes or a JSON object ends."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=wait_s) as connection:
         for part in parts:
             try:
@@ -206,12 +218,12 @@ def test_a_body_that_does_not_come_is_408_at_the_deadline_whatever_the_headers(s
     assert DEADLINE_S - 0.5 < time.monotonic() - began < DEADLINE_S + 3
 
 
-def test_a_given_id_comes_back_once(service: Service) -> None:
+def test_a_sent_request_id_comes_back_once(service: Service) -> None:
     response = httpx.get(f"{service.url}/healthz", headers={"x-request-id": "my-id"})
     assert response.headers.get_list("x-request-id") == ["my-id"]
 
 
-def test_serve_listens_on_this_machine_alone(service: Service) -> None:
+def test_serve_listens_on_loopback_alone(service: Service) -> None:
     listeners = [
         found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN and found.laddr.port == service.port
     ]
@@ -231,6 +243,103 @@ def test_the_examples_of_the_documentation_run(service: Service) -> None:
     assert [line.split()[0] for line in printed.splitlines()] == ["positive", "negative"]
 
 
+def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
+    """24 long texts through two ingresses and two replicas; the short one is answered while most of them wait."""
+    long, before = "The film was good. " * 450, settled(service)  # of 2,138 tokens, all within max_waiting_tokens
+
+    async def main() -> tuple[int, int]:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30, limits=httpx.Limits(max_connections=40)) as client:
+            longs = [asyncio.create_task(client.post("/v1/score", json={"inputs": long, "attention": "none"})) for _ in range(24)]
+            await asyncio.wait(longs, return_when=asyncio.FIRST_COMPLETED)
+            short = (await client.post("/v1/score", json={"inputs": "good film", "attention": "none"})).status_code
+            return short, sum(not each.done() for each in longs) + 0 * len(await asyncio.gather(*longs))
+
+    short, num_waiting = asyncio.run(main())
+    assert short == 200
+    assert num_waiting >= 12
+    until(lambda: counts(service) - before == {"200": 25})
+
+
+def changed(service: Service, **arguments: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A copy of the config with these arguments, and its deployments by name."""
+    config = json.loads(json.dumps(service.config))
+    config["applications"][0]["args"] |= arguments
+    return config, {deployment["name"]: deployment for deployment in config["applications"][0]["deployments"]}
+
+
+def test_under_load_a_second_replica_starts(service: Service) -> None:
+    config, deployments = changed(service)
+    (shipped,) = (
+        each
+        for each in yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())["applications"][0]["deployments"]
+        if each["name"] == "Model"
+    )
+    del deployments["Model"]["num_replicas"]
+    deployments["Model"]["autoscaling_config"] = shipped["autoscaling_config"] | {
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 0.5,
+        "metrics_interval_s": 0.2,
+        "look_back_period_s": 1,
+    }
+    deployments["Ingress"]["num_replicas"] = 1
+    service.deploy(config)
+    until(lambda: len(replica_processes("Model")) == len(replica_processes("Ingress")) == 1)
+    text, stop = "The film was good. " * 100, threading.Event()
+
+    def client() -> None:
+        with httpx.Client(base_url=service.url, timeout=30) as session:
+            while not stop.is_set():
+                session.post("/v1/score", json={"inputs": text})
+
+    with ThreadPoolExecutor(24) as pool:
+        clients = [pool.submit(client) for _ in range(24)]
+        try:
+            until(lambda: len(replica_processes("Model")) == 2)
+        finally:
+            stop.set()
+        for each in clients:
+            each.result()
+
+
+@pytest.fixture(scope="module")
+def faulty(service: Service) -> None:
+    """The service with the model of tests/helpers/fatal.py."""
+    config, _ = changed(service, deadline_s=30)
+    config["applications"][0] |= {"import_path": "tests.helpers.fatal:build", "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
+    service.deploy(config)
+    from ray import serve
+
+    until(lambda: serve.status().applications["han"].status == "RUNNING" and len(replica_processes("Model")) == 2)
+
+
+def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answered(
+    service: Service, faulty: None, golden: list[tuple[str, dict[str, Any]]]
+) -> None:
+    seen = {process.pid for process in replica_processes("Model")}
+
+    async def main() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+            texts = [*(text for text, _ in golden[:10]), FATAL, *(text for text, _ in golden[10:20])]
+            return await asyncio.gather(*(client.post("/v1/score", json={"inputs": text}) for text in texts))
+
+    responses = asyncio.run(main())
+    fatal = responses.pop(10)
+    assert (fatal.status_code, fatal.json()["error"]["code"]) == (500, "model_crashed")
+    assert Counter(response.status_code for response in responses) == {200: 20}
+    answers = [response.json()["results"][0] for response in responses]
+    assert not any(differ(answer, wanted) for answer, (_, wanted) in zip(answers, golden[:20], strict=True))
+    until(lambda: len(replica_processes("Model")) == 2)
+    assert len({process.pid for process in replica_processes("Model")} - seen) <= 2  # once in a batch, once alone
+
+
+def test_a_score_that_is_no_probability_is_a_clear_error_and_its_replica_is_replaced(service: Service, faulty: None) -> None:
+    until(lambda: len(replica_processes("Model")) == 2)
+    seen = {process.pid for process in replica_processes("Model")}
+    response = httpx.post(f"{service.url}/v1/score", json={"inputs": ["good film", INVALID]}, timeout=30)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "invalid_score")
+    until(lambda: len(replica_processes("Model")) == 2 and not seen >= {process.pid for process in replica_processes("Model")})
+
+
 def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_model: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -239,6 +348,8 @@ def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_m
     (broken / "vocab.txt").write_text("damaged\n")
     config = json.loads(json.dumps(service.config))
     config["applications"][0]["args"]["model"] = str(broken)
+    service.deploy(service.config)
+    until(lambda: status(service.url) == 200)
     before = httpx.get(f"{service.url}/v1/model").json()["model"]
     service.deploy(config)
     from ray import serve
@@ -248,7 +359,7 @@ def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_m
     assert httpx.post(f"{service.url}/v1/score", json={"inputs": "good film"}).json()["model"] == before
 
 
-def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(service: Service) -> None:
+def test_an_application_that_is_deleted_finishes_its_requests(service: Service) -> None:
     from ray import serve
 
     long = "The film was good. " * 2_500
@@ -264,7 +375,7 @@ def test_an_application_that_is_taken_away_answers_first_what_it_has_begun(servi
         gone.result(timeout=PATIENCE_S)
 
 
-def test_under_a_prefix_the_key_is_asked_for_all_the_same(service: Service, tmp_path: Path) -> None:
+def test_the_key_is_required_under_a_route_prefix_too(service: Service, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a-key-of-32-characters-for-tests\n")
     config = json.loads(json.dumps(service.config))
     config["applications"][0]["route_prefix"] = "/han"
@@ -275,7 +386,7 @@ def test_under_a_prefix_the_key_is_asked_for_all_the_same(service: Service, tmp_
     until(lambda: httpx.post(f"{url}/v1/score", json=body).status_code == 401)
     from ray import serve
 
-    until(lambda: serve.status().applications["han"].status == "RUNNING")  # no replica of the version before it, without keys, is left
+    until(lambda: serve.status().applications["han"].status == "RUNNING")  # no replica of the old version, without keys, is left
     assert [httpx.post(f"{url}/v1/score", json=body, headers=headers).status_code for headers in ({}, key)] == [401, 200]
     assert [httpx.get(f"{url}/metrics", headers=headers).status_code for headers in ({}, key)] == [401, 200]
     assert 'han_requests_total{route="/v1/score",code="401"}' in httpx.get(f"{url}/metrics", headers=key).text

@@ -66,6 +66,21 @@ def test_the_library_has_at_most_nine_packages_of_at_most_nine_files() -> None:
     assert {name: size for name, size in sizes.items() if size > FILES_AT_MOST + (name == "data")} == {}  # data has the samples within
 
 
+def test_the_tree_of_the_design_document_is_the_tree_on_disk() -> None:
+    document = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = document.partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
+    named, folders = set(), [""]
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        words = line.split()
+        if words[0].endswith("/"):
+            folders = [*folders[: depth + 1], f"{folders[depth]}{words[0]}"]
+            words = words[1:]
+        named |= {f"{folders[-1] if word != words[0] else folders[depth]}{word}" for word in words if word.endswith(".py")}
+    on_disk = {str(path.relative_to(ROOT)) for folder in ("han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")}
+    assert named == {name for name in on_disk if not name.endswith("__init__.py")}
+
+
 def test_imports_go_only_down() -> None:
     """pyproject.toml has the contracts: which package may import which, where Ray and torch may be, no cycle."""
     done = subprocess.run([LINTER, "--no-cache"], cwd=ROOT, capture_output=True, text=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.fs
@@ -19,9 +20,9 @@ from han import failpoint
 from han.config import ColumnsConfig
 from han.data import sources
 from han.model import artifact
-from han.score import publish
+from han.score import batch_job, publish
 from han.score import scorer as scoring
-from han.score.batch_job import Plan
+from han.score.batch_job import Plan, Scores
 from han.score.scorer import Scored, Scorer
 from han.storage import Folder
 from han.types import Mistake, Score
@@ -300,6 +301,128 @@ def test_abandoning_leaves_no_folder_behind(job: Plan) -> None:
         assert claim is not None
         publish.abandon(claim)
     assert os.listdir(Path(job.out).parent) == []
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"job": [], "began": ""}', "[" * 100_000])
+def test_a_job_file_of_garbage_is_a_mistake_of_one_line(job: Plan, scorer: Scorer, content: str) -> None:
+    staging = Path(job.out) / ".staging"
+    staging.mkdir(parents=True)
+    (staging / "job.json").write_text(content)
+    with pytest.raises(Mistake, match=r"job\.json is not a file that jobs\.score wrote, or it is damaged") as caught:
+        commit(job, scorer.score_flat)
+    assert "\n" not in str(caught.value)
+
+
+NAMES = (".staging", "scores", "_quarantine", "_manifest.json", "_SUCCESS", ".staging/lock", ".staging/job.json", ".staging/parts")
+
+
+@pytest.mark.parametrize("name", [*NAMES, ".staging/records", ".staging/attempts", ".staging/unfinished"])
+@pytest.mark.parametrize("is_dangling", [True, False])
+def test_a_link_at_a_name_of_the_layout_is_refused_and_its_target_left_alone(
+    job: Plan, scorer: Scorer, tmp_path: Path, name: str, is_dangling: bool
+) -> None:
+    target, link = tmp_path / "elsewhere", Path(job.out) / name
+    if not is_dangling:
+        target.mkdir()
+        (target / "precious").write_text("mine")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(Mistake, match=f"{name} is a symbolic link"):
+        commit(job, scorer.score_flat)
+    assert os.listdir(target) == ["precious"] if target.exists() else is_dangling
+
+
+def test_a_dangling_link_as_out_is_a_mistake_that_says_so(job: Plan, scorer: Scorer, tmp_path: Path) -> None:
+    Path(job.out).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(Mistake, match=r"out is a symbolic link to .*nowhere, which does not exist"):
+        commit(job, scorer.score_flat)
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_link_at_the_hidden_sibling_is_replaced_and_its_target_left_alone(
+    job: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path, when: str
+) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "precious").write_text("mine")
+    if when == "between":
+        assert killed(partial(commit, job, answer, failpoint="recorded:3"))
+    (tmp_path / ".out.publishing").symlink_to(target)
+    assert commit(job, answer) is not None
+    assert os.listdir(target) == ["precious"]
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
+
+
+def test_a_name_is_on_the_disk_before_the_next_one_that_relies_on_it(job: Plan, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str]] = []
+    rename, fsync = os.rename, os.fsync
+
+    def note_rename(source: str, target: str) -> None:
+        calls.append(("rename", os.path.basename(target)))
+        rename(source, target)
+
+    def note_sync(descriptor: int) -> None:
+        calls.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", note_sync)
+    commit(job, scorer.score_flat)
+    for name, folder in (("job.json", ".staging"), ("_manifest.json", "out"), ("_SUCCESS", "out")):
+        place = calls.index(("rename", name))
+        later = next(call for call in calls[place + 1 :] if call[0] == "rename" or call[1] == folder)
+        assert later == ("sync", folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5])
+def test_a_probability_that_is_not_from_0_to_1_is_never_published(job: Plan, scorer: Scorer, value: float) -> None:
+    def broken(texts: list[str]) -> Scored:
+        scored = scorer.score_flat(texts)
+        scored.probabilities[0, 0] = value
+        return scored
+
+    with pytest.raises(Mistake, match=f"model {scorer.fingerprint} gives probabilities that are not numbers from 0 to 1"):
+        commit(job, broken)
+    assert not [name for name in names(Path(job.out)) if name.endswith(".parquet")]
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+@pytest.mark.parametrize("change", ["edited", "added"])
+def test_a_folder_of_texts_that_changed_after_a_run_is_refused(
+    tiny_model: Path, scorer: Scorer, tmp_path: Path, change: str, is_killed: bool
+) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    for number in (1, 2):
+        (source / f"{number}.txt").write_text("Good film.")
+    job = plan(str(source), str(tmp_path / "out"), tiny_model)
+    if is_killed:
+        assert killed(partial(commit, job, remembered(job), failpoint="gathered"))
+    else:
+        commit(job, scorer.score_flat)
+    (source / ("1.txt" if change == "edited" else "0.txt")).write_text("Bad film.")
+    with pytest.raises(Mistake, match="belongs to another job"):
+        commit(plan(str(source), str(tmp_path / "out"), tiny_model), scorer.score_flat)
+
+
+@pytest.mark.parametrize("label", [[0, 1, None, 7], ["negative", "positive", "", "meh"], ["0", "1", None, "x"], [0.5, 0.5, 0.5, 0.5]])
+def test_labels_of_the_input_are_compared_with_the_predictions(tiny_model: Path, scorer: Scorer, tmp_path: Path, label: list[Any]) -> None:
+    texts = ["Good film. I loved it!", "Bad.", "Not good, not bad.", "Dull."]
+    pq.write_table(pa.table({"text": texts, "label": label}), tmp_path / "dump.parquet")
+    manifest = commit(plan(str(tmp_path / "dump.parquet"), str(tmp_path / "out"), tiny_model, carry=("text",)), scorer.score_flat)
+    assert manifest is not None
+    predicted = scorer.score_flat(texts).logits.argmax(axis=1).tolist()
+    expected = {"labelled": 2, "agreeing": (predicted[0] == 0) + (predicted[1] == 1)}
+    assert manifest["agreement"] == ({"labelled": 0, "agreeing": 0} if label[0] == 0.5 else expected)
+    if label[0] != 0.5:
+        assert Scores(manifest=manifest, rows_now=4).accuracy == expected["agreeing"] / 2
+
+
+def test_an_estimate_agrees_with_itself(job: Plan) -> None:
+    found = batch_job.estimate(job, num_cpus=2)
+    assert (found.num_rows, found.num_sampled, found.num_actors) == (NUM_ROWS, NUM_ROWS, 2)
+    assert found.took_s == pytest.approx(found.start_up_s + 2 * 4 / found.rows_per_s)  # of three shards an actor scores two
+    assert not Path(job.out).exists()
 
 
 @pytest.fixture

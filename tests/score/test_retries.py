@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from han.score.retries import OTHER_DEATHS, Attempts
+from han.score.retries import OTHER_DEATHS, Attempts, BatchState, RecordState, batch_state, record_state
 from han.storage import Folder
 from han.types import Mistake
 
@@ -39,3 +39,25 @@ def test_deaths_without_a_record_to_blame_end_the_run_but_not_the_next_one(stagi
     with pytest.raises(Mistake, match="no record is to blame"):
         Attempts(staging, "part", run="1")
     assert Attempts(staging, "part", run="2").deaths(0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("deaths", "failures", "state"),
+    [(0, 0, "TOGETHER"), (1, 0, "SIFT"), (2, 0, "SIFT"), (3, 0, "SINGLY"), (0, 1, "SINGLY"), (1, 1, "SINGLY")],
+)
+def test_a_batch_is_scored_singly_after_an_error_and_sifted_after_a_death(deaths: int, failures: int, state: str) -> None:
+    assert batch_state(deaths=deaths, failures=failures) is BatchState[state]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "failures", "state"),
+    [(0, 0, "UNTRIED"), (1, 0, "UNTRIED"), (0, 1, "UNTRIED"), (2, 0, "POISON"), (0, 2, "FAILED"), (1, 1, "FAILED")],
+)
+def test_a_record_has_two_tries_of_its_own(deaths: int, failures: int, state: str) -> None:
+    assert record_state(deaths=deaths, failures=failures) is RecordState[state]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_marker_counts_as_none(staging: Folder, content: bytes) -> None:
+    staging.write("attempts/part.json", content, durable=False)
+    assert Attempts(staging, "part", run="1").deaths(0, 9) == 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from han.model import artifact
 from han.score import scorer as scoring
 from han.score.scorer import Scorer
-from han.types import AttentionDetail, Refusal, Score
+from han.types import AttentionDetail, Mistake, Refusal, Score
 
 TEXTS = [
     "I loved it. The film was good!<br /><br />Not dull, not bad.",
@@ -142,3 +142,19 @@ def test_pandas_and_duckdb_read_the_nested_columns(scorer: Scorer, tmp_path: Pat
     query = 'select probabilities.positive, sentences[1].words[2]."end", model from read_parquet(?) limit 1'
     found = duckdb.connect().execute(query, [str(tmp_path / "scores.parquet")])
     assert found.fetchall() == [(expected.probabilities["positive"], 7, scorer.fingerprint)]
+
+
+def test_an_answer_that_is_not_finite_is_refused_with_the_fingerprint_of_the_model(tiny_model: Path) -> None:
+    model = artifact.load(tiny_model)
+    model.network.read_out.weight.data[0, 0] = float("nan")
+    with pytest.raises(Mistake, match=rf"model {model.fingerprint} gave logits that are not finite for 1 of 1 reviews"):
+        Scorer(model).score(TEXTS[:1])
+
+
+def test_the_compiled_scorer_equals_the_one_in_torch(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = Scorer(artifact.load(tiny_model))
+    monkeypatch.setattr(scoring, "compiled", lambda: None)
+    slow = Scorer(artifact.load(tiny_model))
+    assert type(fast._network) is not type(slow._network)
+    for ours, theirs in zip(answers(fast, TEXTS), answers(slow, TEXTS), strict=True):
+        np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=0, atol=1e-6)

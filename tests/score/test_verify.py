@@ -21,7 +21,7 @@ from han.data.sources import BadRecord, Batch
 from han.model import artifact
 from han.score import contract, duplicates, publish
 from han.score import scorer as scoring
-from han.score.publish import Part
+from han.score.publish import Part, PartPlan
 from han.score.scorer import Scorer
 from han.score.verify import PROBLEMS, Verdict, verify
 from han.types import Mistake
@@ -49,19 +49,19 @@ def write(out: Path, scorer: Scorer, *, columns: ColumnsConfig | None = None, id
         for name in ("part-0", "part-1"):
             mine = [left.pop(0) for _ in TEXTS]
             table = pa.table({columns.review_id: mine, columns.text: TEXTS, "stars": [1, 2, 3, 4]})
-            part = Part(
-                str(out),
-                name,
+            part_plan = PartPlan(
+                place=str(out),
+                name=name,
                 file=f"{name}.csv",
                 schema=table.schema,
                 labels=scorer.labels,
-                text_column=columns.text,
-                id_column=columns.review_id,
+                columns=columns,
                 output=output,
                 metadata={"model": scorer.fingerprint},
                 run="",
                 failpoint=None,
             )
+            part = Part(part_plan)
             broken = BadRecord(row=9, byte_offset=77, reason="malformed", excerpt="{...")
             batch = Batch(table=table, rows=np.arange(4), byte_offsets=None, bad=(broken,))
             part.add(batch, pa.table({"review_id": mine, "text": TEXTS}), scorer.score_flat(TEXTS))
@@ -454,7 +454,7 @@ def test_a_missing_folder_is_a_mistake(tmp_path: Path) -> None:
 
 def test_an_unfinished_folder_is_a_mistake(out: Path) -> None:
     (out / "_SUCCESS").unlink()
-    with pytest.raises(Mistake, match=r"has no _SUCCESS, so no jobs\.score has finished there: run the one"):
+    with pytest.raises(Mistake, match=r"has no _SUCCESS, so no jobs\.score has finished there: run that jobs\.score again first"):
         check(out)
 
 

@@ -1,10 +1,12 @@
-"""The HTTP door without Ray: what may be asked, how it is refused, and what holds for every answer."""
+"""The HTTP routes without Ray: requests, refusals, and the promises about every answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +22,15 @@ from hypothesis import strategies as st
 from han.model import artifact
 from han.score.scorer import Scorer, as_json
 from han.types import AttentionDetail, Refusal, Score
-from serve import local, openapi
+from serve import api
+from serve.admission import Admission
 from serve.api import make_app
 from serve.backend import About, Answers
 from serve.errors import Problem
-from serve.guard import Guard
 from serve.metrics import Metrics, text
+from serve.middleware import Middleware
 from serve.options import Options
-from serve.room import Room
+from tests.helpers import local_service
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-32-characters-for-tests"
@@ -37,8 +40,8 @@ INFER = "/v2/models/han/infer"
 JSON = {"content-type": "application/json"}
 
 
-def ask(app: Guard, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
-    """prefix: what Serve's proxy puts into `root_path` and leaves in `path`."""
+def ask(app: Middleware, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
+    """prefix: the route prefix, which Serve's proxy puts into `root_path` and leaves in `path`."""
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, root_path=prefix)
@@ -54,7 +57,7 @@ def problem(response: httpx.Response) -> tuple[int, str, str | None]:
 
 
 def as_float32(value: Any) -> Any:
-    """The same JSON with its floats as the network has them."""
+    """The same JSON with float32 numbers."""
     if isinstance(value, dict):
         return {name: as_float32(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -68,8 +71,8 @@ def model(tiny_model: Path) -> artifact.Artifact:
 
 
 @pytest.fixture(scope="module")
-def app(model: artifact.Artifact) -> Guard:
-    return local.app(model, Options())
+def app(model: artifact.Artifact) -> Middleware:
+    return local_service.app(model, Options())
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +81,10 @@ def scorer(model: artifact.Artifact) -> Scorer:
 
 
 class Fake:
-    """A backend that waits, or fails, as it is told; it notes what was cancelled."""
+    """A backend that waits or fails; it counts its calls and the cancelled ones."""
 
     def __init__(self, *, wait_s: float = 0.0, error: Exception | None = None) -> None:
-        self.wait_s, self.error, self.cancelled, self.calls = wait_s, error, 0, 0
+        self.wait_s, self.error, self.cancelled, self.calls, self.self_tests = wait_s, error, 0, 0, 0
         self.counts = Metrics()
 
     async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
@@ -99,21 +102,22 @@ class Fake:
         return About(model="fake", labels=("negative", "positive"), metrics={}, max_characters=50_000)
 
     async def self_test(self) -> None:
+        self.self_tests += 1
         if self.error:
             raise self.error
 
     async def metrics(self) -> str:
         return text(self.counts.state())
 
-    def app(self, **options: Any) -> Guard:
+    def app(self, **options: Any) -> Middleware:
         return make_app(self, Options(**options), self.counts, replica="test", behind_proxy=False)
 
 
-# What is answered
+# Answers
 
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
-def test_the_answer_is_the_scorers_under_the_same_names(app: Guard, scorer: Scorer, attention: AttentionDetail) -> None:
+def test_the_answer_is_the_scorers_under_the_same_names(app: Middleware, scorer: Scorer, attention: AttentionDetail) -> None:
     (score,) = scorer.score([REVIEW], attention=attention)
     assert isinstance(score, Score)
     answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": attention}).json()
@@ -121,7 +125,7 @@ def test_the_answer_is_the_scorers_under_the_same_names(app: Guard, scorer: Scor
     assert answer["model"] == score.model
 
 
-def test_a_list_comes_back_in_its_order(app: Guard, scorer: Scorer) -> None:
+def test_a_list_comes_back_in_its_order(app: Middleware, scorer: Scorer) -> None:
     texts = [f"{word} {word}." for word in ("the", "film", "was", "good", "bad", "dull", "not", "i", "loved", "it")]
     results = ask(app, "POST", SCORE, json={"inputs": texts}).json()["results"]
     for result, score in zip(results, scorer.score(texts), strict=True):
@@ -129,11 +133,11 @@ def test_a_list_comes_back_in_its_order(app: Guard, scorer: Scorer) -> None:
         assert result["probabilities"] == pytest.approx(score.probabilities, abs=1e-6)
 
 
-def test_words_are_told_unless_less_is_asked_for(app: Guard) -> None:
+def test_an_answer_has_words_by_default(app: Middleware) -> None:
     assert ask(app, "POST", SCORE, json={"inputs": REVIEW}).json()["results"][0]["sentences"][0]["words"]
 
 
-def test_the_model_tells_its_limits(app: Guard) -> None:
+def test_the_limits_are_part_of_the_model(app: Middleware) -> None:
     assert ask(app, "GET", "/v1/model").json()["limits"] == {
         "max_body_bytes": 2 * 2**20,
         "max_texts": 32,
@@ -142,20 +146,61 @@ def test_the_model_tells_its_limits(app: Guard) -> None:
     }
 
 
-def test_the_same_seed_draws_the_same_review(app: Guard) -> None:
+def test_the_same_seed_draws_the_same_review(app: Middleware) -> None:
     one, two = (ask(app, "GET", "/v1/samples/random", params={"seed": 3}).json() for _ in range(2))
     assert one == two
     assert one.keys() == {"review_id", "text", "label"}
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/han/ready"])
-def test_a_healthy_service_says_so(app: Guard, path: str) -> None:
+def test_a_healthy_service_is_ready_and_alive(app: Middleware, path: str) -> None:
     assert ask(app, "GET", path).status_code == 200
 
 
 def test_a_model_that_fails_its_test_is_not_ready_but_alive() -> None:
     app = Fake(error=Problem(503, "unavailable", "no model", retry_after_s=1)).app()
     assert [ask(app, "GET", path).status_code for path in ("/healthz", "/readyz", "/v2/health/ready")] == [200, 503, 503]
+
+
+def test_any_number_of_readiness_checks_is_one_self_test_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, fake = 100.0, Fake()
+    monkeypatch.setattr("serve.scoring.time", SimpleNamespace(monotonic=lambda: now_s))
+    app = fake.app()
+
+    async def main() -> set[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            paths = ["/readyz", "/v2/health/ready", "/v2/models/han/ready"] * 10
+            return {response.status_code for response in await asyncio.gather(*map(client.get, paths))}
+
+    assert asyncio.run(main()) == {200}
+    assert fake.self_tests == 1
+    assert asyncio.run(main()) == {200}
+    assert fake.self_tests == 1
+    now_s += 1.1
+    fake.error = Problem(503, "unavailable", "no model", retry_after_s=1)
+    assert asyncio.run(main()) == {503}
+    assert fake.self_tests == 2
+
+
+def test_a_readiness_check_whose_client_leaves_fails_no_other() -> None:
+    fake = Fake()
+    started = asyncio.Event()
+
+    async def self_test() -> None:
+        started.set()
+        await asyncio.sleep(0.01)
+
+    fake.self_test = self_test  # type: ignore[method-assign]
+    app = fake.app()
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            leaving, staying = (asyncio.create_task(client.get("/readyz")) for _ in range(2))
+            await started.wait()
+            leaving.cancel()
+            return (await staying).status_code
+
+    assert asyncio.run(main()) == 200
 
 
 # KServe
@@ -165,7 +210,7 @@ def tensor(*texts: str, **changes: Any) -> dict[str, Any]:
     return {"inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": list(texts), **changes}]}
 
 
-def test_kserve_gets_labels_probabilities_and_whole_scores(app: Guard, scorer: Scorer) -> None:
+def test_kserve_gets_labels_probabilities_and_whole_scores(app: Middleware, scorer: Scorer) -> None:
     (score,) = scorer.score([REVIEW])
     assert isinstance(score, Score)
     answer = ask(app, "POST", INFER, json={**tensor(REVIEW), "id": "mine"}).json()
@@ -192,18 +237,18 @@ def test_kserve_gets_labels_probabilities_and_whole_scores(app: Guard, scorer: S
         {"inputs": [{"name": "text"}]},
     ],
 )
-def test_kserve_refuses_what_is_no_tensor_of_texts(app: Guard, body: Any) -> None:
+def test_kserve_refuses_a_body_that_is_no_tensor_of_texts(app: Middleware, body: Any) -> None:
     response = ask(app, "POST", INFER, json=body)
     assert response.status_code == 422
     assert isinstance(response.json()["error"], str)
 
 
-def test_kserve_knows_its_model(app: Guard) -> None:
+def test_kserve_knows_its_model(app: Middleware) -> None:
     assert ask(app, "GET", "/v2/models/han").json()["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert ask(app, "GET", "/v2/models/other").json()["error"].startswith("there is no such path")
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -227,12 +272,12 @@ def test_kserve_knows_its_model(app: Guard) -> None:
         ({"inputs": ["good"] * 33}, (413, "too_many", "inputs")),
     ],
 )
-def test_a_request_that_cannot_be_scored_says_why_and_where(app: Guard, body: Any, expected: tuple[int, str, str | None]) -> None:
+def test_a_request_that_cannot_be_scored_says_why_and_where(app: Middleware, body: Any, expected: tuple[int, str, str | None]) -> None:
     assert problem(ask(app, "POST", SCORE, json=body)) == expected
 
 
 @pytest.mark.parametrize("texts", [["good"] * 32, ["a" * 5_000]])
-def test_at_the_limit_a_request_is_scored(app: Guard, texts: list[str]) -> None:
+def test_at_the_limit_a_request_is_scored(app: Middleware, texts: list[str]) -> None:
     assert ask(app, "POST", SCORE, json={"inputs": texts}).status_code == 200
 
 
@@ -255,22 +300,22 @@ def test_at_the_limit_a_request_is_scored(app: Guard, texts: list[str]) -> None:
     ],
     ids=lambda body: str(body[:24]),
 )
-def test_what_is_no_json_is_400(app: Guard, body: bytes) -> None:
+def test_a_body_that_is_no_json_is_400(app: Middleware, body: bytes) -> None:
     assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (400, "invalid_json", None)
 
 
-def test_null_is_no_request(app: Guard) -> None:
+def test_a_null_body_is_no_request(app: Middleware) -> None:
     assert problem(ask(app, "POST", SCORE, content=b"null", headers=JSON)) == (422, "invalid_request", None)
 
 
-def test_a_number_beyond_all_floats_and_a_million_elements_are_refused(app: Guard) -> None:
+def test_a_number_beyond_all_floats_and_a_million_elements_are_refused(app: Middleware) -> None:
     assert problem(ask(app, "POST", SCORE, content=b'{"inputs": 1e400}', headers=JSON)) == (422, "invalid_request", "inputs")
     million = b'{"inputs": [' + b"1," * 999_999 + b"1]}"
     assert problem(ask(app, "POST", SCORE, content=million, headers=JSON)) == (413, "too_many", "inputs")
 
 
 @pytest.mark.parametrize("text", [r"\ud800", r"good \udfff film", r"\ude00\ud83d"])
-def test_half_a_surrogate_pair_is_422(app: Guard, text: str) -> None:
+def test_half_a_surrogate_pair_is_422(app: Middleware, text: str) -> None:
     body = b'{"inputs": ["good", "' + text.encode() + b'"]}'
     assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (422, "invalid_utf8", "inputs[1]")
 
@@ -287,29 +332,29 @@ def test_half_a_surrogate_pair_is_422(app: Guard, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("path", [SCORE, INFER])
-def test_another_content_type_is_415(app: Guard, headers: dict[str, str], path: str) -> None:
+def test_another_content_type_is_415(app: Middleware, headers: dict[str, str], path: str) -> None:
     assert ask(app, "POST", path, content=b'{"inputs": "good"}', headers=headers).status_code == 415
 
 
-def test_a_charset_that_is_utf_8_is_taken(app: Guard) -> None:
+def test_a_charset_that_is_utf_8_is_taken(app: Middleware) -> None:
     headers = {"content-type": 'Application/JSON; charset="UTF-8"'}
     assert ask(app, "POST", SCORE, content=b'{"inputs": "good"}', headers=headers).status_code == 200
 
 
-def test_other_paths_are_404_and_other_methods_405(app: Guard) -> None:
+def test_other_paths_are_404_and_other_methods_405(app: Middleware) -> None:
     assert problem(ask(app, "GET", "/admin")) == (404, "not_found", None)
     assert problem(ask(app, "GET", "/static/../options.py")) == (404, "not_found", None)
     response = ask(app, "GET", SCORE)
     assert (problem(response), response.headers["allow"]) == ((405, "method_not_allowed", None), "POST")
 
 
-def test_a_seed_that_is_no_number_is_422(app: Guard) -> None:
+def test_a_seed_that_is_no_number_is_422(app: Middleware) -> None:
     assert problem(ask(app, "GET", "/v1/samples/random", params={"seed": "canary"})) == (422, "invalid_request", "seed")
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_no_json_whatever_is_a_fault_or_comes_back(app: Guard, value: Any) -> None:
+def test_any_json_is_answered_without_a_fault_and_is_not_repeated(app: Middleware, value: Any) -> None:
     for body in (value, {"inputs": value}, {"inputs": [value]}):
         response = ask(app, "POST", SCORE, content=json.dumps(body).encode("utf-8", "surrogatepass"), headers=JSON)
         assert response.status_code < 500
@@ -317,10 +362,12 @@ def test_no_json_whatever_is_a_fault_or_comes_back(app: Guard, value: Any) -> No
             assert json.dumps(value)[1:-1] not in response.text
 
 
-# What bounds hold
+# Limits
 
 
-def chunks(app: Guard, messages: Sequence[dict[str, Any]], *, headers: dict[str, str], then: Callable[[], Any]) -> tuple[int | None, bytes]:
+def chunks(
+    app: Middleware, messages: Sequence[dict[str, Any]], *, headers: dict[str, str], then: Callable[[], Any]
+) -> tuple[int | None, bytes]:
     """Status and body of an answer to a body in pieces; after them the client does `then`."""
     waiting, sent = list(messages), []
 
@@ -352,8 +399,14 @@ async def stays() -> dict[str, Any]:
 
 
 async def leaves() -> dict[str, Any]:
-    await asyncio.sleep(0.05)
     return {"type": "http.disconnect"}
+
+
+async def called(fake: Fake, number: int = 1) -> None:
+    """Wait until the backend is called."""
+    async with asyncio.timeout(10):
+        while fake.calls < number:
+            await asyncio.sleep(0.002)
 
 
 def piece(body: bytes, *, more: bool) -> dict[str, Any]:
@@ -395,7 +448,12 @@ def test_no_header_lifts_the_deadline_and_the_work_is_cancelled(header: dict[str
 
 def test_a_client_that_leaves_cancels_its_work() -> None:
     slow = Fake(wait_s=60)
-    status, _ = chunks(slow.app(), [piece(b'{"inputs": "good"}', more=False)], headers={}, then=leaves)
+
+    async def leaves_in_the_middle() -> dict[str, Any]:
+        await called(slow)
+        return await leaves()
+
+    status, _ = chunks(slow.app(), [piece(b'{"inputs": "good"}', more=False)], headers={}, then=leaves_in_the_middle)
     assert (status, slow.cancelled) == (None, 1)
     assert 'han_requests_total{route="/v1/score",code="499"} 1' in text(slow.counts.state())
 
@@ -406,40 +464,39 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_and_costs_not
     assert fake.calls == 0
 
 
-def test_no_more_is_taken_on_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_accepts_no_more_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("serve.room.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("serve.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
-    room = Room(options, counts)
-    with room.taken(5_000):
-        room.check()  # nothing is known yet
+    admission = Admission(options, counts)
+    with admission.admitted(5_000):
+        admission.check()  # nothing is known yet
         now_s += 0.1
-    with room.taken(20_000):  # 50,000 a second: half the deadline is good for 25,000
-        room.check()
-        with room.taken(20_000):
+    with admission.admitted(20_000):  # 50,000 a second: half the deadline is good for 25,000
+        admission.check()
+        with admission.admitted(20_000):
             now_s += 0.1
             with pytest.raises(Problem):
-                room.check()
+                admission.check()
     assert counts.counts["han_shed_total"] == 1
 
 
-def test_what_cannot_wait_is_shed_before_its_body_is_read() -> None:
+def test_a_request_beyond_the_limit_is_refused_before_its_body_is_read() -> None:
     fake = Fake(wait_s=2)
     app = fake.app(max_waiting_tokens=1)
 
     async def main() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             first = asyncio.create_task(client.post(SCORE, json={"inputs": "good film"}))
-            while fake.calls == 0:
-                await asyncio.sleep(0.01)
-            told = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
+            await called(fake)
+            status = (await client.post(SCORE, content=b"{no JSON", headers={"content-type": "text/plain"})).status_code
             first.cancel()
-            return told
+            return status
 
     assert asyncio.run(main()) == 429
 
 
-def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> None:
+def test_a_request_beyond_the_limit_is_429_with_retry_after() -> None:
     fake = Fake(wait_s=0.5)
     app = fake.app(max_waiting_tokens=1)
 
@@ -451,13 +508,13 @@ def test_beyond_what_may_wait_a_request_is_shed_with_a_time_to_come_back() -> No
     assert sorted(response.status_code for response in responses) == [200, 429, 429, 429, 429]
     assert {response.headers.get("retry-after") for response in responses} == {None, "1"}
     assert fake.calls == 1
-    told = text(fake.counts.state())
-    assert "han_shed_total 4" in told
-    assert "han_tokens_in_flight 0" in told
+    exported = text(fake.counts.state())
+    assert "han_shed_total 4" in exported
+    assert "han_tokens_in_flight 0" in exported
     assert ask(app, "POST", SCORE, json={"inputs": "good film"}).status_code == 200
 
 
-def test_a_fault_is_500_without_a_word_of_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_is_500_and_its_message_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="han.serve"):
         response = ask(Fake(error=RuntimeError("secret text")).app(), "POST", SCORE, json={"inputs": "good"})
     assert problem(response) == (500, "internal", None)
@@ -465,7 +522,7 @@ def test_a_fault_is_500_without_a_word_of_its_cause(caplog: pytest.LogCaptureFix
     assert "RuntimeError" in caplog.text
 
 
-# Who may
+# Keys
 
 
 @pytest.fixture
@@ -494,10 +551,10 @@ def keys(tmp_path: Path) -> Path:
     ("method", "path", "body"),
     [("POST", SCORE, {"inputs": "good"}), ("POST", INFER, tensor("good")), ("GET", "/v1/model", None), ("GET", "/metrics", None)],
 )
-def test_a_key_opens_what_it_should(
+def test_a_key_opens_the_routes_of_the_service(
     model: artifact.Artifact, keys: Path, header: str | None, status: int, method: str, path: str, body: Any
 ) -> None:
-    app = local.app(model, Options(api_keys_file=str(keys)))
+    app = local_service.app(model, Options(api_keys_file=str(keys)))
     response = ask(app, method, path, json=body, headers={"authorization": header} if header is not None else {})
     assert response.status_code == status
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
@@ -511,57 +568,58 @@ def test_a_key_opens_what_it_should(
 def test_without_a_key_only_what_is_public_is_answered_under_any_prefix(
     model: artifact.Artifact, keys: Path, prefix: str, method: str, path: str
 ) -> None:
-    app = local.app(model, Options(api_keys_file=str(keys)))
+    app = local_service.app(model, Options(api_keys_file=str(keys)))
     assert ask(app, method, path, prefix=prefix).status_code == 401
 
 
 @pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
 def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifact.Artifact, keys: Path, prefix: str) -> None:
-    app = local.app(model, Options(api_keys_file=str(keys)))
-    for path, methods in openapi.document()["paths"].items():
+    app = local_service.app(model, Options(api_keys_file=str(keys)))
+    for path, methods in api.document()["paths"].items():
         for method, operation in methods.items():
             answered = ask(app, method.upper(), path, prefix=prefix, json={}).status_code
             assert (answered == 401) == ("401" in operation["responses"]), path
 
 
 def test_a_prefix_hides_no_request_from_admission(model: artifact.Artifact) -> None:
-    app = Fake(wait_s=0.2).app(max_waiting_tokens=1)
+    fake = Fake(wait_s=0.2)
+    app = fake.app(max_waiting_tokens=1)
 
     async def main() -> list[int]:
         transport = httpx.ASGITransport(app=app, root_path="/han")
         async with httpx.AsyncClient(transport=transport, base_url="http://test/han") as client:
             first = asyncio.create_task(client.post(SCORE, json={"inputs": REVIEW}))
-            await asyncio.sleep(0.05)
+            await called(fake)
             return [(await client.post(SCORE, content=b"{", headers=JSON)).status_code, (await first).status_code]
 
     assert asyncio.run(main()) == [429, 200]  # refused before its body is read
 
 
 def test_a_refusal_under_a_prefix_has_the_shape_of_its_protocol(model: artifact.Artifact) -> None:
-    refused = ask(local.app(model, Options()), "POST", INFER, prefix="/han", json={})
+    refused = ask(local_service.app(model, Options()), "POST", INFER, prefix="/han", json={})
     assert isinstance(refused.json()["error"], str)
 
 
 @pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
 def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path, prefix: str) -> None:
-    app = local.app(model, Options(api_keys_file=str(keys)))
+    app = local_service.app(model, Options(api_keys_file=str(keys)))
     assert {ask(app, "GET", path, prefix=prefix).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
 
 
-def test_a_key_that_leaves_the_file_opens_nothing_more(model: artifact.Artifact, keys: Path) -> None:
-    app = local.app(model, Options(api_keys_file=str(keys)))
+def test_a_key_that_leaves_the_file_is_void(model: artifact.Artifact, keys: Path) -> None:
+    app = local_service.app(model, Options(api_keys_file=str(keys)))
     keys.write_text("a-new-key-that-is-long-enough\n")
     old, new = ({"authorization": f"Bearer {key}"} for key in (KEY, "a-new-key-that-is-long-enough"))
     assert [ask(app, "GET", "/v1/model", headers=headers).status_code for headers in (old, new)] == [401, 200]
 
 
-# What every answer has
+# Headers and logs
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/"), ("GET", "/static/page.css"), ("GET", "/healthz"), ("GET", "/none"), ("POST", SCORE), ("PUT", SCORE)]
 )
-def test_every_answer_has_an_id_and_the_headers_that_close_a_browser(app: Guard, method: str, path: str) -> None:
+def test_every_answer_has_an_id_and_security_headers(app: Middleware, method: str, path: str) -> None:
     headers = ask(app, method, path).headers
     assert headers["x-request-id"]
     assert headers["content-security-policy"].startswith("default-src 'self'; ")
@@ -571,7 +629,7 @@ def test_every_answer_has_an_id_and_the_headers_that_close_a_browser(app: Guard,
     assert "access-control-allow-origin" not in headers
 
 
-def test_no_other_site_may_ask(app: Guard) -> None:
+def test_no_other_site_may_call(app: Middleware) -> None:
     headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
     response = ask(app, "OPTIONS", SCORE, headers=headers)
     assert response.status_code == 405
@@ -579,13 +637,13 @@ def test_no_other_site_may_ask(app: Guard) -> None:
 
 
 @pytest.mark.parametrize("given_id", ["a", "A-z0.9_", "x" * 64])
-def test_a_request_keeps_its_id(app: Guard, given_id: str) -> None:
+def test_a_request_keeps_its_id(app: Middleware, given_id: str) -> None:
     response = ask(app, "POST", SCORE, json={"inputs": "good"}, headers={"x-request-id": given_id})
     assert response.headers["x-request-id"] == response.json()["request_id"] == given_id
 
 
 @pytest.mark.parametrize("given_id", [b"", b"x" * 65, b"a b", b"\xff\xfe", b'"><script>', "\u00e9".encode()])
-def test_an_odd_id_is_replaced(app: Guard, given_id: bytes) -> None:
+def test_an_odd_id_is_replaced(app: Middleware, given_id: bytes) -> None:
     response = ask(
         app, "POST", SCORE, json={"inputs": "..."}, headers=[(b"x-request-id", given_id), (b"content-type", b"application/json")]
     )
@@ -594,7 +652,7 @@ def test_an_odd_id_is_replaced(app: Guard, given_id: bytes) -> None:
     assert response.headers["x-request-id"].isalnum()
 
 
-def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Guard, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Middleware, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="han.serve"):
         ask(app, "POST", "/v1/score?q=canary", json={"inputs": ["canary film", "good"]}, headers={"authorization": "Bearer canary"})
         ask(app, "GET", "/canary%0d%0aforged")
@@ -605,7 +663,7 @@ def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Guard, caplog
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/", "text/html"), ("/docs", "text/html"), ("/static/docs/start.js", "text/javascript")])
-def test_files_have_their_type_and_are_asked_for_again(app: Guard, path: str, kind: str) -> None:
+def test_files_have_their_type_and_are_revalidated(app: Middleware, path: str, kind: str) -> None:
     response = ask(app, "GET", path)
     assert response.headers["content-type"].startswith(kind)
     assert response.headers["cache-control"] == "no-cache"
@@ -620,16 +678,16 @@ def test_the_documentation_loads_nothing_from_another_host() -> None:
     assert "style=" not in page
 
 
-# What is documented
+# The document
 
 
 def test_the_document_is_the_one_that_is_checked_in() -> None:
     checked_in = json.loads((ROOT / "serve" / "openapi.json").read_text())
-    assert openapi.document() == checked_in, "run: python -m serve.openapi > serve/openapi.json"
+    assert api.document() == checked_in, "run: python -m serve.api > serve/openapi.json"
 
 
 def test_every_operation_documents_its_failures() -> None:
-    paths = openapi.document()["paths"]
+    paths = api.document()["paths"]
     for path, status in [(SCORE, "400 401 408 413 415 422 429 500 503 504"), ("/readyz", "503"), ("/v1/model", "401"), (INFER, "429")]:
         (operation,) = paths[path].values()
         assert set(status.split()) <= operation["responses"].keys()
@@ -637,7 +695,7 @@ def test_every_operation_documents_its_failures() -> None:
 
 
 def conforms(value: Any, name: str) -> bool:
-    document = openapi.document()
+    document = api.document()
     validator = jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **document})
     return bool(validator.is_valid(value))
 
@@ -658,11 +716,71 @@ def conforms(value: Any, name: str) -> bool:
         "good",
     ],
 )
-def test_what_the_document_allows_is_what_is_taken(app: Guard, value: Any) -> None:
+def test_a_request_is_accepted_if_and_only_if_the_document_allows_it(app: Middleware, value: Any) -> None:
     assert conforms(value, "ScoreRequest") == (ask(app, "POST", SCORE, json=value).status_code == 200)
 
 
-def test_answers_are_as_documented(app: Guard) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        tensor("good"),
+        tensor("good", "bad", shape=[2, 1]),
+        tensor("good", shape=[1.0]),
+        tensor("good", shape=[True]),
+        tensor("good", shape=[]),
+        tensor("good", shape=[1, 1, 1]),
+        tensor("good", shape=[0]),
+        tensor("good", shape=["1"]),
+        tensor("good", shape=None),
+        tensor("good", parameters=None),
+        tensor("good", parameters=[]),
+        tensor("good", parameters={"any": 1}),
+        tensor("good", more=1),
+        tensor("good", name=["text"]),
+        tensor("good", data="good"),
+        tensor("good", data=[None]),
+        tensor(*["good"] * 32),
+        tensor(*["good"] * 33),
+        tensor(shape=[1]),
+        {**tensor("good"), "outputs": None},
+        {**tensor("good"), "outputs": []},
+        {**tensor("good"), "outputs": [{"name": "label"}]},
+        {**tensor("good"), "outputs": [None, None]},
+        {**tensor("good"), "outputs": {}},
+        {**tensor("good"), "parameters": "all"},
+        {**tensor("good"), "parameters": {}},
+        {**tensor("good"), "id": None},
+        {**tensor("good"), "id": 7},
+        {**tensor("good"), "id": "x" * 64},
+        {**tensor("good"), "id": "x" * 65},
+        {**tensor("good"), "id": "a\x1fb"},
+        {**tensor("good"), "id": "\u00e9"},
+        {**tensor("good"), "more": 1},
+        {"inputs": tensor("good")["inputs"] * 2},
+        {"inputs": tensor("good")["inputs"][0]},
+        {"inputs": [None] * 100_000},
+        {},
+        [],
+    ],
+    ids=lambda value: json.dumps(value)[:100],
+)
+def test_a_kserve_request_is_accepted_if_and_only_if_the_document_allows_it(app: Middleware, value: Any) -> None:
+    assert conforms(value, "InferRequest") == (ask(app, "POST", INFER, json=value).status_code == 200)
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_a_million_wrong_elements_are_refused_in_little_time_and_memory(app: Middleware, field: str) -> None:
+    body = json.dumps({**tensor("good"), field: [1] * 600_000})
+    tracemalloc.start()
+    began_s = time.perf_counter()
+    assert ask(app, "POST", INFER, content=body, headers=JSON).status_code == 422
+    took_s, (_, peak) = time.perf_counter() - began_s, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took_s < 5
+    assert peak < 100 * 2**20
+
+
+def test_answers_are_as_documented(app: Middleware) -> None:
     assert conforms(ask(app, "POST", SCORE, json={"inputs": [REVIEW, "bad"]}).json(), "ScoreAnswer")
     assert conforms(ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": "none"}).json(), "ScoreAnswer")
     assert conforms(ask(app, "POST", SCORE, json={}).json(), "ErrorAnswer")

@@ -61,7 +61,7 @@ def test_the_refusal_of_a_hostile_review_does_not_repeat_it(scorer: Scorer) -> N
         assert not isinstance(answer, Refusal) or (is_unicode(answer.message) and len(answer.message) < 100)
 
 
-def test_what_cannot_be_written_as_utf8_is_marked_for_the_doors() -> None:
+def test_a_text_that_is_no_utf8_is_recognised() -> None:
     assert {case.name: is_unicode(case.text(LIMIT)) for case in REVIEWS} == {case.name: case.is_unicode for case in REVIEWS}
 
 

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, against the service in one process: it draws what the library draws, and text stays text."""
+"""The page in a headless Chromium, on the service in one process: it draws as the library draws, and text stays text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
 import han
+import serve
 from han.explain.html import fragment
 from han.model import artifact
 from han.model.artifact import Artifact
 from han.score.scorer import Scorer
 from han.types import Score
-from serve import local
 from serve.options import Options
+from tests.helpers import local_service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
@@ -53,7 +54,7 @@ HOSTILE = [
     "='cmd'|' /C calc'!A0",
     "Z\u0335\u0321a\u0338\u0328l" + "\u0334" * 300 + "go. " + "\u202e\u2066\u200b\u200f" * 20 + " evil",
 ]
-PATIENT = Options(deadline_s=30)  # on a machine that does other things a page must not be told that it was too slow
+PATIENT = Options(deadline_s=30)  # a busy machine must not turn an answer into a 504
 # Text, tint and kind of all that is drawn. The library says a shade by a class, the page by a property.
 DRAWN = """rows => rows.map(row => [row.textContent, ...[...row.querySelectorAll(".w, .unread, .odd, br")].map(part => [
     part.matches(".w") ? "word" : part.className, part.textContent,
@@ -77,7 +78,7 @@ def address(model: Artifact) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def locked(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service that asks for a key."""
+    """A service that requires a key."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("correct-horse-battery\n")
     yield from serving(model, PATIENT.model_copy(update={"api_keys_file": str(keys)}))
@@ -85,7 +86,7 @@ def locked(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def serving(model: Artifact, options: Options) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(local.app(model, options), log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(local_service.app(model, options), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -107,7 +108,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 @contextmanager
 def watched(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
-    """The page, open, and at the end: nothing it ever did was a fault, a dialog, or a request to another host."""
+    """The open page. At the end: no error, no dialog, no request to another host."""
     with browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options) as context:
         page, faults = context.new_page(), []
         page.set_default_timeout(10_000)
@@ -116,9 +117,9 @@ def watched(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
             if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
                 faults.append(message.text)
 
-        def request(asked: Request) -> None:
-            if not asked.url.startswith(address):
-                faults.append(asked.url)
+        def request(sent: Request) -> None:
+            if not sent.url.startswith(address):
+                faults.append(sent.url)
 
         page.on("console", console)
         page.on("request", request)
@@ -139,7 +140,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def settled(page: Page) -> None:
-    """Wait for the answer; muting waits a moment before it asks, and says so by fading the numbers."""
+    """Wait for the answer. Muting waits a moment before its request and fades the numbers meanwhile."""
     answered_or_not = page.locator("#answer:not(.waiting), #trouble")
     answered_or_not.filter(visible=True).first.wait_for()
     expect(page.locator("#trouble p")).to_be_hidden()
@@ -171,7 +172,7 @@ def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, b
     oracle.close()
 
 
-def test_every_word_is_the_slice_its_span_says(page: Page, scorer: Scorer) -> None:
+def test_every_word_is_the_slice_of_its_span(page: Page, scorer: Scorer) -> None:
     for text in (MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT):
         ask(page, text)
         sentences = answered(scorer, text).sentences or ()
@@ -188,7 +189,7 @@ def test_text_stays_text(page: Page) -> None:
         assert set(attributes) <= {"class", "style", "title", "tabindex", "scope", "data-sentence", "data-review"}
 
 
-def test_a_lone_surrogate_is_scored_as_what_it_looks_like(page: Page) -> None:
+def test_a_lone_surrogate_is_scored_as_a_replacement_character(page: Page) -> None:
     page.evaluate("document.getElementById('text').value = 'Good \\ud800 film.'")
     page.click("#score")
     settled(page)
@@ -222,7 +223,7 @@ def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page
     expect(page.locator("#caption")).to_be_hidden()
 
 
-def test_what_the_reader_wrote_comes_back_after_a_random_review(page: Page) -> None:
+def test_the_text_of_the_reader_comes_back_after_a_random_review(page: Page) -> None:
     page.fill("#text", MIXED)
     page.click("#random")
     settled(page)
@@ -268,13 +269,13 @@ def test_several_sentences_may_be_muted_and_unmuted_at_once(page: Page) -> None:
     expect(page.locator(".muted")).to_have_count(0)
 
 
-def test_clicks_in_a_row_are_one_question(page: Page) -> None:
+def test_clicks_in_a_row_are_one_request(page: Page) -> None:
     ask(page, MIXED)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
     page.evaluate("for (const share of [...document.querySelectorAll('.share')].slice(0, 3)) share.click()")
     settled(page)
-    assert len(asked) == 1
+    assert len(sent) == 1
 
 
 def test_a_text_without_a_word_left_is_no_error_of_the_server(page: Page) -> None:
@@ -286,7 +287,7 @@ def test_a_text_without_a_word_left_is_no_error_of_the_server(page: Page) -> Non
     expect(page.locator("#trouble")).to_be_hidden()
 
 
-def test_a_newer_question_cancels_the_older_one(page: Page) -> None:
+def test_a_newer_request_cancels_the_older_one(page: Page) -> None:
     held: list[Route] = []
     failed: list[str | None] = []
     page.on("requestfailed", lambda request: failed.append(request.failure))
@@ -311,6 +312,52 @@ def test_a_link_shows_the_same_review_to_whoever_opens_it(page: Page, address: s
     assert drawn(other) == drawn(page)
 
 
+def test_a_link_keeps_the_muted_sentences(page: Page, address: str) -> None:
+    ask(page, MIXED)
+    for number in (1, 3):
+        page.locator(".share").nth(number).click()
+    settled(page)
+    page.click("#copy")
+    expect(page.locator("#shared")).to_contain_text("Copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.endswith("&m=1,3")
+    other = page.context.new_page()
+    other.goto(link)
+    settled(other)
+    expect(other.locator("#move")).to_contain_text("2 sentences muted: positive")
+    assert drawn(other) == drawn(page)
+
+
+@pytest.mark.parametrize("muted", ["99", "", "0,99"])
+def test_a_link_that_mutes_sentences_that_do_not_exist_shows_its_text(page: Page, muted: str) -> None:
+    page.evaluate("hash => { location.hash = hash }", f"t={packed(b'A lovely film. A dull end.')}&m={muted}")
+    settled(page)
+    expect(page.locator(".muted")).to_have_count(muted.count("0,"))
+
+
+def test_an_error_removes_the_answer_before_it(page: Page) -> None:
+    ask(page, MIXED)
+    expect(page.locator(".verdict")).to_be_visible()
+    page.fill("#text", " ... ")
+    page.click("#score")
+    expect(page.locator("#trouble p")).to_have_text("There is no word to read in this text.")
+    expect(page.locator("#answer")).to_be_hidden()
+    ask(page, MIXED)
+    expect(page.locator(".verdict")).to_be_visible()
+
+
+def test_on_a_laptop_the_attention_is_in_view_after_scoring(browser: Browser, address: str) -> None:
+    with watched(browser, address, viewport={"width": 1366, "height": 650}) as page:  # what a browser leaves of 768
+        ask(page, MIXED)
+        expect(page.locator(".verdict")).to_be_in_viewport(ratio=1)
+        for number in range(3):
+            expect(page.locator(".sentences .row").nth(number)).to_be_in_viewport(ratio=1)
+
+
+def test_an_example_stands_in_the_empty_box(page: Page) -> None:
+    assert page.get_attribute("#text", "placeholder").startswith("For example: ")  # type: ignore[union-attr]
+
+
 def test_a_link_opened_in_the_same_tab_is_scored(page: Page) -> None:
     page.evaluate("hash => { location.hash = hash }", f"t={packed(b'A lovely film.')}")
     settled(page)
@@ -325,9 +372,15 @@ def test_a_review_too_long_for_a_link_is_not_linked(page: Page, address: str) ->
     assert page.url == address
 
 
-@pytest.mark.parametrize("damage", ["no base64", "no deflate", "no UTF-8", "a bomb"])
-def test_a_damaged_link_is_said_to_be(page: Page, damage: str) -> None:
-    code = {"no base64": "%%%", "no deflate": "AAAA", "no UTF-8": packed(b"\xff"), "a bomb": packed(b" " * 20_000_000)}[damage]
+@pytest.mark.parametrize("damage", ["no base64", "no deflate", "no UTF-8", "a bomb", "no numbers"])
+def test_a_damaged_link_is_an_error(page: Page, damage: str) -> None:
+    code = {
+        "no base64": "%%%",
+        "no deflate": "AAAA",
+        "no UTF-8": packed(b"\xff"),
+        "a bomb": packed(b" " * 20_000_000),
+        "no numbers": packed(b"good") + "&m=x",
+    }[damage]
     page.evaluate("hash => { location.hash = hash }", f"t={code}")
     expect(page.locator("#trouble p")).to_have_text("This link is damaged: its text cannot be read.")
 
@@ -349,9 +402,7 @@ def packed(text: bytes) -> str:
         (504, "deadline", "did not answer in time", True),
     ],
 )
-def test_an_error_is_said_in_plain_words_and_the_text_stays(
-    page: Page, status: int, code: str, words: str, may_help_to_repeat: bool
-) -> None:
+def test_an_error_has_plain_words_and_the_text_stays(page: Page, status: int, code: str, words: str, may_help_to_repeat: bool) -> None:
     problem = {"error": {"code": code, "message": "m", "field": None}, "request_id": "abc"}
     page.route("**/v1/score", lambda route: route.fulfill(status=status, json=problem, headers={"Retry-After": "7"}))
     page.fill("#text", MIXED)
@@ -374,7 +425,7 @@ def test_an_answer_that_is_no_json_is_an_error_like_another(page: Page) -> None:
     expect(page.locator("#trouble p")).to_contain_text("failed (502)")
 
 
-def test_a_server_that_cannot_be_reached_is_said_to_be(page: Page) -> None:
+def test_a_server_that_cannot_be_reached_is_an_error(page: Page) -> None:
     page.route("**/v1/score", lambda route: route.abort())
     page.fill("#text", MIXED)
     page.click("#score")
@@ -385,14 +436,14 @@ def test_a_server_that_cannot_be_reached_is_said_to_be(page: Page) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [(" \n ", "no word to read"), ("x" * 50_001, "longer than the server takes")])
-def test_a_review_that_cannot_be_scored_is_said_to_be(page: Page, text: str, words: str) -> None:
+def test_a_review_that_cannot_be_scored_is_an_error(page: Page, text: str, words: str) -> None:
     page.fill("#text", text)
     page.click("#score")
     expect(page.locator("#trouble p")).to_contain_text(words)
     expect(page.locator("#text")).to_have_value(text)
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, locked: str) -> None:
+def test_a_key_is_requested_and_kept_in_the_tab_alone(browser: Browser, locked: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -413,7 +464,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, locked: 
         ask(page, MIXED)
 
 
-def test_a_question_that_wanted_a_key_is_asked_again_with_it(browser: Browser, locked: str) -> None:
+def test_a_request_that_needed_a_key_is_repeated_with_it(browser: Browser, locked: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -504,7 +555,7 @@ def test_the_switch_is_remembered(page: Page) -> None:
     assert page.evaluate(paper) == dark != light
 
 
-def test_nothing_moves_for_who_asks_for_less_motion(browser: Browser, address: str) -> None:
+def test_nothing_moves_with_reduced_motion(browser: Browser, address: str) -> None:
     with watched(browser, address, reduced_motion="reduce") as page:
         ask(page, MIXED)
         moving = "all => all.filter(one => parseFloat(getComputedStyle(one).transitionDuration) > 0).length"
@@ -513,7 +564,7 @@ def test_nothing_moves_for_who_asks_for_less_motion(browser: Browser, address: s
 
 def test_the_page_has_the_colours_of_the_offline_page() -> None:
     offline = (Path(han.__file__).parent / "explain" / "page.css").read_text()
-    style = (Path(local.__file__).parent / "page" / "page.css").read_text()
+    style = (Path(serve.__file__ or "").parent / "page" / "page.css").read_text()
     for name in ("paper", "ink", "quiet", "faint", "rule", "track", "bar", "rest"):
         light, dark = re.findall(rf"--{name}: (#\w+)", offline)[:2]  # and white for paper, in print
         assert f"--{name}: light-dark({light}, {dark});" in style

@@ -1,13 +1,16 @@
-"""The parts behind the HTTP door without Ray: batches, retries, counts, keys, and what may listen where."""
+"""The parts behind the routes without Ray: batches, retries, metrics, keys, and the check of the address."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import json
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,23 +23,26 @@ from ray.serve.exceptions import BackPressureError
 from han.model import artifact
 from han.score.scorer import Scored, Scorer, as_json
 from han.types import AttentionDetail, Mistake, Refusal, Score
-from serve.answers import answers
+from jobs import serve as serve_job
+from serve import batch_client
+from serve import metrics as metrics_module
 from serve.app import build
-from serve.backend import LONG_TOKENS, Answer, Answers
-from serve.bundles import MAX_CALLS, Bundles
-from serve.errors import Problem
-from serve.ingress import Replicas, check_door
+from serve.backend import Answer, Answers
+from serve.batching import JOB_WAIT_S, LONG_TOKENS, BatchQueue, Item
+from serve.dispatch import BUDGET, Replicas
+from serve.errors import InvalidScoreError, Problem
+from serve.ingress import check_exposure
 from serve.keys import Keys
-from serve.lanes import BULK_WAIT_S, Item, Lanes
-from serve.metrics import Metrics, Total, text
+from serve.metrics import Metrics, TotalMetrics, text
 from serve.options import Options
-from serve.replica import joined, pieces
+from serve.replica import Model, join, pieces
+from serve.score_json import score_json
 
 ROOT = Path(__file__).parents[2]
 LONG = "long " * LONG_TOKENS
 
 
-# Answers as bytes
+# Answers as JSON
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def test_answers_are_the_json_of_the_scores(scorer: Scorer, label: str) -> None:
     texts = ["The film was good.", "...", "Not dull! I loved it, the film.", "bad"]
     details: list[AttentionDetail] = ["words", "words", "sentences", "none"]
     labels = (label, "positive")
-    found = answers(scorer.score_flat(texts), labels=labels, fingerprint=scorer.fingerprint, attention=details)
+    found = score_json(scorer.score_flat(texts), labels, scorer.fingerprint, details)
     for text_, detail, answer in zip(texts, details, found, strict=True):
         (score,) = scorer.score([text_], attention=detail)
         if isinstance(score, Refusal):
@@ -77,26 +83,26 @@ def close(one: Any, other: Any) -> None:
         assert one == (pytest.approx(other, abs=1e-6) if isinstance(other, float) else other)
 
 
-# Lanes
+# The queue of a replica
 
 
 class Bench:
-    """Scores by noting batches; waits in the thread until it is let go."""
+    """Scores by recording batches; the thread waits until it is released."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.let_go = threading.Event()
-        self.holds = threading.Event()
+        self.release = threading.Event()
+        self.is_scoring = threading.Event()
         self.metrics = Metrics()
 
-    def __call__(self, items: Sequence[Item]) -> list[Answer]:
+    def __call__(self, items: Sequence[Item]) -> list[Answer | Exception]:
         self.batches.append([item.text for item in items])
-        self.holds.set()
-        assert self.let_go.wait(10)
+        self.is_scoring.set()
+        assert self.release.wait(10)
         return [item.text.encode() for item in items]
 
-    def lanes(self, batch_tokens: int = 100) -> Lanes:
-        return Lanes(self, batch_tokens=batch_tokens, metrics=self.metrics)
+    def queue(self, batch_tokens: int = 100) -> BatchQueue:
+        return BatchQueue(self, batch_tokens=batch_tokens, metrics=self.metrics)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -105,16 +111,16 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-def test_texts_gather_while_a_batch_is_scored_and_go_together() -> None:
+def test_texts_gather_while_a_batch_is_scored_and_form_the_next_batch() -> None:
     bench = Bench()
 
     async def main() -> None:
-        lanes = bench.lanes()
-        first = asyncio.create_task(lanes.score(["first"], ["words"]))
-        await until(bench.holds.is_set)
-        others = [asyncio.create_task(lanes.score([f"text {number}"], ["words"])) for number in range(5)]
+        queue = bench.queue()
+        first = asyncio.create_task(queue.score(["first"], "words"))
+        await until(bench.is_scoring.is_set)
+        others = [asyncio.create_task(queue.score([f"text {number}"], "words")) for number in range(5)]
         await until(lambda: bench.metrics.gauges["han_queue_texts"] == 5)
-        bench.let_go.set()
+        bench.release.set()
         assert await first == [b"first"]
         assert await asyncio.gather(*others) == [[f"text {number}".encode()] for number in range(5)]
 
@@ -124,30 +130,30 @@ def test_texts_gather_while_a_batch_is_scored_and_go_together() -> None:
 
 def test_a_batch_holds_no_more_tokens_than_fit_unless_a_text_has_more() -> None:
     bench = Bench()
-    bench.let_go.set()
+    bench.release.set()
     texts = ["a" * 160, "b" * 160, "c" * 160, "d" * 800, "e" * 40]
-    assert asyncio.run(bench.lanes().score(texts, ["none"] * len(texts))) == [text_.encode() for text_ in texts]
+    assert asyncio.run(bench.queue().score(texts, "none")) == [text_.encode() for text_ in texts]
     assert [[text_[0] for text_ in batch] for batch in bench.batches] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
-def test_short_texts_do_not_wait_for_a_long_one() -> None:
+def test_short_texts_do_not_wait_for_long_ones() -> None:
     bench = Bench()
-    held = threading.Event()
+    started = threading.Event()
 
-    def score(items: Sequence[Item]) -> list[Answer]:
+    def score(items: Sequence[Item]) -> list[Answer | Exception]:
         if items[0].text == LONG:
-            held.set()
-            assert bench.let_go.wait(10)
+            started.set()
+            assert bench.release.wait(10)
         return [b"" for _ in items]
 
     async def main() -> None:
-        lanes = Lanes(score, batch_tokens=100, metrics=bench.metrics)
-        long = asyncio.create_task(lanes.score([LONG], ["none"]))
-        await until(held.is_set)
-        await asyncio.gather(*(lanes.score(["short"], ["none"]) for _ in range(20)))
-        assert not long.done()
-        bench.let_go.set()
-        await long
+        queue = BatchQueue(score, batch_tokens=100, metrics=bench.metrics)
+        long = [asyncio.create_task(queue.score([LONG], "none")) for _ in range(12)]
+        await until(started.is_set)
+        await asyncio.gather(*(queue.score(["short"], "none") for _ in range(20)))
+        assert not any(each.done() for each in long)
+        bench.release.set()
+        await asyncio.gather(*long)
 
     asyncio.run(main())
 
@@ -156,15 +162,15 @@ def test_a_text_whose_caller_has_left_is_not_scored() -> None:
     bench = Bench()
 
     async def main() -> None:
-        lanes = bench.lanes()
-        first = asyncio.create_task(lanes.score(["first"], ["words"]))
-        await until(bench.holds.is_set)
-        gone = asyncio.create_task(lanes.score(["gone"], ["words"]))
-        stays = asyncio.create_task(lanes.score(["stays"], ["words"]))
+        queue = bench.queue()
+        first = asyncio.create_task(queue.score(["first"], "words"))
+        await until(bench.is_scoring.is_set)
+        gone = asyncio.create_task(queue.score(["gone"], "words"))
+        stays = asyncio.create_task(queue.score(["stays"], "words"))
         await until(lambda: bench.metrics.gauges["han_queue_texts"] == 2)
         gone.cancel()
         await asyncio.wait({gone})
-        bench.let_go.set()
+        bench.release.set()
         await asyncio.gather(first, stays)
 
     asyncio.run(main())
@@ -172,17 +178,17 @@ def test_a_text_whose_caller_has_left_is_not_scored() -> None:
     assert bench.metrics.gauges["han_queue_texts"] == 0
 
 
-def test_a_fault_in_one_batch_is_told_to_its_callers_and_the_next_is_scored() -> None:
-    def score(items: Sequence[Item]) -> list[Answer]:
+def test_an_error_in_one_batch_reaches_its_callers_and_the_next_batch_is_scored() -> None:
+    def score(items: Sequence[Item]) -> list[Answer | Exception]:
         if items[0].text == "bad":
             raise RuntimeError("a fault")
         return [b"" for _ in items]
 
     async def main() -> None:
-        lanes = Lanes(score, batch_tokens=100, metrics=Metrics())
+        queue = BatchQueue(score, batch_tokens=100, metrics=Metrics())
         with pytest.raises(RuntimeError, match="a fault"):
-            await lanes.score(["bad"], ["none"])
-        assert await lanes.score(["good"], ["none"]) == [b""]
+            await queue.score(["bad"], "none")
+        assert await queue.score(["good"], "none") == [b""]
 
     asyncio.run(main())
 
@@ -191,48 +197,88 @@ def test_a_batch_that_does_not_end_is_known() -> None:
     bench = Bench()
 
     async def main() -> None:
-        lanes = bench.lanes()
-        assert lanes.stuck_s() == 0
-        task = asyncio.create_task(lanes.score(["first"], ["words"]))
-        await until(lambda: lanes.stuck_s() > 0.02)
-        bench.let_go.set()
+        queue = bench.queue()
+        assert queue.stuck_s() == 0
+        task = asyncio.create_task(queue.score(["first"], "words"))
+        await until(lambda: queue.stuck_s() > 0.02)
+        bench.release.set()
         await task
-        await until(lambda: lanes.stuck_s() == 0)
+        await until(lambda: queue.stuck_s() == 0)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_piece_of_a_batch_job_that_does_not_end_is_known_even_if_its_caller_leaves(leaves: bool) -> None:
+    release = threading.Event()
+
+    async def main() -> None:
+        queue = Bench().queue()
+        job = asyncio.create_task(queue.score_job([["hangs"]], lambda texts: release.wait(10)))
+        await until(lambda: queue.stuck_s() > 0)
+        if leaves:
+            job.cancel()
+            await asyncio.wait({job})
+        await until(lambda: queue.stuck_s() > 0.02)
+        release.set()
+        await until(lambda: queue.stuck_s() == 0)
+
+    asyncio.run(main())
+
+
+def test_an_isolated_request_is_scored_with_nothing_beside_it() -> None:
+    bench = Bench()
+    order: list[str] = []
+
+    async def begin() -> None:
+        order.append("begin")
+
+    async def main() -> None:
+        queue = bench.queue()
+        before = asyncio.create_task(queue.score(["before"], "none"))
+        await until(bench.is_scoring.is_set)
+        isolated = asyncio.create_task(queue.score(["a", "b"], "none", isolated=begin))
+        await asyncio.sleep(0)
+        after = [asyncio.create_task(queue.score([text_], "none")) for text_ in ("after", LONG)]
+        job = asyncio.create_task(queue.score_job([["job"]], lambda texts: order.append("job")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (bench.batches, order) == ([["before"]], [])
+        bench.release.set()
+        assert await isolated == [b"a", b"b"]
+        await asyncio.gather(before, *after, job)
+
+    asyncio.run(main())
+    assert bench.batches[:2] == [["before"], ["a", "b"]]
+    assert order == ["begin", "job"]
 
 
 def test_a_batch_job_waits_for_requests_but_not_for_ever() -> None:
     bench = Bench()
 
     async def main() -> float:
-        lanes = bench.lanes()
-        online = asyncio.create_task(lanes.score(["online"], ["words"]))
-        await until(bench.holds.is_set)
+        queue = bench.queue()
+        online = asyncio.create_task(queue.score(["online"], "words"))
+        await until(bench.is_scoring.is_set)
         began = asyncio.get_running_loop().time()
-        assert await lanes.bulk([["bulk"], ["more"]], lambda texts: texts[0]) == ["bulk", "more"]
+        assert await queue.score_job([["bulk"], ["more"]], lambda texts: texts[0]) == ["bulk", "more"]
         waited_s = asyncio.get_running_loop().time() - began
-        bench.let_go.set()
+        bench.release.set()
         await online
         return waited_s
 
-    assert asyncio.run(main()) >= 2 * BULK_WAIT_S
+    assert asyncio.run(main()) >= 2 * JOB_WAIT_S
 
 
-def test_one_chunk_of_a_batch_job_runs_at_a_time() -> None:
-    running = []
+def test_one_batch_job_runs_at_a_time() -> None:
+    order: list[str] = []
 
-    def work(texts: Sequence[str]) -> int:
-        running.append(1)
-        count = len(running)
-        running.pop()
-        return count
+    async def main() -> None:
+        queue = Bench().queue()
+        await asyncio.gather(*(queue.score_job([[job], [job], [job]], lambda texts: order.append(texts[0])) for job in "abc"))
 
-    async def main() -> list[list[int]]:
-        lanes = Bench().lanes()
-        return await asyncio.gather(*(lanes.bulk([["a"], ["b"]], work) for _ in range(8)))
-
-    assert asyncio.run(main()) == [[1, 1]] * 8
+    asyncio.run(main())
+    assert order == [*"aaabbbccc"]
 
 
 def test_pieces_of_a_chunk_are_all_its_texts_in_order() -> None:
@@ -246,104 +292,11 @@ def test_pieces_of_a_chunk_are_all_its_texts_in_order() -> None:
 def test_joined_pieces_are_the_answer_to_the_whole(scorer: Scorer) -> None:
     texts = ["The film was good.", "...", "Not dull!", "I loved it. The film was bad.", "!", "good"]
     whole = scorer.score_flat(texts)
-    parts = joined([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
+    parts = join([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
     assert parts.refused == whole.refused
     for name in set(Scored.__dataclass_fields__) - {"refused"}:
         assert getattr(parts, name).dtype == getattr(whole, name).dtype
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-6)
-
-
-# Bundles
-
-
-class Calls:
-    """Notes calls, and answers each when it is let go."""
-
-    def __init__(self) -> None:
-        self.texts: list[list[str]] = []
-        self.let_go = asyncio.Event()
-        self.cancelled = 0
-
-    async def __call__(self, texts: Sequence[str], attention: Sequence[AttentionDetail]) -> Answers:
-        self.texts.append(list(texts))
-        try:
-            await self.let_go.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if "bad" in texts:
-            raise Problem(503, "unavailable", "")
-        return Answers(results=[f"{text_} {detail}".encode() for text_, detail in zip(texts, attention, strict=True)], model="one")
-
-
-async def send(bundles: Bundles, *texts: str, attention: AttentionDetail = "none") -> asyncio.Task[Answers]:
-    task = asyncio.create_task(bundles.score(texts, attention))
-    await asyncio.sleep(0)
-    return task
-
-
-def test_while_few_calls_are_under_way_a_request_is_a_call_and_then_they_gather() -> None:
-    async def main() -> None:
-        calls = Calls()
-        bundles = Bundles(calls)
-        first = [await send(bundles, f"first {number}") for number in range(MAX_CALLS)]
-        others = [await send(bundles, "a", "b", attention="words"), await send(bundles, "c")]
-        await asyncio.sleep(0)
-        assert len(calls.texts) == MAX_CALLS
-        calls.let_go.set()
-        await asyncio.gather(*first)
-        assert [each.results for each in await asyncio.gather(*others)] == [[b"a words", b"b words"], [b"c none"]]
-        assert len(calls.texts) == MAX_CALLS + 1
-
-    asyncio.run(main())
-
-
-def test_a_call_that_fails_is_told_to_all_its_requests_and_the_next_goes_on() -> None:
-    async def main() -> None:
-        calls = Calls()
-        calls.let_go.set()
-        bundles = Bundles(calls)
-        with pytest.raises(Problem):
-            await bundles.score(["bad"], "none")
-        assert (await bundles.score(["good"], "none")).results == [b"good none"]
-
-    asyncio.run(main())
-
-
-def test_what_gathers_is_one_call_and_a_long_request_goes_by_itself() -> None:
-    async def main() -> list[list[str]]:
-        calls = Calls()
-        bundles = Bundles(calls)
-        tasks = [await send(bundles, "first") for _ in range(MAX_CALLS)]
-        tasks += [await send(bundles, text_) for text_ in ("a", "b", LONG, "c")]
-        gone = await send(bundles, "gone")
-        gone.cancel()
-        calls.let_go.set()
-        await asyncio.gather(*tasks)
-        return calls.texts[MAX_CALLS:]
-
-    assert asyncio.run(main()) == [["a", "b"], [LONG], ["c"]]
-
-
-def test_a_call_stops_only_when_all_its_requests_are_gone() -> None:
-    async def main() -> None:
-        calls = Calls()
-        bundles = Bundles(calls)
-        first = [await send(bundles, "first") for _ in range(MAX_CALLS)]
-        one, two = await send(bundles, "one"), await send(bundles, "two")
-        first[0].cancel()
-        await until(lambda: calls.texts[MAX_CALLS:] == [["one", "two"]])
-        assert calls.cancelled == 1
-        one.cancel()
-        await asyncio.wait({one})
-        await asyncio.sleep(0)
-        assert calls.cancelled == 1
-        two.cancel()
-        await until(lambda: calls.cancelled == 2)
-        calls.let_go.set()
-        await asyncio.gather(*first[1:])
-
-    asyncio.run(main())
 
 
 # Retries
@@ -365,30 +318,35 @@ class FakeResponse:
 
 
 class FakeHandle:
-    """A deployment's handle whose calls end as told, one after the other."""
+    """A deployment's handle whose calls have the given outcomes, in order; it is its own coordinator."""
 
-    def __init__(self, *outcomes: Any) -> None:
+    def __init__(self, *outcomes: Any, begun: bool = False) -> None:
         self.score = self.about = self
         self.responses = [FakeResponse(outcome) for outcome in outcomes]
-        self.asked = 0
+        self.tickets: list[str | None] = []
+        self.has_begun = SimpleNamespace(remote=lambda ticket: FakeResponse(begun and ticket in self.tickets))
 
-    def remote(self, *arguments: Any) -> FakeResponse:
-        self.asked += 1
-        return self.responses[self.asked - 1]
+    @property
+    def num_calls(self) -> int:
+        return len(self.tickets)
+
+    def remote(self, *arguments: Any, ticket: str | None = None) -> FakeResponse:
+        self.tickets.append(ticket)
+        return self.responses[self.num_calls - 1]
 
 
 ANSWERS = Answers(results=[b"{}"], model="one")
 DIED, AWAY = ActorDiedError(), ActorUnavailableError("away", None)
 
 
-def call(handle: FakeHandle, *, retries: int = 2) -> tuple[Answers | tuple[int, int | None], Metrics]:
-    """The answers, or status and Retry-After of the problem; and what was counted."""
+def call(handle: FakeHandle, *, retries: int = 2) -> tuple[Answers | tuple[int, str, int | None], Metrics]:
+    """The answers, or status, code and Retry-After of the problem; and the metrics."""
     metrics = Metrics()
-    replicas = Replicas(handle, handle, metrics, Options(retries=retries, deadline_s=0.1), source="test")  # type: ignore[arg-type]
+    replicas = Replicas(handle, handle, metrics, Options(retries=retries, deadline_s=0.1), process="test")  # type: ignore[arg-type]
     try:
         return asyncio.run(replicas.score(["good"], "words")), metrics
     except Problem as problem:
-        return (problem.status, problem.retry_after_s), metrics
+        return (problem.status, problem.code, problem.retry_after_s), metrics
 
 
 @pytest.mark.parametrize("outcomes", [(DIED, ANSWERS), (AWAY, DIED, ANSWERS)])
@@ -398,57 +356,91 @@ def test_a_request_whose_replica_died_is_sent_again(outcomes: tuple[Any, ...]) -
     assert metrics.counts["han_retries_total"] == len(outcomes) - 1
 
 
-def test_a_request_whose_replica_says_nothing_is_sent_to_another_beside_it() -> None:
+def test_after_a_death_a_request_is_isolated_with_a_new_ticket_each_time() -> None:
+    handle = FakeHandle(DIED, DIED, ANSWERS)
+    call(handle)
+    first, second, third = handle.tickets
+    assert first is None
+    assert len({first, second, third}) == 3
+
+
+def test_a_request_that_ends_its_replica_alone_is_a_clear_error_and_is_not_sent_again() -> None:
+    handle = FakeHandle(DIED, DIED, ANSWERS, begun=True)
+    answer, metrics = call(handle, retries=5)
+    assert (answer, handle.num_calls, metrics.counts["han_retries_total"]) == ((500, "model_crashed", None), 2, 1)
+
+
+def test_a_request_that_waited_beside_another_that_ends_the_replica_is_sent_again() -> None:
+    handle = FakeHandle(DIED, DIED, ANSWERS, begun=False)
+    answer, _ = call(handle)
+    assert answer == Answers(results=[b"{}"], model="one", retries=2)
+
+
+def test_a_request_without_an_answer_is_hedged() -> None:
     handle = FakeHandle("never", ANSWERS)
     answer, metrics = call(handle)
     assert answer == Answers(results=[b"{}"], model="one", retries=1)
     assert metrics.counts["han_retries_total"] == 1
     assert handle.responses[0].cancelled
+    assert handle.tickets == [None, None]
 
 
-def test_few_requests_are_sent_beside_others_that_say_nothing() -> None:
-    handle = FakeHandle(*["never"] * 20)
+def test_hedged_calls_end_with_their_budget() -> None:
+    number = int(BUDGET) + 10
+    handle = FakeHandle(*["never"] * 3 * number)
 
     async def main() -> None:
-        replicas = Replicas(handle, handle, Metrics(), Options(deadline_s=0.05), source="test")  # type: ignore[arg-type]
-        calls = [asyncio.create_task(replicas.about()) for _ in range(10)]
-        await asyncio.sleep(0.3)
+        replicas = Replicas(handle, handle, Metrics(), Options(deadline_s=0.05), process="test")  # type: ignore[arg-type]
+        calls = [asyncio.create_task(replicas.about()) for _ in range(number)]
+        await until(lambda: replicas._budget < 1)
         for one in calls:
             one.cancel()
+        await asyncio.wait(calls)
 
     asyncio.run(main())
-    assert handle.asked == 10 + MAX_CALLS
+    assert handle.num_calls == number + BUDGET
+
+
+def test_answers_refill_the_budget() -> None:
+    replicas = Replicas(FakeHandle(ANSWERS), FakeHandle(), Metrics(), Options(), process="test")  # type: ignore[arg-type]
+    replicas._budget = 3.0
+    asyncio.run(replicas.score(["good"], "words"))
+    assert replicas._budget == pytest.approx(3.1)
 
 
 def test_after_the_last_retry_it_is_503() -> None:
     handle = FakeHandle(DIED, DIED, DIED, ANSWERS)
     answer, metrics = call(handle)
-    assert (answer, handle.asked, metrics.counts["han_retries_total"]) == ((503, 1), 3, 2)
+    assert (answer, handle.num_calls, metrics.counts["han_retries_total"]) == ((503, "unavailable", 1), 3, 2)
 
 
 def test_with_retries_off_a_death_is_503() -> None:
     handle = FakeHandle(DIED, ANSWERS)
-    assert call(handle, retries=0)[0] == (503, 1)
-    assert handle.asked == 1
+    assert call(handle, retries=0)[0] == (503, "unavailable", 1)
+    assert handle.num_calls == 1
 
 
 def test_a_fault_is_not_tried_again() -> None:
     handle = FakeHandle(RuntimeError("a fault"), ANSWERS)
     with pytest.raises(RuntimeError):
         call(handle)
-    assert handle.asked == 1
+    assert handle.num_calls == 1
+
+
+def test_an_invalid_score_has_its_own_code() -> None:
+    assert call(FakeHandle(InvalidScoreError()))[0] == (500, "invalid_score", None)
 
 
 def test_a_full_queue_is_429() -> None:
     answer, metrics = call(FakeHandle(BackPressureError(1, 1)))
-    assert (answer, metrics.counts["han_shed_total"]) == ((429, 1), 1)
+    assert (answer, metrics.counts["han_shed_total"]) == ((429, "too_many_requests", 1), 1)
 
 
 def test_a_call_whose_caller_has_left_is_cancelled() -> None:
     handle = FakeHandle("never")
 
     async def main() -> None:
-        replicas = Replicas(handle, handle, Metrics(), Options(), source="test")  # type: ignore[arg-type]
+        replicas = Replicas(handle, handle, Metrics(), Options(), process="test")  # type: ignore[arg-type]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(replicas.score(["good"], "words"), 0.05)
 
@@ -456,7 +448,74 @@ def test_a_call_whose_caller_has_left_is_cancelled() -> None:
     assert handle.responses[0].cancelled
 
 
-# Counts
+# Scores that are no probabilities
+
+
+def test_only_texts_without_a_probability_fail_and_the_replica_is_unhealthy(scorer: Scorer) -> None:
+    replica, bench = Model.__new__(Model), Bench()
+    replica._scorer, replica._is_invalid, replica._queue = scorer, False, bench.queue()
+    replica.check_health()
+    whole = scorer.score_flat(["The film was good.", "...", "bad"])
+    broken = dataclasses.replace(whole, probabilities=np.array([[np.nan, np.nan], whole.probabilities[1]], dtype=np.float32))
+    replica._scorer = SimpleNamespace(  # type: ignore[assignment]
+        score_flat=lambda texts: broken, labels=scorer.labels, fingerprint=scorer.fingerprint
+    )
+    bad, refused, good = replica._score_items([SimpleNamespace(text="", attention="none")] * 3)  # type: ignore[list-item]
+    assert isinstance(bad, InvalidScoreError)
+    assert isinstance(refused, Refusal)
+    assert isinstance(good, bytes)
+    with pytest.raises(RuntimeError, match="not a number from 0 to 1"):
+        replica.check_health()
+
+
+# A batch job through the service
+
+
+class Answering:
+    """A handle whose calls end with the given outcomes, in order."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.outcomes = list(outcomes)
+        self.score_flat = self.about = self
+
+    def remote(self, *_: Any, **__: Any) -> Any:
+        def result(timeout_s: float) -> Any:
+            outcome = self.outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        return SimpleNamespace(result=result)
+
+
+def deployed(monkeypatch: pytest.MonkeyPatch, *outcomes: Any) -> batch_client.Deployed:
+    handle = Answering(SimpleNamespace(labels=("a", "b"), model="one"), *outcomes)
+    monkeypatch.setattr(batch_client.serve, "get_deployment_handle", lambda *_: handle)
+    monkeypatch.setattr(batch_client, "_PAUSE_S", 0.0)
+    return batch_client.Deployed("han")
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), BackPressureError(1, 1)])
+def test_a_busy_service_is_retried_by_a_batch_job(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    assert deployed(monkeypatch, error, error, "scored").score_flat(["good"]) == "scored"
+
+
+def test_a_service_that_never_answers_ends_a_batch_job_with_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = deployed(monkeypatch, TimeoutError(), TimeoutError())
+    monkeypatch.setattr(batch_client, "OUTAGE_S", -1.0)
+    with pytest.raises(ConnectionRefusedError, match="no replica of han answers") as raised:
+        client.score_flat(["good"])
+    assert raised.value.errno is not None  # else the pool takes it for a fault
+
+
+def test_a_death_under_a_batch_job_is_raised_once_a_replica_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = deployed(monkeypatch, DIED, DIED, TimeoutError(), "ready")
+    with pytest.raises(ActorDiedError):
+        client.score_flat(["good"])
+    assert client._handle.outcomes == []
+
+
+# Metrics
 
 
 def counted(number: int, *, in_flight: int = 0) -> Metrics:
@@ -468,17 +527,17 @@ def counted(number: int, *, in_flight: int = 0) -> Metrics:
     return metrics
 
 
-def read(told: str) -> dict[str, float]:
-    """Prometheus's own reader's view of it, samples by name and labels."""
-    families = list(text_string_to_metric_families(told))
+def read(exported: str) -> dict[str, float]:
+    """The samples by name and labels, as the Prometheus client parses them."""
+    families = list(text_string_to_metric_families(exported))
     return {f"{sample.name}{sorted(sample.labels.items())}": sample.value for family in families for sample in family.samples}
 
 
 def test_the_sum_is_over_all_processes_and_reads_as_prometheus() -> None:
-    total = Total()
+    total = TotalMetrics()
     total.put("a", counted(3, in_flight=1).state())
     total.put("b", counted(4, in_flight=2).state())
-    found = read(total.text(silent_s=60))
+    found = read(total.text())
     assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 7
     assert found["han_requests_in_flight[]"] == 3
     assert found["han_request_seconds_bucket[('le', '0.02'), ('route', '/v1/score')]"] == 0
@@ -488,33 +547,46 @@ def test_the_sum_is_over_all_processes_and_reads_as_prometheus() -> None:
 
 
 def test_a_state_that_comes_twice_counts_once() -> None:
-    total = Total()
+    total = TotalMetrics()
     for number in (1, 3, 3):
         total.put("a", counted(number).state())
-    assert read(total.text(silent_s=60))["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3
+    assert read(total.text())["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3
 
 
-def test_counts_of_a_dead_process_stay_and_its_gauges_go() -> None:
-    total = Total()
+def test_counts_of_a_dead_process_stay_and_its_gauges_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = TotalMetrics()
     total.put("dead", counted(5, in_flight=5).state())
-    found = read(total.text(silent_s=-1))
+    monkeypatch.setattr(metrics_module, "_SILENT_S", -1.0)
+    found = read(total.text())
     assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 5
     assert not any(name.startswith("han_requests_in_flight") for name in found)
 
 
-def test_refusals_and_second_attempts_are_told_before_there_is_one_so_that_the_first_is_a_rise() -> None:
-    found = read(Total().text(silent_s=60))
+def test_processes_that_ended_long_ago_are_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, now_s = TotalMetrics(), 0.0
+    monkeypatch.setattr(metrics_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    for number in range(1_000):
+        now_s += 60
+        total.put(f"process {number}", counted(3, in_flight=1).state())
+    assert len(total.states) < 20
+    found = read(total.text())
+    assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3_000
+    assert found["han_requests_in_flight[]"] == 1
+
+
+def test_refusals_and_retries_are_sent_as_0_from_the_start_so_that_the_first_is_a_rise() -> None:
+    found = read(TotalMetrics().text())
     assert found == {"han_shed_total[]": 0, "han_retries_total[]": 0}
 
 
 def test_every_series_belongs_to_a_family_that_is_described() -> None:
     metrics = counted(1, in_flight=1)
-    told = text(metrics.state())
+    exported = text(metrics.state())
     for series in (*metrics.counts, *metrics.gauges):
-        assert f"\n{series} " in told
+        assert f"\n{series} " in exported
 
 
-# Keys and doors
+# Keys and addresses
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "short\n", "long-enough-for-a-key\nshort\n", None])
@@ -535,16 +607,16 @@ def test_a_file_of_keys_that_is_half_written_leaves_the_old_ones_in_force(tmp_pa
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost", None])
-def test_on_this_machine_no_key_is_asked_for(host: str | None) -> None:
-    check_door(host, Options())
+def test_on_loopback_no_key_is_needed(host: str | None) -> None:
+    check_exposure(host, Options())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "", "example.org"])  # noqa: S104 - to be refused
-def test_beyond_this_machine_there_is_a_key_or_a_decision(host: str) -> None:
+def test_beyond_loopback_a_key_or_insecure_is_needed(host: str) -> None:
     with pytest.raises(Mistake, match="api_keys_file"):
-        check_door(host, Options())
-    check_door(host, Options(api_keys_file="keys"))
-    check_door(host, Options(insecure=True))
+        check_exposure(host, Options())
+    check_exposure(host, Options(api_keys_file="keys"))
+    check_exposure(host, Options(insecure=True))
 
 
 @pytest.mark.parametrize(
@@ -553,6 +625,26 @@ def test_beyond_this_machine_there_is_a_key_or_a_decision(host: str) -> None:
 def test_options_out_of_range_or_unknown_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Options(**wrong)
+
+
+def test_a_taken_port_is_one_line_before_ray_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["jobs.serve", f"--port={port}"])
+        with pytest.raises(SystemExit) as exited:
+            serve_job.run()
+    printed = capsys.readouterr()
+    assert (exited.value.code, printed.err.count("\n"), "starting Ray" in printed.out) == (2, 1, False)
+
+
+def test_a_model_that_does_not_exist_is_one_line_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["jobs.serve", "--model", "nowhere", "--port=0"])
+    with pytest.raises(SystemExit) as exited:
+        serve_job.run()
+    printed = capsys.readouterr()
+    assert (exited.value.code, printed.err.count("\n"), "starting Ray" in printed.out) == (2, 1, False)
 
 
 def test_serve_sees_the_type_of_the_options() -> None:

@@ -1,4 +1,4 @@
-"""Which replica a call goes to, without Ray: a silent one is left alone until it answers."""
+"""Which replica gets a call, without Ray: a silent one is avoided until it answers a probe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
-from serve.router import SILENT_S, AnsweringRouter, Signs
+from serve.router import SILENT_S, Acknowledgements, ResponsiveRouter
 
 MODEL = DeploymentID("Model", "han")
 ONE, TWO, THREE = (ReplicaID(name, MODEL) for name in ("one", "two", "three"))
@@ -32,60 +32,60 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def signs(clock: Clock) -> Signs:
-    return Signs(clock)
+def owed(clock: Clock) -> Acknowledgements:
+    return Acknowledgements(clock)
 
 
-def test_a_replica_that_was_not_asked_is_not_silent(signs: Signs, clock: Clock) -> None:
+def test_a_replica_without_a_call_is_not_silent(owed: Acknowledgements, clock: Clock) -> None:
     clock.now_s += 1_000
-    assert not signs.silent(ONE)
+    assert not owed.is_silent(ONE)
 
 
-def test_a_replica_is_silent_once_it_leaves_a_call_without_a_word_for_long(signs: Signs, clock: Clock) -> None:
-    signs.asked(ONE)
+def test_a_replica_is_silent_if_it_does_not_acknowledge_a_call_in_time(owed: Acknowledgements, clock: Clock) -> None:
+    owed.sent(ONE)
     clock.now_s += SILENT_S
-    assert not signs.silent(ONE)
+    assert not owed.is_silent(ONE)
     clock.now_s += 0.01
-    assert signs.silent(ONE)
-    assert not signs.silent(TWO)
+    assert owed.is_silent(ONE)
+    assert not owed.is_silent(TWO)
 
 
-def test_further_calls_do_not_give_a_replica_more_time(signs: Signs, clock: Clock) -> None:
-    signs.asked(ONE)
+def test_further_calls_do_not_give_a_replica_more_time(owed: Acknowledgements, clock: Clock) -> None:
+    owed.sent(ONE)
     clock.now_s += SILENT_S - 0.1
-    signs.asked(ONE)
+    owed.sent(ONE)
     clock.now_s += 0.2
-    assert signs.silent(ONE)
+    assert owed.is_silent(ONE)
 
 
-def test_a_word_is_enough(signs: Signs, clock: Clock) -> None:
-    signs.asked(ONE)
+def test_one_acknowledgement_is_enough(owed: Acknowledgements, clock: Clock) -> None:
+    owed.sent(ONE)
     clock.now_s += SILENT_S + 1
-    signs.heard(ONE)
-    assert not signs.silent(ONE)
-    signs.asked(ONE)
-    assert not signs.silent(ONE)
+    owed.received(ONE)
+    assert not owed.is_silent(ONE)
+    owed.sent(ONE)
+    assert not owed.is_silent(ONE)
 
 
-def test_replicas_that_are_gone_are_forgotten(signs: Signs, clock: Clock) -> None:
-    signs.asked(ONE)
-    signs.asked(TWO)
+def test_replicas_that_are_gone_are_forgotten(owed: Acknowledgements, clock: Clock) -> None:
+    owed.sent(ONE)
+    owed.sent(TWO)
     clock.now_s += SILENT_S + 1
-    signs.keep({TWO, THREE})
-    assert not signs.silent(ONE)
-    assert signs.silent(TWO)
+    owed.keep({TWO, THREE})
+    assert not owed.is_silent(ONE)
+    assert owed.is_silent(TWO)
 
 
 class Replica:
     """As the router sees it; `answer` is what it says of its queue: a number, an exception, or an event to wait for."""
 
     def __init__(self, replica_id: ReplicaID, answer: Any = 0) -> None:
-        self.replica_id, self.answer, self.asked = replica_id, answer, 0
+        self.replica_id, self.answer, self.num_probes = replica_id, answer, 0
         self.node_id, self.availability_zone, self.max_ongoing_requests = "node", None, 64
         self.multiplexed_model_ids: set[str] = set()
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
-        self.asked += 1
+        self.num_probes += 1
         if isinstance(self.answer, asyncio.Event):
             await self.answer.wait()
             return 0
@@ -95,7 +95,7 @@ class Replica:
         return number
 
 
-Case = Callable[[AnsweringRouter, Clock], Awaitable[None]]
+Case = Callable[[ResponsiveRouter, Clock], Awaitable[None]]
 
 
 def run(case: Case, *replicas: Replica) -> None:
@@ -103,21 +103,21 @@ def run(case: Case, *replicas: Replica) -> None:
 
     async def main() -> None:
         clock = Clock()
-        router = AnsweringRouter(
+        router = ResponsiveRouter(
             deployment_id=MODEL, handle_source=DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True, self_node_id="node"
         )
         router.initialize_state()
-        router._signs = Signs(clock)
+        router._acknowledgements = Acknowledgements(clock)
         router.update_replicas(replicas)  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         for replica in replicas:
-            replica.asked = 0
+            replica.num_probes = 0
         await case(router, clock)
 
     asyncio.run(main())
 
 
-async def chosen(router: AnsweringRouter) -> set[str]:
+async def chosen(router: ResponsiveRouter) -> set[str]:
     """Names of all replicas that come up in many choices."""
     found = set()
     for _ in range(30):
@@ -129,17 +129,17 @@ async def chosen(router: AnsweringRouter) -> set[str]:
     return found
 
 
-def test_all_that_answer_are_chosen() -> None:
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+def test_all_replicas_that_answer_are_chosen() -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         assert await chosen(router) == {"one", "two", "three"}
 
     run(case, Replica(ONE), Replica(TWO), Replica(THREE))
 
 
-def test_a_silent_one_is_left_out_and_asked_once_until_it_answers() -> None:
+def test_a_silent_replica_is_avoided_and_probed_once_until_it_answers() -> None:
     awake, stuck = asyncio.Event(), Replica(ONE)
 
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         stuck.answer = awake
         router.on_send_request(ONE)
         router.on_send_request(TWO)
@@ -148,7 +148,7 @@ def test_a_silent_one_is_left_out_and_asked_once_until_it_answers() -> None:
         assert await chosen(router) == {"two", "three"}
         await asyncio.sleep(0.01)
         assert await chosen(router) == {"two", "three"}
-        assert stuck.asked == 1
+        assert stuck.num_probes == 1
         awake.set()
         await asyncio.sleep(0.01)
         assert await chosen(router) == {"one", "two", "three"}
@@ -156,8 +156,8 @@ def test_a_silent_one_is_left_out_and_asked_once_until_it_answers() -> None:
     run(case, stuck, Replica(TWO), Replica(THREE))
 
 
-def test_a_silent_one_is_back_with_its_word_for_a_call() -> None:
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+def test_an_acknowledgement_ends_the_silence() -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1
         router.on_new_queue_len_info(ONE, 1)
@@ -166,10 +166,10 @@ def test_a_silent_one_is_back_with_its_word_for_a_call() -> None:
     run(case, Replica(ONE), Replica(TWO))
 
 
-def test_if_all_are_silent_all_are_chosen() -> None:
+def test_if_all_replicas_are_silent_all_are_chosen() -> None:
     never = asyncio.Event()
 
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         for replica in router.curr_replicas.values():
             replica.answer = never  # type: ignore[attr-defined]
             router.on_send_request(replica.replica_id)
@@ -179,10 +179,10 @@ def test_if_all_are_silent_all_are_chosen() -> None:
     run(case, Replica(ONE), Replica(TWO))
 
 
-def test_one_that_died_and_one_that_took_its_place() -> None:
+def test_a_dead_replica_is_replaced_by_its_successor() -> None:
     dead = Replica(ONE)
 
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         dead.answer = ActorDiedError()
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1
@@ -196,7 +196,7 @@ def test_one_that_died_and_one_that_took_its_place() -> None:
 
 
 def test_a_whole_request_finds_a_replica() -> None:
-    async def case(router: AnsweringRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter, clock: Clock) -> None:
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1
         metadata = RequestMetadata(request_id="r", internal_request_id="i", call_method="score")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_an_epoch_sees_every_review_once() -> None:
     assert seen.num_tokens == sum(len(sentence) for sentences, _ in made for sentence in sentences)
 
 
-def test_a_learner_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
+def test_a_learner_resumes_from_its_state_with_the_same_result() -> None:
     config = ModelConfig(word_hidden=4, word_attention=5, sentence_hidden=3, sentence_attention=4)
     made = batched(reviews(60), 100)
     straight = learner(config)
@@ -85,6 +86,18 @@ def test_a_learner_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
     resumed.train_epoch(made, seed=2)
     for name, tensor in straight.state().items():
         torch.testing.assert_close(resumed.state()[name], tensor, atol=0, rtol=0)
+
+
+def test_the_time_that_waits_for_batches_is_counted() -> None:
+    def slow() -> Iterator[LabelledBatch]:
+        for each in batched(reviews(20), 60):
+            started = time.perf_counter()
+            while time.perf_counter() - started < 0.01:
+                pass
+            yield each
+
+    num_batches = len(batched(reviews(20), 60))
+    assert learner(num_reviews=20).train_epoch(slow(), seed=1).waiting_s >= 0.01 * num_batches
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:

@@ -12,10 +12,9 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from han.config import ModelConfig, TrainConfig
+from han.config import ModelConfig, SweepConfig, TrainConfig
 from han.tune import search, search_space, sweep
 from han.tune.search_space import SPACE
-from han.tune.sweep import SweepConfig
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 

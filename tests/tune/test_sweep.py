@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import Trial, TrialState
 
-from han.config import ModelConfig, TrainConfig
+from han.config import ModelConfig, SweepConfig, TrainConfig
 from han.tune import search_space, sweep
 from han.tune.search_space import SPACE
-from han.tune.sweep import SweepConfig
 from han.types import Mistake
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()

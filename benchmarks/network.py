@@ -1,0 +1,263 @@
+"""How fast is the network? `python -m benchmarks.network`: this project beside three baselines, forward and training, on one core.
+
+The baselines are written for this benchmark: a textbook HAN over padded reviews sorted by length, a HAN with `nn.GRU` over packed
+sentences, and ONNX Runtime's GRU with `sequence_lens` (if the packages onnx and onnxruntime are installed). All candidates run by turns,
+and the medians of their processor times are printed, so that other processes disturb the ratios less. The floor is the arithmetic of the
+folded forward pass at the machine's own GEMM rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
+
+from han.config import ModelConfig, TrainConfig
+from han.model.network import HAN, FoldedHAN
+from han.model.ragged import flat_batch
+from han.train.learn import LabelledBatch, Learner
+from han.types import RaggedBatch
+
+NUM_WORDS, EMBEDDING, CLASSES = 40_000, 100, 2
+MODEL = ModelConfig()
+Reviews = list[list[NDArray[np.int64]]]  # token ids of every sentence of every review
+
+
+def reviews(num_reviews: int, random: np.random.Generator, lengths: list[list[int]] | None = None, sentences: int | None = None) -> Reviews:
+    """Reviews with IMDB's lengths: of `lengths`, else lognormal (median 17 tokens a sentence, 11 sentences; means 21.6 and 13)."""
+    made = []
+    for _ in range(num_reviews):
+        if lengths is not None and sentences is None:
+            own = lengths[random.integers(len(lengths))]
+        else:
+            count = sentences or max(1, int(random.lognormal(2.36, 0.62)))
+            own = np.clip(random.lognormal(2.84, 0.68, count), 1, 150).astype(int).tolist()
+        made.append([np.minimum(random.zipf(1.25, length), NUM_WORDS - 1) for length in own])
+    return made
+
+
+def read_lengths(path: Path, num_reviews: int = 2_000) -> list[list[int]]:
+    """Tokens of every sentence of the first reviews of an IMDB Parquet file, cut by NLTK."""
+    from nltk.tokenize import PunktSentenceTokenizer, wordpunct_tokenize
+
+    punkt = PunktSentenceTokenizer()
+    texts = pq.read_table(path, columns=["text"]).slice(0, num_reviews)["text"].to_pylist()
+    return [[len(wordpunct_tokenize(sentence)) for sentence in punkt.tokenize(text)] for text in texts]
+
+
+def ragged(batch: Reviews) -> RaggedBatch:
+    sentences = [sentence for review in batch for sentence in review]
+    lengths = np.array([len(sentence) for sentence in sentences])
+    return flat_batch(np.concatenate(sentences), lengths, np.array([len(review) for review in batch]))
+
+
+class PackedHAN(nn.Module):
+    """A HAN over packed sentences, as most public ones are."""
+
+    def __init__(self, num_words: int = NUM_WORDS, embedding: int = EMBEDDING) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_words, embedding)
+        self.words = nn.GRU(embedding, MODEL.word_hidden, bidirectional=True, batch_first=True)
+        self.sentences = nn.GRU(2 * MODEL.word_hidden, MODEL.sentence_hidden, bidirectional=True, batch_first=True)
+        sizes = ((2 * MODEL.word_hidden, MODEL.word_attention), (2 * MODEL.sentence_hidden, MODEL.sentence_attention))
+        self.attentions = nn.ModuleList(nn.Linear(*size) for size in sizes)
+        self.contexts = nn.ParameterList(nn.Parameter(torch.randn(size) * 0.1) for _, size in sizes)
+        self.read_out = nn.Linear(2 * MODEL.sentence_hidden, CLASSES)
+
+    def forward(self, batch: Reviews) -> Tensor:
+        sentences = [self.embedding(torch.from_numpy(sentence)) for review in batch for sentence in review]
+        states = self.words(pack_sequence(sentences, enforce_sorted=False))[0]
+        vectors = self.attend(*pad_packed_sequence(states, batch_first=True), level=0)
+        states = self.sentences(pack_sequence(vectors.split([len(review) for review in batch]), enforce_sorted=False))[0]
+        return self.read_out(self.attend(*pad_packed_sequence(states, batch_first=True), level=1))  # type: ignore[no-any-return]
+
+    def attend(self, states: Tensor, lengths: Tensor, *, level: int) -> Tensor:
+        scores = torch.tanh(self.attentions[level](states)) @ self.contexts[level]
+        outside = torch.arange(states.shape[1])[None] >= lengths[:, None]
+        shares = scores.masked_fill(outside, -torch.inf).softmax(1).nan_to_num()
+        return (shares[:, None] @ states)[:, 0]
+
+
+class PaddedHAN(PackedHAN):
+    """The textbook: [reviews, sentences, words], padded in both; reviews of similar length share a piece of eight."""
+
+    def forward(self, batch: Reviews) -> Tensor:
+        batch = sorted(batch, key=lambda review: sum(map(len, review)))
+        return torch.cat([self.piece(batch[first : first + 8]) for first in range(0, len(batch), 8)])
+
+    def piece(self, batch: Reviews) -> Tensor:
+        counts = torch.tensor([len(review) for review in batch])
+        longest = max(len(sentence) for review in batch for sentence in review)
+        ids, lengths = torch.zeros(len(batch), int(counts.max()), longest, dtype=torch.int64), torch.zeros(len(batch), int(counts.max()))
+        for row, review in enumerate(batch):
+            padded = pad_sequence([torch.from_numpy(sentence) for sentence in review], batch_first=True)
+            ids[row, : len(review), : padded.shape[1]] = padded
+            lengths[row, : len(review)] = torch.tensor([len(sentence) for sentence in review])
+        states = self.words(self.embedding(ids.flatten(0, 1)))[0]
+        vectors = self.attend(states, lengths.flatten(), level=0).unflatten(0, ids.shape[:2])
+        return self.read_out(self.attend(self.sentences(vectors)[0], counts, level=1))  # type: ignore[no-any-return]
+
+
+def onnx_words(network: PackedHAN) -> Callable[[Reviews], object] | None:
+    """The word level's GRU alone in ONNX Runtime, sentences sorted into pieces of 64; attention is left out, in its favour."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        return None
+    weights: dict[str, NDArray[np.float32]] = {}
+    order = [1, 0, 2]  # ONNX has the gates as z, r, n
+    for name, kinds in (("W", ["weight_ih"]), ("R", ["weight_hh"]), ("B", ["bias_ih", "bias_hh"])):
+        ways = []
+        for way in ("_l0", "_l0_reverse"):
+            gates = [np.stack(np.split(getattr(network.words, kind + way).detach().numpy(), 3))[order] for kind in kinds]
+            ways.append(np.concatenate([gate.reshape(-1, *gate.shape[2:]) for gate in gates]))
+        weights[name] = np.stack(ways)
+    weights["table"] = network.embedding.weight.detach().numpy()
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node(
+            "GRU", ["x", "W", "R", "B", "lens"], ["y"], hidden_size=MODEL.word_hidden, direction="bidirectional", linear_before_reset=1
+        ),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["t", "s"]),
+        helper.make_tensor_value_info("lens", TensorProto.INT32, ["s"]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["t", 2, "s", MODEL.word_hidden])
+    graph = helper.make_graph(nodes, "words", inputs, [output], [numpy_helper.from_array(value, key) for key, value in weights.items()])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(batch: Reviews) -> None:
+        sentences = sorted((sentence for review in batch for sentence in review), key=len)
+        for first in range(0, len(sentences), 64):
+            part = sentences[first : first + 64]
+            ids = pad_sequence([torch.from_numpy(sentence) for sentence in part]).numpy()
+            session.run(None, {"ids": ids, "lens": np.array([len(sentence) for sentence in part], np.int32)})
+
+    return run
+
+
+def trained(network: nn.Module, batch: Reviews) -> Callable[[], None]:
+    """One step of a baseline: forward, backward, Adam."""
+    optimiser = torch.optim.Adam(network.parameters())
+    labels = torch.zeros(len(batch), dtype=torch.int64)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        functional.cross_entropy(network(batch), labels).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step
+
+
+def ours(num_reviews: int) -> Learner:
+    torch.manual_seed(0)
+    network = HAN(MODEL, num_words=NUM_WORDS, embedding_size=EMBEDDING, num_classes=CLASSES)
+    return Learner(network, TrainConfig(), num_reviews=num_reviews, device=torch.device("cpu"))
+
+
+def our_step(learner: Learner, batch: Reviews) -> Callable[[], object]:
+    labelled = LabelledBatch(reviews=ragged(batch), labels=torch.zeros(len(batch), dtype=torch.int64))
+    return lambda: learner.train_epoch([labelled], seed=1)
+
+
+def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of processor time of each candidate: one round to warm up, then the median over rounds by turns."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(repeats + 1):
+        for name, run in candidates.items():
+            started = time.process_time()
+            run()
+            if number:
+                times[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def gemm_rate(repeats: int = 50) -> float:
+    """FLOP/s of one core: [4096, 128] times [128, 320] in float32; the median."""
+    left, right = torch.randn(4096, 128), torch.randn(128, 320)
+    return 2 * 4096 * 128 * 320 / medians({"gemm": lambda: left @ right}, repeats)["gemm"]
+
+
+def floor_flop(batch: RaggedBatch) -> float:
+    """Arithmetic of one forward pass with the projection of words folded; activations are not counted."""
+    word, sentence = MODEL.word_hidden, MODEL.sentence_hidden
+    words = 12 * word**2 + 4 * word * MODEL.word_attention
+    sentences = 24 * word * sentence + 12 * sentence**2 + 4 * sentence * MODEL.sentence_attention
+    return len(batch.token_ids) * words + len(batch.sentence_lengths) * sentences
+
+
+def show(title: str, times: dict[str, float], num_reviews: int) -> None:
+    print(title)
+    for name, seconds in times.items():
+        print(f"  {name:<22} {num_reviews / seconds:>8,.0f} reviews/s   {seconds / times['this project']:.1f} times this project's time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--data", type=Path, help="IMDB Parquet file with a column text; its review lengths are used")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    random = np.random.default_rng(1)
+    lengths = read_lengths(arguments.data) if arguments.data else None
+    batch = reviews(64, random, lengths)
+    flat = ragged(batch)
+    print(f"64 reviews, {len(flat.token_ids) / 64:.0f} tokens and {len(flat.sentence_lengths) / 64:.1f} sentences a review")
+    packed, padded, learner = PackedHAN().eval(), PaddedHAN().eval(), ours(10**9)
+    folded = FoldedHAN(learner.network)
+
+    def without_gradients(network: Callable[[Reviews], object]) -> Callable[[], object]:
+        def run() -> object:
+            with torch.inference_mode():
+                return network(batch)
+
+        return run
+
+    candidates: dict[str, Callable[[], object]] = {
+        "this project": lambda: folded(flat),
+        "textbook padded HAN": without_gradients(padded),
+        "packed nn.GRU": without_gradients(packed),
+    }
+    if (onnx := onnx_words(packed)) is not None:
+        candidates["ONNX Runtime's GRU"] = lambda: onnx(batch)
+    rate = gemm_rate()
+    forward = medians(candidates, arguments.repeats)
+    show("forward, one core", forward, 64)
+    share = floor_flop(flat) / rate / forward["this project"]
+    print(f"  GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / 64e6:.1f} MFLOP a review: {share:.0%} of the floor")
+    training = {
+        "this project": our_step(learner, batch),
+        "textbook padded HAN": trained(PaddedHAN(), batch),
+        "packed nn.GRU": trained(PackedHAN(), batch),
+    }
+    show("training at 64 random reviews a step, one core", medians(training, arguments.repeats), 64)
+    one = ragged(reviews(1, random, lengths))
+    single = medians({"one": lambda: folded(one)}, 200)["one"]
+    print(f"one review of {len(one.token_ids)} tokens: {1e3 * single:.2f} ms forward")
+    print("cost per token")
+    for name, size, sentences in [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)] + [
+        (f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)
+    ]:
+        part = reviews(size, random, lengths, sentences)
+        arrays = ragged(part)
+        times = medians({"forward": lambda arrays=arrays: folded(arrays), "training": our_step(learner, part)}, 3)  # type: ignore[misc]
+        print(f"  {name:<16}", *(f"{kind} {1e6 * seconds / len(arrays.token_ids):6.2f} us" for kind, seconds in times.items()), sep="  ")
+
+
+if __name__ == "__main__":
+    main()

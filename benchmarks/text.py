@@ -1,0 +1,113 @@
+"""Are texts encoded as NLTK's own loops encode them, and how much faster? `python -m benchmarks.text --data FILE [FILE ...] [--all]`.
+
+Both sides blank tags, find sentences and words with their spans, lower-case the words and look them up, on one core. The blocks of reviews
+alternate between them, and the times are those of the processor, so another process on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from nltk.tokenize import WordPunctTokenizer
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+from han.config import TextConfig
+from han.text.encode import Encoder
+from han.text.raw import blank_tags
+from han.text.vocabulary import Vocab
+
+ROOT = Path(__file__).parents[1]
+SAMPLE, BLOCK = 2_000, 500
+
+
+class NltkLoops:
+    """NLTK as its documentation uses it, review by review."""
+
+    def __init__(self, punkt: dict[str, Any], words: Sequence[str]) -> None:
+        parameters = PunktParameters()
+        parameters.abbrev_types = set(punkt["abbreviations"])
+        parameters.collocations = set(map(tuple, punkt["collocations"]))
+        parameters.sent_starters = set(punkt["sentence_starters"])
+        parameters.ortho_context.update(punkt["orthography"])
+        self.sentences, self.words = PunktSentenceTokenizer(parameters), WordPunctTokenizer()
+        self.ids = {word: row for row, word in enumerate(words)}
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]], list[int]]:
+        """Ids, spans and the number of words in each sentence."""
+        text = blank_tags(text)
+        ids, spans, lengths = [], [], []
+        for first, last in self.sentences.span_tokenize(text):
+            sentence = text[first:last]
+            words = list(self.words.span_tokenize(sentence))
+            ids += [self.ids.get(sentence[start:end].lower(), 0) for start, end in words]
+            spans += [(first + start, first + end) for start, end in words]
+            lengths.append(len(words))
+        return ids, spans, lengths
+
+
+def blocks(files: Sequence[Path], every: bool) -> Iterator[list[str]]:
+    """Lists of BLOCK reviews: of every review, or of SAMPLE reviews at equal distances in each file."""
+    for file in files:
+        texts = pq.read_table(file, columns=["text"])["text"].to_pylist()
+        if not every:
+            texts = texts[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
+        yield from (texts[first : first + BLOCK] for first in range(0, len(texts), BLOCK))
+
+
+def count_differences(texts: Sequence[str], wanted: Sequence[tuple[list[int], list[tuple[int, int]], list[int]]], batch: Any) -> int:
+    """How many reviews have other ids, other spans or other sentences. A refused review is one without a word."""
+    expected = {place: answer for place, answer in enumerate(wanted) if len(answer[0]) or place in batch.kept}
+    tokens, sentences = np.cumsum(batch.num_tokens), np.cumsum(batch.review_lengths)
+    different = 0
+    for row, place in enumerate(batch.kept.tolist()):
+        ids, spans, lengths = expected.pop(place)
+        own = slice(tokens[row] - batch.num_tokens[row], tokens[row])
+        rows = slice(sentences[row] - batch.review_lengths[row], sentences[row])
+        different += not (
+            ids == batch.token_ids[own].tolist()
+            and spans == [tuple(span) for span in batch.spans[own].tolist()]
+            and lengths == batch.sentence_lengths[rows].tolist()
+        )
+    return different + len(expected)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="Parquet files with a column text")
+    parser.add_argument("--all", action="store_true", help=f"compare every review, not {SAMPLE:,} of each file")
+    parser.add_argument("--model", type=Path, default=ROOT / "han/pretrained/imdb", help="folder with punkt.json and vocab.txt")
+    arguments = parser.parse_args()
+    punkt, vocab = json.loads((arguments.model / "punkt.json").read_text()), Vocab.read(arguments.model / "vocab.txt")
+    began_s = time.perf_counter()
+    encoder = Encoder(TextConfig(), punkt, vocab)
+    encoder.encode("It was good.")
+    print(f"first text: {time.perf_counter() - began_s:.2f} s", flush=True)
+    nltk = NltkLoops(punkt, vocab.words)
+    nltk_s, ours_s, ratios, different, count = 0.0, 0.0, [], 0, 0
+    for texts in blocks(arguments.data, arguments.all):
+        began = time.process_time()
+        wanted = [nltk.encode(text) for text in texts]
+        between = time.process_time()
+        batch = encoder.encode_batch(texts)
+        ended = time.process_time()
+        nltk_s, ours_s = nltk_s + between - began, ours_s + ended - between
+        ratios.append((between - began) / (ended - between))
+        different += count_differences(texts, wanted, batch)
+        count += len(texts)
+    print(f"reviews {count:,}, different {different:,}")
+    print(f"NLTK's loops {1e3 * nltk_s / count:.3f} ms a review, encode_batch {1e3 * ours_s / count:.4f} ms")
+    print(f"ratio of times: median of {len(ratios)} blocks {statistics.median(ratios):.1f}, smallest {min(ratios):.1f}")
+    sys.exit(different > 0)
+
+
+if __name__ == "__main__":
+    main()

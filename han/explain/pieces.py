@@ -1,0 +1,61 @@
+"""What every drawing of a Score shares: the text in pieces, the scale of its shades, and numbers and facts as text.
+
+A word's shade is its share of the whole review (word attention x sentence attention), divided by the largest such share in that review.
+Spans are code points of the raw text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from han.text.raw import TAG
+from han.types import Score, Sentence, Word
+
+# Controls, invisible and bidirectional format characters, lone surrogates. The joiners U+200C and U+200D stay: Persian and emoji need them.
+ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+__all__ = ["ODD", "TAG", "facts", "largest_shares", "percent", "pieces", "visible"]
+
+
+def pieces(text: str, start: int, end: int, words: Iterable[Word]) -> Iterator[tuple[str, Word | None]]:
+    """Yields text[start:end] in order: each word with its Word, and the text between words with None."""
+    for word in words:
+        if start < word.start:
+            yield text[start : word.start], None
+        yield text[word.start : word.end], word
+        start = word.end
+    if start < end:
+        yield text[start:end], None
+
+
+def largest_shares(sentences: Sequence[Sentence]) -> tuple[float, float]:
+    """Returns the largest sentence attention and the largest share of the review: a word's, or a sentence's if there are no words."""
+    largest_sentence = max(sentence.attention for sentence in sentences)
+    word_shares = (word.attention * sentence.attention for sentence in sentences for word in sentence.words or ())
+    return largest_sentence, max(word_shares, default=largest_sentence)
+
+
+def facts(score: Score) -> list[str]:
+    """Returns the counts of a Score as text; zero counts of unknown tokens and unread characters are left out."""
+    shown = [f"{score.num_tokens:,} token{'s' * (score.num_tokens != 1)}"]
+    if score.num_unknown:
+        shown.append(f"{score.num_unknown:,} unknown")
+    if score.num_characters_cut:
+        shown.append(f"{score.num_characters_cut:,} character{'s' * (score.num_characters_cut != 1)} not read")
+    return shown
+
+
+def percent(share: float) -> str:
+    """Returns a share as a percentage with one decimal. Only 0 prints as 0.0, and only 1 prints as 100.0."""
+    if 0 < share < 0.0005:
+        return "<0.1"
+    return ">99.9" if 0.9995 <= share < 1 else f"{100 * share:.1f}"
+
+
+def visible(text: str) -> str:
+    """Returns `text` on one line. Odd characters become their control picture (U+2400 to U+241F) or their code in brackets."""
+    return re.sub(r"\s", " ", ODD.sub(lambda odd: chr(0x2400 + ord(odd[0])) if odd[0] < " " else f"[U+{ord(odd[0]):04X}]", text))

@@ -1,0 +1,89 @@
+"""Reviews scored in the terminal: `han predict "A dull film with one good scene."`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from han.types import AttentionDetail, Mistake, Refusal
+from jobs import cli
+
+EXAMPLES = (
+    '"A dull film with one good scene."',
+    "review.txt other.txt --json",
+    "- < review.txt",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predict:
+    """Print the label of each review and the attention of the network on its text."""
+
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """reviews: texts, or files with one review each; - or nothing reads one review from standard input"""
+    model: str = "imdb"
+    """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
+    attention: AttentionDetail = "words"
+    """detail of the attention"""
+    json: bool = False
+    """print one JSON object for each review, with the fields of the scores in Parquet"""
+
+
+def main(job: Predict) -> None:
+    texts = [_text(given) for given in job.texts or ("-",)]
+    import torch
+
+    from han.explain.terminal import terminal
+    from han.score import as_json, load
+
+    torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
+    answers = load(job.model if job.model == "imdb" else cli.path(job.model, "--model")).score(texts, attention=job.attention)
+    refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
+    if refusal is not None:
+        raise Mistake(f"a review cannot be scored ({refusal.reason}): {refusal.message}")
+    scores = [answer for answer in answers if not isinstance(answer, Refusal)]
+    if job.json:
+        print("\n".join(json.dumps(as_json(score)) for score in scores))
+        return
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    drawn = [
+        terminal(text, score, width=shutil.get_terminal_size().columns, colour=colour) for text, score in zip(texts, scores, strict=True)
+    ]
+    print("\n".join(drawn), end="")
+
+
+def _text(given: str) -> str:
+    if given == "-":
+        return _read_stdin()
+    try:
+        is_file = Path(given).is_file()
+    except (OSError, ValueError):  # no name of a file: too long, or with a NUL
+        return given
+    return _decode(Path(given).read_bytes(), given) if is_file else given
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        print("Type a review, then Ctrl-D on a line of its own:", file=sys.stderr)
+    return _decode(sys.stdin.buffer.read(), "the standard input")
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{name} is not UTF-8: {error}") from None
+
+
+def run() -> None:
+    cli.run(Predict, main, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,64 @@
+"""The HTTP service on this machine or on a running Ray: `han serve --model imdb`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from han.types import Mistake
+from jobs import cli
+
+EXAMPLES = ("--model models/best --port 8080", "--host 0.0.0.0 --api-keys-file keys --num-replicas 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """Serve a model over HTTP until Ctrl-C. `serve deploy serve/config.yaml` deploys it to a cluster instead, with autoscaling."""
+
+    model: str = "imdb"
+    """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
+    host: str = "127.0.0.1"
+    """interface to listen on; any other than loopback needs --api-keys-file"""
+    port: int = 8000
+    """port to listen on"""
+    num_replicas: int = 1
+    """processes that score"""
+    api_keys_file: str | None = None
+    """file with one API key a line"""
+    deadline_s: float = 5.0
+    """seconds until a request is answered, at the latest"""
+
+
+def main(job: Serve) -> None:
+    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    keys = cli.path(job.api_keys_file, "--api-keys-file") if job.api_keys_file else None
+    cli.show(f"serve {model} on http://{job.host}:{job.port}", job)
+    _check_port(job.host, job.port)
+    from han.model import artifact
+
+    artifact.find(model)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from serve.app import run as serve_forever
+    from serve.options import Options
+
+    cli.connect(job.num_replicas + 1)
+    options = Options(model=model, api_keys_file=keys, num_replicas=job.num_replicas, deadline_s=job.deadline_s)
+    serve_forever(options, host=job.host, port=job.port)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Mistake(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
+
+
+def run() -> None:
+    cli.run(Serve, main, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,96 @@
+"""The terminal shows the text and its shares, and no text can act as a terminal command."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from han.explain.terminal import terminal
+from han.types import Score
+from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores
+
+ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@settings(deadline=None)
+@given(texts_and_scores())
+def test_a_terminal_without_colour_gets_no_control_character_but_line_ends(pair: tuple[str, Score]) -> None:
+    text, score = pair
+    assert not controls(terminal(text, score, width=80, colour=False))
+
+
+@settings(deadline=None)
+@given(texts_and_scores())
+def test_a_terminal_with_colour_gets_no_control_character_but_colours(pair: tuple[str, Score]) -> None:
+    text, score = pair
+    assert not controls(ESCAPE_CODE.sub("", terminal(text, score, width=80, colour=True)))
+
+
+def controls(printed: str) -> set[str]:
+    return {character for character in printed if unicodedata.category(character) in ("Cc", "Cs")} - {"\n"}
+
+
+def test_an_escape_code_in_the_text_reaches_the_terminal_as_a_picture() -> None:
+    text = "red \x1b[31m and \x9b31m"
+    assert "red ␛[31m and [U+009B]31m" in terminal(text, scored(text, None), width=80, colour=True)
+
+
+def test_an_escape_code_in_a_label_reaches_the_terminal_as_a_picture() -> None:
+    score = replace(scored("x", None), label="\x1b[2J", probabilities={"\x1b[2J": 1.0}, model="\x1b]0;")
+    assert "\x1b" not in terminal("x", score, width=80, colour=False)
+
+
+def test_a_terminal_shows_every_sentence_beside_its_share() -> None:
+    printed = terminal(REVIEW, read(REVIEW), width=80, colour=False)
+    assert re.search(r"^ 50\.0% █{8} I LOVED it, twice!$", printed, re.MULTILINE)
+    assert re.search(r"^ 50\.0% █{8} Not dull &amp; never slow\.$", printed, re.MULTILINE)
+
+
+def test_a_terminal_without_colour_names_the_most_attended_words() -> None:
+    assert "↳ ! 28.6% · twice 23.8% · , 19.0%" in terminal(REVIEW, read(REVIEW), width=80, colour=False)
+
+
+def test_colour_marks_the_most_attended_word() -> None:
+    assert "\x1b[38;5;16;48;5;39m!\x1b[0m" in terminal(REVIEW, read(REVIEW), width=80, colour=True)
+
+
+def test_colour_changes_no_text() -> None:
+    score = read(REVIEW)
+    plain = terminal(REVIEW, score, width=80, colour=False).splitlines()
+    coloured = ESCAPE_CODE.sub("", terminal(REVIEW, score, width=80, colour=True)).splitlines()
+    assert coloured == [line for line in plain if "↳" not in line]
+
+
+@pytest.mark.parametrize("width", [40, 61, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    text = " ".join(["word", "y" * 300, "don't!", "漢字" * 50] * 3) + "."
+    lines = terminal(text, read(text), width=width, colour=False).splitlines()
+    assert max(sum(1 + (unicodedata.east_asian_width(character) == "W") for character in line) for line in lines) <= width
+
+
+def test_a_wrapped_line_starts_with_a_word_and_not_with_a_space() -> None:
+    lines = terminal("", scored("", None), width=40, colour=False).splitlines()
+    text = " ".join(["x" * 40, "word", "y" * 120, "word"])
+    assert terminal(text, scored(text, None), width=40, colour=False).splitlines()[len(lines) - 1 :] == [
+        "x" * 40,
+        "word",
+        *["y" * 40] * 3,
+        "word",
+    ]
+
+
+def test_the_environment_changes_nothing_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [terminal(REVIEW, read(REVIEW), width=80, colour=colour) for colour in (False, True)]
+    for name, value in {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "10", "COLORTERM": "truecolor"}.items():
+        monkeypatch.setenv(name, value)
+    assert [terminal(REVIEW, read(REVIEW), width=80, colour=colour) for colour in (False, True)] == drawn
+
+
+@pytest.mark.parametrize("unit", LONG_TEXT_UNITS)
+def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
+    short, long = (seconds(lambda text, score: terminal(text, score, width=80, colour=True), "x " + unit * count) for count in (500, 4_000))
+    assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64

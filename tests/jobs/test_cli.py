@@ -1,0 +1,176 @@
+"""The command `han` and what all commands share: help, flags, settings files, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import han
+from han.config import ColumnsConfig, TrainConfig
+from han.types import Mistake
+from jobs import cli
+from jobs.__main__ import COMMANDS
+from jobs.score import Score
+from jobs.train import Train
+
+ROOT = Path(__file__).parents[2]
+HAN = [sys.executable, "-m", "jobs"]
+HEAVY = ("torch", "ray", "nltk", "scipy", "gensim", "optuna", "fastapi")
+
+
+def call(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run([*HAN, *arguments], input=text, capture_output=True, text=True, env=environment, timeout=100)
+
+
+def test_help_lists_every_command_in_one_line_each() -> None:
+    printed = call("--help").stdout
+    assert printed.startswith("usage: han COMMAND")
+    assert [name for name in COMMANDS if f"\n  {name:<10}" not in printed] == []
+
+
+def test_every_job_is_a_command() -> None:
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py") if "def run() -> None:" in path.read_text(encoding="utf-8")}
+    assert jobs == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['han\\0han\\0{command}', '--help']\n"
+        f"import jobs.{command} as job\n"
+        "try:\n    job.run()\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "[]\n"
+    assert done.stdout.startswith(f"usage: han {command} ")
+    assert "\nexamples:\n" in done.stdout
+
+
+def test_a_mistyped_command_is_one_line_with_a_suggestion() -> None:
+    done = call("scroe")
+    assert (done.returncode, done.stderr) == (2, "error: han has no command scroe. Did you mean score? han --help lists all commands.\n")
+
+
+def test_the_version_is_the_package_version() -> None:
+    assert call("--version").stdout == call("score", "--version").stdout == f"han {han.__version__}\n"
+
+
+@pytest.mark.parametrize("flag", [("--dry-run",), ("--dry-run", "True"), ("--dry-run=True",), ("--dry-run", "true")])
+def test_a_boolean_flag_needs_no_value_and_takes_the_old_one(flag: tuple[str, ...]) -> None:
+    assert cli.parse(Score, ["--input", "sample", *flag, "--out", "scores"]).dry_run
+
+
+@pytest.mark.parametrize("flag", [("--no-dry-run",), ("--dry-run", "False"), ()])
+def test_a_boolean_flag_can_be_denied(flag: tuple[str, ...]) -> None:
+    assert not cli.parse(Score, ["--input", "sample", "--out", "scores", *flag]).dry_run
+
+
+def test_a_boolean_flag_of_a_group_is_denied_within_its_group() -> None:
+    arguments = ["--data", "data", "--out", "run", "--model.sentence-encoder", "False", "--train.gpu", "True"]
+    parsed = cli.parse(Train, arguments)
+    assert not parsed.model.sentence_encoder
+    assert parsed.train.gpu
+
+
+def test_a_run_writes_the_settings_that_repeat_it(tmp_path: Path) -> None:
+    settings = cli.parse(Train, ["--data", "data", "--out", str(tmp_path), "--train.epochs", "7", "--track.name", "mine"])
+    cli.write_settings(settings, tmp_path)
+    file = str(tmp_path / cli.SETTINGS_FILE)
+    assert cli.parse(Train, ["--config", file]) == settings
+    assert cli.parse(Train, ["--config", file, "--train.epochs", "8"]).train.epochs == 8
+    assert tomllib.loads(Path(file).read_text())["train"]["epochs"] == 7
+
+
+@pytest.mark.parametrize(("content", "said"), [("epochs = 3", "has the setting epochs, which does not exist"), ("=", "is not TOML")])
+def test_settings_that_cannot_be_used_are_user_errors(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(Mistake, match=said):
+        cli.parse(Train, ["--config", str(tmp_path / "run.toml")])
+    with pytest.raises(Mistake, match="cannot be read"):
+        cli.parse(Train, ["--config", str(tmp_path / "none.toml")])
+
+
+def test_only_settings_that_differ_from_the_default_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.show("train", Train(data="data", out="run", train=TrainConfig(epochs=9)))
+    assert capsys.readouterr().out == (f"train\n  {'data':<32} data\n  {'out':<32} run\n  {'train.epochs':<32} 9\n")
+
+
+def test_next_commands_keep_the_columns_that_were_named() -> None:
+    assert cli.columns_flags(ColumnsConfig()) == ""
+    columns = ColumnsConfig(text="my body", label_names=("bad", "good"))
+    assert cli.columns_flags(columns) == " --columns.text 'my body' --columns.label-names bad good"
+
+
+def test_two_runs_are_not_told_to_use_one_folder(tmp_path: Path) -> None:
+    assert cli.unused(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert cli.unused(tmp_path / "run") == tmp_path / "run-3"
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    pipe = f"{sys.executable} -m jobs score --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: ")
+
+
+def test_reviews_are_predicted_from_arguments_files_and_standard_input(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "review.txt").write_text("The film was bad.")
+    arguments = ["predict", "It was good.", str(tmp_path / "review.txt"), "-", "--json", "--model", str(tiny_model)]
+    done = call(*arguments, text="Dull.")
+    assert done.stderr == ""
+    scorer = han.load(str(tiny_model))
+    wanted = scorer.score(["It was good.", "The film was bad.", "Dull."])
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["label"] for each in found] == [each.label for each in wanted]  # type: ignore[union-attr]
+    for each, other in zip(found, wanted, strict=True):
+        assert each["probabilities"] == pytest.approx(other.probabilities, abs=1e-6)  # type: ignore[union-attr]
+
+
+def test_the_old_spelling_of_predict_still_works(tiny_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "han", "It was good.", "--model", str(tiny_model)], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "It was good" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_review_without_a_word_is_a_user_error(tiny_model: Path) -> None:
+    done = call("predict", "...", "--model", str(tiny_model))
+    assert (done.returncode, done.stderr) == (2, "error: a review cannot be scored (empty_text): no word in the text\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "--input", "nowhere.csv", "--out", "out"),
+        ("prepare", "--input", "nowhere.csv", "--out", "out"),
+        ("train", "--data", "nowhere", "--out", "out"),
+        ("evaluate", "--data", "nowhere.csv", "--out", "out"),
+        ("explain", "--input", "nowhere.csv"),
+        ("verify", "--out", "nowhere"),
+        ("compare", "nowhere"),
+        ("promote", "nowhere"),
+        ("score", "--input", "sample", "--out", "out", "--model", "nowhere"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_path_is_one_line_before_ray_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*HAN, *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "starting Ray" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
