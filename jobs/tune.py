@@ -60,17 +60,19 @@ def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     from jobs.trials import Trials
 
     found = search.sweep(
-        data,
-        out,
-        space=varied,
-        model=job.model,
-        train=job.train,
-        config=job.sweep,
-        concurrent=job.concurrent,
-        retrain=job.retrain,
+        search.SweepJob(
+            data=data,
+            out=out,
+            space=varied,
+            model=job.model,
+            train=job.train,
+            config=job.sweep,
+            concurrent=job.concurrent,
+            retrain=job.retrain,
+            track=job.track,
+        ),
         watch=Trials(total=job.sweep.trials),
         fit=fit or trainer.fit,
-        track=job.track,
     )
     cli.write_settings(job, out)
     _print_result(found, out, full=job.sweep.trials * job.train.epochs)

@@ -8,11 +8,13 @@
     README.md          the model card, made from the above; the one file that may be edited
     SHA256SUMS         of every file but the card and itself, as `sha256sum -c` reads them
 
-The logits are calibrated: the read-out was divided by the temperature before `save`, so nobody has to remember to.
+The logits are calibrated: the read-out was divided by the temperature before `save`. `save` and `load` refuse a model with a weight, or
+an answer to one of `GOLDEN`, that is not finite. `load` checks sizes before it reads a file, and the content against the schemas below.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -22,18 +24,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json as parse_json
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from han.config import ModelConfig, TextConfig, as_json, from_json, read_json
+from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
 from han.model.network import HAN
+from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Mistake
+from han.types import Encoded, Mistake
 
 FORMAT = 1
 # Beside this file; a submitted job's copy of the code comes without it (.rayignore) and takes that of the package installed on its node.
@@ -43,6 +49,79 @@ SHIPPED = next(
 )
 BEST = "best"  # models/best is the version that models/best.json names (see `models`)
 _SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, where there is one
+GOLDEN = (
+    "A wonderful film. I loved every minute of it, and the cast was great!",
+    "The worst film I have ever seen: boring, bad and far too long. Avoid it.",
+    "ok",
+)
+_MIB = 1 << 20
+_MOST_BYTES = {  # of each file; far more than any model needs, far less than a machine has
+    "SHA256SUMS": _MIB // 16,
+    f"{BEST}.json": 4 * _MIB,
+    "config.json": 4 * _MIB,
+    "metrics.json": 16 * _MIB,
+    "punkt.json": 64 * _MIB,
+    "vocab.txt": 256 * _MIB,
+    "model.safetensors": 16_384 * _MIB,
+}
+_MOST_FILES = 16  # lines of SHA256SUMS
+_MOST_UNITS = 65_536  # of a layer
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    if len(set(labels)) != len(labels):
+        raise ValueError("two labels have one name")
+    if not all(label.strip() for label in labels):
+        raise ValueError("a label has an empty name")
+    return labels
+
+
+_Labels = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Config(BaseModel):
+    """config.json. `text` and `model` are checked as `TextConfig` and `ModelConfig`."""
+
+    model_config = ConfigDict(strict=True)
+    format: Annotated[int, Field(ge=1)]
+    text: dict[str, Any]
+    model: dict[str, Any]
+    embedding_size: Annotated[int, Field(ge=1, le=_MOST_UNITS)]
+    labels: _Labels
+    encoder: str
+    provenance: dict[str, Any]
+
+
+class _Figures(BaseModel):
+    """One split of metrics.json. An older version may have measured less, a newer one more."""
+
+    model_config = ConfigDict(strict=True)
+    num_reviews: Annotated[int, Field(ge=0)] | None = None
+    accuracy: _Share | None = None
+    f1: _Share | None = None
+    auc: _Share | None = None
+    log_loss: Annotated[float, Field(ge=0)] | None = None
+    expected_calibration_error: _Share | None = None
+
+
+class _Metrics(BaseModel):
+    """metrics.json."""
+
+    model_config = ConfigDict(strict=True)
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    development: _Figures | None = None
+    test: _Figures | None = None
+
+
+class _Punkt(BaseModel):
+    """punkt.json."""
+
+    model_config = ConfigDict(strict=True)
+    abbreviations: list[str]
+    collocations: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    sentence_starters: list[str]
+    orthography: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +148,7 @@ def save(
     """Write the artifact as a new `folder`, wholly or not at all.
 
     Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
-    `temperature`; `provenance` is any JSON. A folder that exists is a `Mistake`.
+    `temperature`; `provenance` is any JSON. `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
     """
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")
@@ -82,6 +161,8 @@ def save(
         "encoder": encoder.fingerprint,
         "provenance": provenance,
     }
+    _checked(folder / "config.json", _Labels, list(labels))
+    _check_finite(folder, encoder, copy.deepcopy(network).cpu().float().eval())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
     unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
     unfinished.mkdir(parents=True)
@@ -108,14 +189,10 @@ def save(
 def load(folder: Path) -> Artifact:
     """The model in `folder`, every sum verified. What is damaged, missing or does not fit is a `Mistake`."""
     sums = _verified_sums(folder)
-    config = read_json(folder / "config.json")
-    if config["format"] > FORMAT:
-        raise Mistake(f"{folder} has format {config['format']}, this version reads up to {FORMAT}: upgrade han")
-    encoder = Encoder(
-        from_json(TextConfig, config["text"]),
-        read_json(folder / "punkt.json") if "punkt.json" in sums else None,
-        Vocab.read(folder / "vocab.txt"),
-    )
+    config = _read_config(folder / "config.json")
+    punkt = read_checked(folder / "punkt.json", _Punkt) if "punkt.json" in sums else None
+    figures = read_checked(folder / "metrics.json", _Metrics)
+    encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
         raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
     with torch.device("meta"):  # no random weights are drawn only to be replaced
@@ -125,14 +202,15 @@ def load(folder: Path) -> Artifact:
             embedding_size=config["embedding_size"],
             num_classes=len(config["labels"]),
         )
-    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights = _read_weights(folder / "model.safetensors")
     _check_shapes(folder, network, weights)
     network.load_state_dict(weights, assign=True)
+    _check_finite(folder, encoder, network.eval())
     return Artifact(
         encoder=encoder,
         network=network.eval(),
         labels=tuple(config["labels"]),
-        metrics=read_json(folder / "metrics.json"),
+        metrics=figures,
         provenance=config["provenance"],
         fingerprint=_fingerprint(sums, config),
     )
@@ -180,25 +258,111 @@ def _promoted(models: Path) -> Path:
     pointer = models / f"{BEST}.json"
     if not pointer.is_file():
         raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): python -m jobs.promote RUN --models {models}")
-    version = read_json(pointer).get("version")
+    version = read_object(pointer).get("version")
     if not isinstance(version, str) or Path(version).name != version or not (models / version / "SHA256SUMS").is_file():
         raise Mistake(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
     return models / version
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size and depth, with finite numbers. Anything else is a `Mistake`."""
+    _check_size(path)
+    try:
+        values = parse_json(path.read_bytes(), allow_inf_nan=False)
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Mistake(f"{path} is not JSON: {_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise Mistake(f"{path} holds {type(values).__name__}, not a JSON object")
+    return values
+
+
+def read_checked(path: Path, schema: Any) -> dict[str, Any]:
+    """A JSON object that fits the schema; the values as they are in the file."""
+    values = read_object(path)
+    _checked(path, schema, values)
+    return values
+
+
+def _checked(path: Path, schema: Any, values: object) -> None:
+    """Validate JSON values against a type, strictly. The `Mistake` names the first field that is wrong."""
+    try:
+        TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise Mistake(f"{path} is wrong{f' at {_line(name)}' if name else ''}: {_line(first['msg'])}") from None
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    found = config.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise Mistake(f"{path.parent} has format {found}, this version reads up to {FORMAT}: upgrade han")
+    _checked(path, _Config, config)
+    for part, kind in (("text", TextConfig), ("model", ModelConfig)):
+        _checked(path, kind, config[part])
+        from_json(kind, config[part])  # names a setting that does not exist
+    for name, value in config["model"].items():
+        if value > _MOST_UNITS:
+            raise Mistake(f"{path} is wrong at model.{name}: {value} is more than {_MOST_UNITS}")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """float32 tensors, whatever floating-point type the file has."""
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise Mistake(f"{path} has {name} as {tensor.dtype}, not as floating point")
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
+    """Every weight, and the logits of the golden texts. `network` is float32, on the CPU, in eval mode."""
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise Mistake(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")
+    encoded = [answer for text in GOLDEN if isinstance(answer := encoder.encode(text), Encoded)]
+    if encoded:
+        with torch.inference_mode():
+            logits = network(collate(encoded)).logits
+        if not torch.isfinite(logits).all():
+            raise Mistake(f"{folder}: the answer to a golden text is not finite: the training diverged; train with a lower learning rate")
+
+
+def _check_size(path: Path) -> None:
+    most = _MOST_BYTES.get(path.name)
+    size = path.stat().st_size if path.is_file() else None
+    if most is not None and size is not None and size > most:
+        raise Mistake(f"{path} has {size:,} bytes, at most {most:,} are read: it is not part of a model")
+
+
 def _verified_sums(folder: Path) -> dict[str, str]:
+    _check_size(folder / "SHA256SUMS")
     try:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise Mistake(f"{folder} is not an artifact: it has no SHA256SUMS") from None
     except UnicodeDecodeError:
         raise Mistake(f"{folder}/SHA256SUMS is damaged: copy the artifact again") from None
+    if len(lines) > _MOST_FILES:
+        raise Mistake(f"{folder}/SHA256SUMS has {len(lines)} lines, an artifact at most {_MOST_FILES}: copy the artifact again")
     sums = {Path(name).name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in (*_SUMMED, *sorted(set(sums) - set(_SUMMED))):
         if name not in sums:
             raise Mistake(f"{folder}/SHA256SUMS has no line for {name}: copy the artifact again")
         if not (folder / name).is_file():
             raise Mistake(f"{folder}/{name} is missing: copy the artifact again")
+        _check_size(folder / name)
         if _sha256(folder / name) != sums[name]:
             raise Mistake(f"{folder}/{name} does not match its line in SHA256SUMS: it was damaged or changed; copy the artifact again")
     return sums

@@ -19,10 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from han.config import read_json
 from han.failpoint import Failpoint
 from han.model import artifact
-from han.model.artifact import BEST, Artifact
+from han.model.artifact import BEST, Artifact, read_object
 from han.storage import Folder
 from han.types import Mistake
 
@@ -81,7 +80,7 @@ def roll_back(models: Path) -> dict[str, Any]:
         raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to go back from")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
-        now = read_json(models / POINTER)
+        now = read_object(models / POINTER)
         before: dict[str, Any] | None = now["previous"]
         if before is None:
             raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to go back to")
@@ -161,7 +160,7 @@ def _cut(pointer: dict[str, Any] | None, depth: int) -> dict[str, Any] | None:
 def _read_pointer(models: Path) -> dict[str, Any] | None:
     if not (models / POINTER).exists():
         return None
-    pointer = read_json(models / POINTER)
+    pointer = read_object(models / POINTER)
     if missing := {"version", "fingerprint", "date", "metrics", "previous"} - set(pointer):
         raise Mistake(f"{models / POINTER} has no {', '.join(sorted(missing))}: it was not written by jobs.promote, give another folder")
     return pointer

@@ -1,8 +1,8 @@
-"""Ray Tune: `sweep` trains many settings, several at once, and keeps the best model.
+"""Ray Tune: `sweep` tries many settings of one training, several at once, and keeps the best network.
 
-Tune starts, watches and stops trials. Optuna's study (see `tune.sweep`) decides which settings are tried and which trials stop, and records
-the results. Tune's own experiment folder is scratch: after a crash, the same call opens the study and runs the missing trials. A trial is
-`trainer.fit` in trials/NNNN, so an interrupted trial resumes from its last epoch.
+Tune starts, watches and stops trials. Optuna's study (see `han.tune.sweep`) holds the settings, the decisions to stop and the results.
+Tune's own record is temporary: after a crash the same call opens the study and runs the missing trials. A trial is `trainer.fit` in
+trials/NNNN, so a trial that was running resumes from its last epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ from han.tune.report import report
 from han.tune.search_space import DATA, Space, Value
 from han.types import Mistake
 
-Fit = Callable[..., Run]  # as `ray_train.fit`
-Watch = Callable[[optuna.Study], None]  # called often, and after each trial
-DRIVER_DEATHS = 3  # of one trial; a driver that dies so often is killed by its trial
+Fit = Callable[..., Run]  # as `trainer.fit`
+Watch = Callable[[optuna.Study], None]  # called at most once a second, and at the end
+DRIVER_DEATHS = 3  # of one trial, after which the trial counts as failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,47 +54,46 @@ class Sweep:
     best: dict[str, Any]  # best.json
 
 
-def sweep(
-    data: Sequence[Path],
-    out: Path,
-    *,
-    space: Space,
-    model: ModelConfig,
-    train: TrainConfig,
-    config: SweepConfig,
-    concurrent: int | None,
-    retrain: int,
-    watch: Watch,
-    fit: Fit = fit,
-    track: TrackConfig | None = None,
-) -> Sweep:
-    """Train `config.trials` settings from the space around `model` and `train`, and keep the best.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepJob:
+    """What a sweep tries, on which data, and where it writes. Paths are absolute, on storage that all nodes see."""
 
-    data: encoded folders; trial 0 uses the first; concurrent: maximum number of trials at once, None for as many as fit the cluster;
-    retrain: number of other seeds to train the best settings with; track: trackers beside TensorBoard, each trial under its own name.
-    The same call resumes a killed sweep. Paths are absolute, on storage that all nodes see. Raises `Mistake` if a trial does not fit the
-    cluster, if `out` holds another sweep, or if no trial finished.
+    data: Sequence[Path]  # encoded folders; trial 0 reads the first
+    out: Path
+    space: Space
+    model: ModelConfig
+    train: TrainConfig
+    config: SweepConfig
+    concurrent: int | None = None  # trials at once at most; None: as many as fit the cluster
+    retrain: int = 0  # seeds over which the best settings are trained again; 0: none
+    track: TrackConfig = field(default_factory=TrackConfig)  # trackers beside TensorBoard; every trial has its own name there
+
+
+def sweep(job: SweepJob, *, watch: Watch, fit: Fit = fit) -> Sweep:
+    """Try `config.trials` settings of the space around `model` and `train`, and keep the best.
+
+    The same call resumes a sweep that was killed. Raises `Mistake` if a trial does not fit the cluster, `out` holds another sweep, or no
+    trial finished.
     """
-    spaces.check(space, model, train)
-    folders = _alike([read_encoded(path) for path in data])
-    first = [spaces.default(space, model, train)]
-    if config.warm_start is not None:
-        first += sweeps.earlier_best(Path(config.warm_start), max(1, config.trials // 4), list(space))
-    request = {"data": {str(folder.path): folder.fingerprint for folder in folders}, "space": spaces.as_json(space)}
-    request |= {"model": as_json(model), "train": as_json(train), "sweep": as_json(config)}
-    sweeps.claim(out, request)
-    with Folder(str(out)).locked(".lock"):
-        study = sweeps.open_study(out, config, epochs=train.epochs, first=first)
-        settings = partial(_settings, out=out, data=data[0], space=space, model=model, train=train, track=track or TrackConfig())
-        asked = _Asked(study, config, settings, train.num_workers)
-        if asked.missing():
-            _run(asked, out, concurrent=min(concurrent or config.trials, fits(train)), watch=watch, fit=fit)
+    spaces.check(job.space, job.model, job.train)
+    folders = _alike([read_encoded(path) for path in job.data])
+    first = [spaces.default(job.space, job.model, job.train)]
+    if job.config.warm_start is not None:
+        first += sweeps.earlier_best(Path(job.config.warm_start), max(1, job.config.trials // 4), list(job.space))
+    request = {"data": {str(folder.path): folder.fingerprint for folder in folders}, "space": spaces.as_json(job.space)}
+    request |= {"model": as_json(job.model), "train": as_json(job.train), "sweep": as_json(job.config)}
+    sweeps.claim(job.out, request)
+    with Folder(str(job.out)).locked(".lock"):
+        study = sweeps.open_study(job.out, job.config, epochs=job.train.epochs, first=first)
+        searcher = _Searcher(study, job)
+        if searcher.missing():
+            _run(searcher, watch=watch, fit=fit)
         watch(study)
-        return _finish(study, out, data=data[0], model=model, train=train, retrain=retrain, fit=fit)
+        return _finish(study, job, fit=fit)
 
 
 def fits(train: TrainConfig) -> int:
-    """Number of trials that fit the cluster at once. A trial needs its driver, its workers and a CPU to read data. Zero is a `Mistake`."""
+    """How many trials the cluster holds at once: a trial has a driver, workers and a CPU that reads data. `Mistake` if none fits."""
     there = ray.cluster_resources()
     cpus, gpus = 2 + train.num_workers * train.cpus_per_worker, train.num_workers if train.gpu else 0
     bound = int(there.get("CPU", 0) // cpus)
@@ -111,7 +110,7 @@ def fits(train: TrainConfig) -> int:
 
 
 def _alike(folders: Sequence[EncodedFolder]) -> Sequence[EncodedFolder]:
-    """Refuse folders with different development reviews: their scores cannot be compared."""
+    """The folders, or a `Mistake` if their labels or development reviews differ: their scores could not be compared."""
     ids = [sorted(name for file in folder.files["development"] for name in _ids(folder, file)) for folder in folders]
     for folder, found in zip(folders, ids, strict=True):
         if folder.labels != folders[0].labels or found != ids[0]:
@@ -126,44 +125,43 @@ def _ids(folder: EncodedFolder, file: str) -> list[str]:
     return [str(name) for name in pq.read_table(folder.path / "development" / file, columns=["review_id"])["review_id"].to_pylist()]
 
 
-def _settings(
-    trial: Trial, *, out: Path, data: Path, space: Space, model: ModelConfig, train: TrainConfig, track: TrackConfig
-) -> dict[str, Any]:
-    """A trial's parameters as the arguments of `_trial`."""
-    drawn = spaces.suggest(trial, space, model, train)
-    ours, how = spaces.override(model, train, drawn)
-    folder = sweeps.folder_of(trial.number)
-    told = as_json(dataclasses.replace(track, name=f"{out.name}/{trial.number:04d}", group=track.group or out.name))
-    settings = {"data": drawn.get(DATA, str(data)), "out": str(out), "folder": folder}
-    return settings | {"model": as_json(ours), "train": as_json(how), "track": told}
+def _settings(trial: Trial, job: SweepJob) -> dict[str, Any]:
+    """The settings of a trial as `_trial` reads them."""
+    drawn = spaces.suggest(trial, job.space, job.model, job.train)
+    model, train = spaces.override(job.model, job.train, drawn)
+    name, group = f"{job.out.name}/{trial.number:04d}", job.track.group or job.out.name
+    settings = {"data": drawn.get(DATA, str(job.data[0])), "out": str(job.out), "folder": sweeps.folder_of(trial.number)}
+    track = as_json(dataclasses.replace(job.track, name=name, group=group))
+    return settings | {"model": as_json(model), "train": as_json(train), "track": track}
 
 
-def _run(asked: _Asked, out: Path, *, concurrent: int, watch: Watch, fit: Fit) -> None:
-    """Let Tune run the missing trials."""
-    scratch = out / ".tune"
+def _run(searcher: _Searcher, *, watch: Watch, fit: Fit) -> None:
+    """Run the missing trials on Ray Tune."""
+    job = searcher.job
+    scratch = job.out / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(partial(_trial, fit=fit), {"CPU": 1}),
         tune_config=tune.TuneConfig(
-            search_alg=asked,
-            scheduler=_Stops(asked),
-            num_samples=-1,  # until `asked` has no more: a trial whose node died is repeated
-            max_concurrent_trials=concurrent,
+            search_alg=searcher,
+            scheduler=_StudyScheduler(searcher),
+            num_samples=-1,  # until `searcher` is finished: it returns a trial again if its node died
+            max_concurrent_trials=min(job.concurrent or job.config.trials, fits(job.train)),
             trial_name_creator=lambda trial: str(trial.config.get("folder", trial.trial_id)).replace("/", "-"),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=secrets.token_hex(4), storage_path=str(scratch), verbose=0, callbacks=[_Watched(partial(watch, asked.study))]
+            name=secrets.token_hex(4), storage_path=str(scratch), verbose=0, callbacks=[_Watched(partial(watch, searcher.study))]
         ),
     )
     tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
-    if still := asked.missing():
-        raise RuntimeError(f"Ray Tune ended with {still} trials missing")
+    if missing := searcher.missing():
+        raise RuntimeError(f"Ray Tune ended with {missing} trials missing")
 
 
 def _trial(config: dict[str, Any], *, fit: Fit) -> None:
-    """The driver of a trial: one training. Tune receives each epoch from the workers' controller."""
+    """The driver of a trial: one training. The workers' controller reports each epoch to Tune."""
     out = Path(config["out"]) / config["folder"]
     out.parent.mkdir(exist_ok=True)
     (out.parent / f".{out.name}.failed").unlink(missing_ok=True)
@@ -172,7 +170,7 @@ def _trial(config: dict[str, Any], *, fit: Fit) -> None:
         track = from_json(TrackConfig, config["track"])
         fit(Path(config["data"]), out, model, train, track=track, callbacks=[TuneReportCallback()])
     except Exception as error:
-        # Tune keeps a pickled exception with the traceback of many processes; a table row needs one line.
+        # Tune keeps a pickled exception and the tracebacks of many processes; the table of trials shows one line.
         reason = _reason(error)
         replace_file(out.parent / f".{out.name}.failed", lambda temporary: temporary.write_text(reason, encoding="utf-8"))
         raise
@@ -187,26 +185,26 @@ def _reason(error: BaseException) -> str:
     return lines[-1][:500] if lines else type(error).__name__
 
 
-class _Asked(Searcher):
-    """The study as a searcher of Tune: it suggests settings and records how trials end. All state is in the study."""
+class _Searcher(Searcher):
+    """Gives Tune the trials of the study and records their results. All state is in the study on disk."""
 
-    def __init__(self, study: optuna.Study, config: SweepConfig, settings: Callable[[Trial], dict[str, Any]], num_workers: int) -> None:
+    def __init__(self, study: optuna.Study, job: SweepJob) -> None:
         super().__init__()
-        self.study, self.config, self.settings, self.num_workers = study, config, settings, num_workers
-        self.again = sweeps.left_running(study, config)
+        self.study, self.job = study, job
+        self.again = sweeps.left_running(study, job.config)
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
         self.stopped: dict[str, str] = {}
         self.deaths: Counter[int] = Counter()  # of the drivers of a trial
 
     def missing(self) -> int:
-        return self.config.trials - sum(sweeps.counts(self.study)[name] for name in ("done", "stopped", "failed"))
+        return self.job.config.trials - sum(sweeps.counts(self.study)[name] for name in ("done", "stopped", "failed"))
 
     def suggest(self, trial_id: str) -> Any:
         """A trial's settings; None while a running trial may have to be repeated; then `FINISHED`."""
-        trial = self.again.pop(0) if self.again else sweeps.ask(self.study, self.config)
+        trial = self.again.pop(0) if self.again else sweeps.ask(self.study, self.job.config)
         if trial is None:
             return None if self.running else Searcher.FINISHED
-        settings = self.settings(trial)
+        settings = _settings(trial, self.job)
         self.running[trial_id] = (trial, settings)
         return settings
 
@@ -223,7 +221,7 @@ class _Asked(Searcher):
         folder = Path(settings["out"]) / settings["folder"]
         failed = folder.parent / f".{folder.name}.failed"
         stopped = self.stopped.pop(trial_id, None)
-        if error and not failed.exists():  # the trial did not fail: its driver's process or node died
+        if error and not failed.exists():  # no error was raised: the process or node of its driver died
             self.deaths[trial.number] += 1
             if self.deaths[trial.number] < DRIVER_DEATHS:
                 self.again.append(trial)
@@ -234,32 +232,32 @@ class _Asked(Searcher):
         elif stopped is None and not (folder / "artifact").exists():
             stopped = "it ended without a model"
         history = read_run(folder).history if (folder / "history.jsonl").exists() else []
-        if stopped is not None:  # epochs that ran until the trial could be stopped do not count
+        if stopped is not None:  # epochs after the decision to stop do not count
             history = history[: result["epoch"]] if result and "epoch" in result else history
             trackers.stopped(folder, from_json(TrackConfig, settings["track"]), history)
-        sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.num_workers)
+        sweeps.tell(self.study, trial, history, folder=settings["folder"], stopped=stopped, workers=self.job.train.num_workers)
         failed.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def save(self, checkpoint_path: str) -> None:
-        """Does nothing: the study is on disk."""
+        """The study is on disk already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Does nothing: the study is on disk."""
+        """The study is on disk already."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its arguments into its scratch folder, which is never read
+        return {}  # Tune pickles this object into its temporary folder, which is never read
 
 
-class _Stops(FIFOScheduler):
-    """Runs trials in the study's order and stops each when the study says so."""
+class _StudyScheduler(FIFOScheduler):
+    """Runs trials in the order of the study and stops those that the study prunes."""
 
-    def __init__(self, asked: _Asked) -> None:
+    def __init__(self, searcher: _Searcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.asked = asked
+        self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        return TrialScheduler.STOP if self.asked.stops(trial.trial_id, result) else TrialScheduler.CONTINUE
+        return TrialScheduler.STOP if self.searcher.stops(trial.trial_id, result) else TrialScheduler.CONTINUE
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -269,29 +267,30 @@ class _Watched(tune.Callback):
     """Report the progress of the study, at most once a second."""
 
     def __init__(self, watch: Callable[[], None]) -> None:
-        self.watch, self.told = watch, 0.0
+        self.watch, self.reported_at = watch, 0.0
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        if time.monotonic() - self.told >= 1:
+        if time.monotonic() - self.reported_at >= 1:
             self.watch()
-            self.told = time.monotonic()
+            self.reported_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, train: TrainConfig, retrain: int, fit: Fit) -> Sweep:
-    """Write the results, train the best settings again with other seeds, and write the report."""
+def _finish(study: optuna.Study, job: SweepJob, *, fit: Fit) -> Sweep:
+    """Write the results of the trials, train the best settings again over other seeds, draw the report."""
+    out = job.out
     sweeps.tidy(out)
     sweeps.write_trials(study, out / "trials.parquet")
     best = sweeps.best(study)
-    source = Path(best.params.get(DATA, str(data)))
-    ours, how = spaces.override(model, train, best.params)
+    source = Path(best.params.get(DATA, str(job.data[0])))
+    model, train = spaces.override(job.model, job.train, best.params)
     defaults = spaces.flat(ModelConfig(), TrainConfig())
-    overrides: dict[str, Value] = {name: value for name, value in spaces.flat(ours, how).items() if value != defaults[name]}
+    overrides: dict[str, Value] = {name: value for name, value in spaces.flat(model, train).items() if value != defaults[name]}
     more: dict[str, Any] = {}
-    if retrain:
-        more["retrained"] = again = _retrained(source, out / "retrained", ours, how, retrain, fit=fit)
+    if job.retrain:
+        more["retrained"] = again = _retrained(source, out / "retrained", model, train, job.retrain, fit=fit)
         shown = {"scores": again["accuracy"], "mean": again["mean"], "spread": again["standard_deviation"]}
         study.set_user_attr("retrained", {"metric": "development accuracy", **shown})
     sweeps.write_best(out, study, overrides, data=str(source), more=more)
@@ -301,7 +300,7 @@ def _finish(study: optuna.Study, out: Path, *, data: Path, model: ModelConfig, t
 
 
 def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int, *, fit: Fit) -> dict[str, Any]:
-    """Development accuracy of the same settings with seeds that the sweep has not used."""
+    """Development accuracy of the same settings over seeds that the sweep did not use."""
     seeds = range(train.seed + 1, train.seed + 1 + number)
     found = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]
     spread = statistics.stdev(found) if len(found) > 1 else 0.0

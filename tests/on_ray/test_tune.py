@@ -78,17 +78,16 @@ def test_nothing_is_left_of_checkpoints_and_of_what_tune_wrote(swept: Swept) -> 
 
 def test_other_settings_on_the_same_folder_are_refused(swept: Swept, folder: EncodedFolder) -> None:
     with pytest.raises(Mistake, match="sweep with other settings"):
-        search.sweep([folder.path], swept.out, **{**_arguments(), "config": sweep.SweepConfig(trials=TRIALS + 1)})
+        search.sweep(_job(folder, swept.out, config=sweep.SweepConfig(trials=TRIALS + 1)), watch=lambda study: None)
 
 
 def test_a_trial_that_does_not_fit_the_cluster_is_said_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
     with pytest.raises(
         Mistake, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
     ):
-        search.sweep([folder.path], tmp_path / "sweep", **{**_arguments(), "train": TrainConfig(num_workers=2, cpus_per_worker=2)})
+        search.sweep(_job(folder, tmp_path / "sweep", train=TrainConfig(num_workers=2, cpus_per_worker=2)), watch=lambda study: None)
 
 
-def _arguments() -> dict[str, Any]:
-    config = sweep.SweepConfig(trials=1)
-    sizes = {"model": ModelConfig(), "train": TrainConfig()}
-    return {"space": search_space.SPACE, "config": config, "concurrent": None, "retrain": 0, "watch": lambda study: None, **sizes}
+def _job(folder: EncodedFolder, out: Path, **changes: Any) -> search.SweepJob:
+    usual = {"space": search_space.SPACE, "model": ModelConfig(), "train": TrainConfig(), "config": sweep.SweepConfig(trials=1)}
+    return search.SweepJob(data=[folder.path], out=out, **(usual | changes))

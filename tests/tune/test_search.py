@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from han.config import ModelConfig, SweepConfig, TrackConfig, TrainConfig, as_json
+from han.config import ModelConfig, SweepConfig, TrainConfig
 from han.tune import search, search_space, sweep
 from han.tune.search_space import SPACE
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 
 
-def asked(out: Path, trials: int) -> search._Asked:
+def searcher(out: Path, trials: int) -> search._Searcher:
     config = SweepConfig(trials=trials)
     sweep.claim(out, {"sweep": trials})
     study = sweep.open_study(out, config, epochs=3, first=[search_space.default(SPACE, MODEL, TRAIN)])
-
-    def settings(trial: Trial) -> dict[str, Any]:
-        search_space.suggest(trial, SPACE, MODEL, TRAIN)
-        return {"out": str(out), "folder": sweep.folder_of(trial.number), "track": as_json(TrackConfig())}
-
     (out / "trials").mkdir(exist_ok=True)
-    return search._Asked(study, config, settings, num_workers=1)
+    job = search.SweepJob(data=[out / "data"], out=out, space=SPACE, model=MODEL, train=TRAIN, config=config)
+    return search._Searcher(study, job)
 
 
 def test_a_trial_whose_driver_died_is_given_again_and_fails_after_three_deaths(tmp_path: Path) -> None:
-    asks = asked(tmp_path / "sweep", 2)
+    asks = searcher(tmp_path / "sweep", 2)
     first, second = asks.suggest("a"), asks.suggest("b")
     asks.on_trial_complete("a", error=True)
     assert asks.study.trials[0].state == TrialState.RUNNING
@@ -48,7 +45,7 @@ def test_a_trial_whose_driver_died_is_given_again_and_fails_after_three_deaths(t
 
 
 def test_a_trial_that_raised_is_not_given_again(tmp_path: Path) -> None:
-    asks = asked(tmp_path / "sweep", 1)
+    asks = searcher(tmp_path / "sweep", 1)
     settings = asks.suggest("a")
     Path(settings["out"], "trials", ".0000.failed").write_text("ValueError: no")
     asks.on_trial_complete("a", error=True)
@@ -68,13 +65,13 @@ def test_the_best_settings_are_trained_again_over_seeds_that_the_sweep_has_not_s
         return Trained({"accuracy": 0.8 + train.seed / 100})
 
     out = tmp_path / "sweep"
-    asks = asked(out, 1)
+    asks = searcher(out, 1)
     settings = asks.suggest("a")
     (out / settings["folder"] / "artifact").mkdir(parents=True)
     line = {"epoch": 1, "accuracy": 0.9, "log_loss": 0.3, "reviews_per_s": 100.0, "train_s": 2.0}
     (out / settings["folder"] / "history.jsonl").write_text(json.dumps(line) + "\n")
     asks.on_trial_complete("a", {"epoch": 1})
-    found = search._finish(asks.study, out, data=tmp_path, model=MODEL, train=TrainConfig(seed=5), retrain=3, fit=fit)
+    found = search._finish(asks.study, dataclasses.replace(asks.job, train=TrainConfig(seed=5), retrain=3), fit=fit)
     again = found.best["retrained"]
     assert again["seeds"] == [6, 7, 8]
     assert again["mean"] == pytest.approx(0.87)
