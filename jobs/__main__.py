@@ -42,7 +42,10 @@ def main() -> None:
         print(f"error: han has no command {arguments[0]}.{hint} han --help lists all commands.", file=sys.stderr)
         sys.exit(2)
     else:
-        sys.argv = ["\0".join(["han", _program(), arguments[0]]), *arguments[1:]]
+        from jobs import cli
+
+        cli.invoked_as = (_program(), arguments[0])
+        sys.argv = [sys.argv[0], *arguments[1:]]
         importlib.import_module(f"jobs.{arguments[0]}").run()
 
 

@@ -40,6 +40,7 @@ _OUT_OF_MEMORY = (
     "a worker ran out of memory: use fewer workers (--num-actors, --train.num-workers) or smaller batches, then run the command to resume"
 )
 
+invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed, and the subcommand
 verbose = False  # --verbose: show the lines of Ray and of libraries
 
 
@@ -106,7 +107,7 @@ def parse(
 
 def _program_name() -> str:
     """`han score`, or `python -m jobs.score`."""
-    return command() if not sys.argv[0].startswith("han\0") else f"han {sys.argv[0].rpartition(chr(0))[2]}"
+    return f"han {invoked_as[1]}" if invoked_as else command()
 
 
 def command(job: str | None = None) -> str:
@@ -114,13 +115,12 @@ def command(job: str | None = None) -> str:
 
     job: another command than the one that runs.
     """
-    program = sys.argv[0]
-    if program.startswith("han\0"):  # set by the dispatcher: the path of `han`, then the command
-        _, path, own = program.split("\0")
+    if invoked_as:
+        path, own = invoked_as
         name = Path(path).name if shutil.which(Path(path).name) == path else path
         return shlex.join([name, job or own])
     interpreter = next(iter(sys.orig_argv), "python")
-    return f"{shlex.quote(interpreter)} -m jobs.{job or Path(program).stem}"
+    return f"{shlex.quote(interpreter)} -m jobs.{job or Path(sys.argv[0]).stem}"
 
 
 def columns_flags(columns: ColumnsConfig) -> str:
@@ -174,7 +174,6 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
     os.environ.update(quiet)
     if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about GPUs that are not used
     import ray
 

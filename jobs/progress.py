@@ -30,7 +30,7 @@ class Rows:
         self._began = now if self._began is None else self._began
         is_over = done == total
         if self.live:
-            self._bar = self._bar or _bar("rows")
+            self._bar = self._bar or _bar(what, " rows")
             _advance(self._bar, what, done, total, exact=exact)
             if is_over:
                 self._bar.stop()
@@ -54,7 +54,7 @@ class Steps:
         now = self.clock()
         began = self._began.setdefault(what, now)
         if self.live:
-            bar = self._bars.setdefault(what, _bar("shards"))
+            bar = self._bars[what] if what in self._bars else self._bars.setdefault(what, _bar(what, ""))
             _advance(bar, what, done, total, exact=True)
             if done == total:
                 bar.stop()
@@ -75,7 +75,7 @@ def _line(what: str, done: int, total: int, seconds: float, *, exact: bool) -> s
     return line
 
 
-def _bar(unit: str) -> Progress:
+def _bar(what: str, unit: str) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -89,7 +89,7 @@ def _bar(unit: str) -> Progress:
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(highlight=False), refresh_per_second=5)
-    bar.add_task("", total=None, count=f"0 {unit}", unit=unit)
+    bar.add_task(what, total=None, count=f"0{unit}", unit=unit)
     bar.start()
     return bar
 
@@ -98,5 +98,5 @@ def _advance(bar: Progress, what: str, done: int, total: int, *, exact: bool) ->
     task = bar.tasks[0]
     rate = f", {task.speed:,.0f} a second" if task.speed else ""
     about = "" if exact or done == total else "about "
-    count = f"{done:,}/{about}{total:,} {task.fields['unit']}{rate}" if total else f"{done:,} {task.fields['unit']}{rate}"
+    count = f"{done:,}/{about}{total:,}{task.fields['unit']}{rate}" if total else f"{done:,}{task.fields['unit']}{rate}"
     bar.update(task.id, description=what, completed=done, total=total or None, count=count)

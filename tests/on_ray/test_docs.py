@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
@@ -32,8 +31,8 @@ def run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         for line in code.replace("\\\n", " ").splitlines():
             program, command, *arguments = shlex.split(line, comments=True)
             assert program == ".venv/bin/han"
-            monkeypatch.setattr(sys, "argv", [f"han\0{program}\0{command}", *arguments])
-            importlib.import_module(f"jobs.{command}").run()
+            monkeypatch.setattr(sys, "argv", [program, command, *arguments])
+            main()
     return len(found)
 
 
