@@ -43,9 +43,7 @@ def read(folders: Sequence[Path]) -> list[Compared]:
     """The runs in these folders; for a sweep, the runs of its trials. A folder without a run, or fewer than two runs, is a `Mistake`."""
     found = [run for folder in folders for run in _runs_of(folder)]
     if len(set(found)) < 2:
-        raise Mistake(
-            f"{len(set(found))} run{'s' * (len(set(found)) != 1)} to compare: give the folders of two or more runs, or of a sweep"
-        )
+        raise Mistake(f"{len(set(found))} run to compare: give the folders of two or more runs, or of a sweep")
     return [_read(folder, name) for folder, name in zip(found, _names(found), strict=True)]
 
 
