@@ -24,7 +24,9 @@ class Promote:
     rollback: bool = False
     """instead of a run: make the previous best version the best again"""
     list: bool = False
-    """instead of a run: list all versions"""
+    """instead of a run: list all versions, the newest first"""
+    force: bool = False
+    """promote a model whose development accuracy is lower than that of the best model on the same data"""
 
 
 def main(job: Promote, *, failpoint: str | None = None) -> None:
@@ -36,14 +38,15 @@ def main(job: Promote, *, failpoint: str | None = None) -> None:
     folder = cli.local(job.models, "--models")
     if job.list:
         for version in registry.versions(folder):
-            print(f"{'best ' if version.is_best else '     '} {version.folder.name}  {_accuracy(version.metrics)}")
+            best, run = "best " if version.is_best else "     ", version.run or "-"
+            print(f"{best} {version.folder.name}  {version.date}  run {run}  {_accuracy(version.metrics)}")
     elif job.rollback:
         pointer = registry.roll_back(folder)
         print(f"{folder / artifact.BEST} is {pointer['version']} again, of {pointer['date']}: {_accuracy(pointer['metrics'])}")
         _print_next(folder, pointer)
     else:
         source = artifact.find(job.run if job.run == "imdb" else cli.path(str(job.run), "RUN"))
-        pointer, moved = registry.promote(source, folder, failpoint=failpoint)
+        pointer, moved = registry.promote(source, folder, force=job.force, failpoint=failpoint)
         since = "" if moved else f" already, since {pointer['date']}; nothing was done"
         print(f"{folder / artifact.BEST} is {pointer['version']}{since}: {_accuracy(pointer['metrics'])}")
         if moved and pointer["previous"]:

@@ -40,13 +40,15 @@ class Version:
     fingerprint: str  # of the artifact
     metrics: dict[str, Any]  # `figures` of it
     is_best: bool
+    date: str  # ISO 8601, UTC: of its last promotion, or of its folder if best.json no longer records it
+    run: str | None  # id of the run that trained it
 
 
-def promote(source: Path, models: Path, *, failpoint: str | None = None) -> tuple[dict[str, Any], bool]:
-    """Copy the artifact `source` into `models`, unless it is there, and point best.json at it: the pointer, and whether it has moved.
+def promote(source: Path, models: Path, *, force: bool = False, failpoint: str | None = None) -> tuple[dict[str, Any], bool]:
+    """Copy the artifact `source` into `models`, and point best.json at it. Returns the pointer, and whether it moved.
 
-    What does not verify, and a folder that another process is changing, is a `Mistake`. failpoint: where this process is to die (see
-    `Failpoint`).
+    `Mistake` if the artifact is damaged, if another process changes the folder, or if the best model has a higher development accuracy
+    on the same data; `force` skips the last check. failpoint: where this process is to die (see `Failpoint`).
     """
     loaded = artifact.load(source)
     if models.is_dir() and (there := _foreign(models)):
@@ -55,6 +57,8 @@ def promote(source: Path, models: Path, *, failpoint: str | None = None) -> tupl
     with folder.locked(_LOCK):
         point = Failpoint(failpoint, folder)
         version = _version(source, loaded)
+        if not force:
+            _check_not_worse(loaded, models)
         _copy(source, folder, version, point)
         before = _read_pointer(models)
         if before is not None and before["version"] == version:
@@ -90,14 +94,28 @@ def roll_back(models: Path) -> dict[str, Any]:
 
 
 def versions(models: Path) -> list[Version]:
-    """Every model of the folder, the best first, then by name; a damaged one is a `Mistake`."""
+    """Every model of the folder, the newest first; a damaged one is a `Mistake`."""
     pointer = _read_pointer(models)
     best = pointer["version"] if pointer else None
+    dates: dict[str, str] = {}
+    while pointer:
+        dates.setdefault(pointer["version"], pointer["date"])
+        pointer = pointer["previous"]
     found = []
-    for folder in sorted(_version_folders(models)):
+    for folder in _version_folders(models):
         loaded = artifact.load(folder)
-        found.append(Version(folder=folder, fingerprint=loaded.fingerprint, metrics=figures(loaded), is_best=folder.name == best))
-    return sorted(found, key=lambda version: not version.is_best)
+        made = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        found.append(
+            Version(
+                folder=folder,
+                fingerprint=loaded.fingerprint,
+                metrics=figures(loaded),
+                is_best=folder.name == best,
+                date=dates.get(folder.name, made),
+                run=_run(loaded),
+            )
+        )
+    return sorted(found, key=lambda version: (version.date, version.is_best, version.folder.name), reverse=True)
 
 
 def figures(model: Artifact) -> dict[str, Any]:
@@ -107,6 +125,35 @@ def figures(model: Artifact) -> dict[str, Any]:
         for split in ("development", "test")
         if split in model.metrics
     }
+
+
+def _run(model: Artifact) -> str | None:
+    run = model.provenance.get("run")
+    return str(run["id"]) if isinstance(run, dict) and "id" in run else None
+
+
+def _check_not_worse(new: Artifact, models: Path) -> None:
+    pointer = _read_pointer(models)
+    if pointer is None or not (models / pointer["version"]).is_dir():
+        return
+    try:
+        best = artifact.load(models / pointer["version"])
+    except Mistake:  # a damaged best model may be replaced
+        return
+    data = [_data_fingerprint(model) for model in (new, best)]
+    scores = [figures(model).get("development", {}).get("accuracy") for model in (new, best)]
+    if data[0] is None or data[0] != data[1] or None in scores or scores[0] >= scores[1]:
+        return
+    raise Mistake(
+        f"the model has development accuracy {scores[0]:.2%}, the best in {models} has {scores[1]:.2%} on the same data: "
+        "give --force to promote it anyway"
+    )
+
+
+def _data_fingerprint(model: Artifact) -> str | None:
+    data = model.provenance.get("data")
+    found = data.get("fingerprint") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _version(source: Path, loaded: Artifact) -> str:

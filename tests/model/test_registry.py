@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,52 @@ def test_a_verb_is_a_flag_that_stands_for_itself(arguments: list[str]) -> None:
     assert parsed.rollback
     assert not parsed.list
     assert parsed.run is None
+
+
+def trained(folder: Path, *, accuracy: float, data: str, seed: int = 1) -> Path:
+    artifact.save(
+        folder,
+        encoder=Encoder(TextConfig(), None, Vocab(WORDS)),
+        network=tiny_network(seed=seed),
+        labels=("negative", "positive"),
+        metrics={"development": {**FIGURES, **CARD, "accuracy": accuracy}},
+        provenance={"data": {"fingerprint": data}, "run": {"id": folder.name}},
+    )
+    return folder
+
+
+def test_a_model_that_measures_worse_on_the_same_data_is_promoted_only_by_force(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    good, worse = trained(tmp_path / "good", accuracy=0.9, data="abc"), trained(tmp_path / "worse", accuracy=0.8, data="abc", seed=2)
+    registry.promote(good, models)
+    with pytest.raises(Mistake, match=r"accuracy 80\.00%.*has 90\.00% on the same data: give --force"):
+        registry.promote(worse, models)
+    assert best(models) == artifact.load(good).fingerprint
+    assert registry.promote(worse, models, force=True)[1]
+    assert best(models) == artifact.load(worse).fingerprint
+
+
+def test_a_model_that_measures_worse_on_other_data_is_promoted(tmp_path: Path) -> None:
+    registry.promote(trained(tmp_path / "first", accuracy=0.9, data="abc"), tmp_path / "models")
+    assert registry.promote(trained(tmp_path / "second", accuracy=0.8, data="def", seed=2), tmp_path / "models")[1]
+
+
+def test_versions_are_listed_newest_first_with_date_run_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models"
+    days = iter((1, 2, 3))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2030, 1, next(days), tzinfo=tz)
+
+    monkeypatch.setattr(registry, "datetime", Clock)
+    for seed, (name, accuracy) in enumerate((("a", 0.8), ("b", 0.85), ("c", 0.9))):
+        registry.promote(trained(tmp_path / name, accuracy=accuracy, data="abc", seed=seed), models)
+    listed = registry.versions(models)
+    assert [(version.run, version.date[:10], version.is_best) for version in listed] == [
+        ("c", "2030-01-03", True),
+        ("b", "2030-01-02", False),
+        ("a", "2030-01-01", False),
+    ]
+    assert listed[0].metrics["development"]["accuracy"] == 0.9
