@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import os
+import re
+import select
 import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -34,6 +38,10 @@ EXIT_CODES = {
 }
 SETTINGS_FILE = "settings.toml"  # in the folder of a run: the settings that repeat it
 STYLE = (tyro.conf.ConsolidateSubcommandArgs,)
+# (TrainController pid=1) [2026-01-31 12:00:00,000 E 1 2] core_worker.cc:2465: ...
+_LINE_OF_RAY = re.compile(
+    rb"(?:\x1b\[\d+m)?(?:\([^)]*\)(?:\x1b\[\d+m)?\s*)?\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
+)
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 _RAY_FAILED = "Ray stopped working ({kind}): run the same command to resume"
 _OUT_OF_MEMORY = (
@@ -179,6 +187,8 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
 
     options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
     if not ray.is_initialized():
+        if not verbose:
+            _hide_lines_of_ray()
         try:
             # Not ray.init()'s own choice: it would join any Ray that runs on this machine, and die with it.
             if os.environ.get("RAY_ADDRESS"):
@@ -330,6 +340,38 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in settings.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
+
+
+def _hide_lines_of_ray() -> None:
+    """Drop the log lines of Ray's C++ code, which goes to the file descriptor of stderr past Python; all other lines pass."""
+    shown = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    is_over = threading.Event()
+
+    def copy() -> None:
+        rest = b""
+        while True:
+            if not select.select([reading], [], [], 0.1)[0]:
+                if is_over.is_set():
+                    break
+                continue
+            *lines, rest = (rest + os.read(reading, 1 << 16)).split(b"\n")
+            kept = [line + b"\n" for line in lines if not _LINE_OF_RAY.match(line)]
+            os.write(shown, b"".join(kept))
+        os.write(shown, rest)
+
+    copying = threading.Thread(target=copy, daemon=True)
+    copying.start()
+
+    def restore() -> None:
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        is_over.set()
+        copying.join(2)
+
+    atexit.register(restore)
 
 
 def _handle_sigterm() -> None:

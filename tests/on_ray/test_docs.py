@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from han.data.samples import REVIEWS
+from jobs.__main__ import main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
