@@ -1,12 +1,12 @@
-"""One folder is a model: whoever has it can score, and nothing in it is pickled.
+"""A model on disk: one folder that contains all that scoring needs. Nothing in it is pickled.
 
-    config.json        format, text settings, sizes, labels, the encoder's fingerprint, where the model comes from
+    config.json        format, text settings, sizes, labels, the encoder's fingerprint, provenance
     vocab.txt          one word a line; a word's line is its id
-    punkt.json         what Punkt learnt of the corpus, if it did
+    punkt.json         Punkt's parameters, if it was trained
     model.safetensors  the weights; any tensor may be float16 (the word vectors of a small artifact are), all load as float32
-    metrics.json       figures on the development split and, if it was ever opened, on the test split
-    README.md          the model card, made from the above; the one file that may be edited
-    SHA256SUMS         of every file but the card and itself, as `sha256sum -c` reads them
+    metrics.json       metrics on the development split and, if it was opened, on the test split
+    README.md          the model card, generated; the only file that may be edited
+    SHA256SUMS         checksums of all files except the card, for `sha256sum -c`
 
 The logits are calibrated: the read-out was divided by the temperature before `save`. `save` and `load` refuse a model with a weight, or
 an answer to one of `GOLDEN`, that is not finite. `load` checks sizes before it reads a file, and the content against the schemas below.
@@ -42,13 +42,13 @@ from han.text.vocabulary import Vocab
 from han.types import Encoded, Mistake
 
 FORMAT = 1
-# Beside this file; a submitted job's copy of the code comes without it (.rayignore) and takes that of the package installed on its node.
+# Beside this package. The uploaded code of a submitted job lacks it (.rayignore) and uses the package installed on its node.
 _PLACES = (Path(__file__).parents[2], *map(Path, sys.path))
 SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
-BEST = "best"  # models/best is the version that models/best.json names (see `models`)
-_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, where there is one
+BEST = "best"  # models/best is the version that models/best.json names (see `model.registry`)
+_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, if there is one
 GOLDEN = (
     "A wonderful film. I loved every minute of it, and the cast was great!",
     "The worst film I have ever seen: boring, bad and far too long. Avoid it.",
@@ -126,7 +126,7 @@ class _Punkt(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A model, ready to score on the CPU."""
+    """A model that is ready to score on the CPU."""
 
     encoder: Encoder
     network: HAN  # float32, eval mode
@@ -187,7 +187,7 @@ def save(
 
 
 def load(folder: Path) -> Artifact:
-    """The model in `folder`, every sum verified. What is damaged, missing or does not fit is a `Mistake`."""
+    """The model in `folder`, with every checksum verified. A damaged, missing or inconsistent file is a `Mistake`."""
     sums = _verified_sums(folder)
     config = _read_config(folder / "config.json")
     punkt = read_checked(folder / "punkt.json", _Punkt) if "punkt.json" in sums else None
@@ -195,7 +195,7 @@ def load(folder: Path) -> Artifact:
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
         raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
-    with torch.device("meta"):  # no random weights are drawn only to be replaced
+    with torch.device("meta"):  # does not draw random weights that would be replaced
         network = HAN(
             from_json(ModelConfig, config["model"]),
             num_words=len(encoder.vocab),
@@ -217,9 +217,9 @@ def load(folder: Path) -> Artifact:
 
 
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
-    """The encoder and network of a smaller model: its `num_words` most frequent words, `<unk>` among them, vectors rounded to float16.
+    """Encoder and network of a smaller model: its `num_words` most frequent words including `<unk>`, with vectors rounded to float16.
 
-    A vocabulary is sorted by frequency, so what is left keeps its ids and every other word is `<unk>`.
+    A vocabulary is sorted by frequency, so the remaining words keep their ids and all others become `<unk>`.
     """
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
@@ -232,8 +232,9 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
 
 
 def find(model: str) -> Path:
-    """The artifact that `model` names: its folder, the folder of a run or a sweep that made one, the promoted one of a folder of models
-    (models/best), or `imdb`, the shipped model."""
+    """The artifact that `model` names: its folder, the folder of a run or a sweep, the promoted version (models/best), or
+    `imdb`, the shipped model.
+    """
     if model == "imdb":
         if not (SHIPPED / model).is_dir():
             raise Mistake("the shipped model imdb is not part of this installation: give --model a run or an artifact")
@@ -250,7 +251,7 @@ def find(model: str) -> Path:
 
 
 def resolve(model: str) -> str:
-    """`model` by a name that means one model however long a job runs, on every node: models/best may move meanwhile."""
+    """`model` under a name that means the same model on every node for the whole job: models/best may move meanwhile."""
     return model if model == "imdb" else str(find(model))
 
 
@@ -315,7 +316,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """float32 tensors, whatever floating-point type the file has."""
+    """float32 tensors, for any floating-point type in the file."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -380,7 +381,7 @@ def _check_shapes(folder: Path, network: HAN, weights: dict[str, torch.Tensor]) 
 
 
 def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:
-    """Over all that decides an answer; not the metrics, nor where the model comes from."""
+    """A hash of everything that decides an answer, without metrics and provenance."""
     deciding = {name: value for name, value in config.items() if name != "provenance"}
     parts = [json.dumps(deciding, sort_keys=True), *(sums.get(name, "") for name in ("vocab.txt", "punkt.json", "model.safetensors"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -396,7 +397,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Files and folders reach the disk before the rename that publishes them does."""
+    """Write files and folders to the disk before the rename that publishes them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

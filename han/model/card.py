@@ -1,4 +1,4 @@
-"""The model card: what a reader must know before they use a model, made from its settings and its figures."""
+"""The model card: what users must know before they use a model, generated from its settings and metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def model_card(config: dict[str, Any], metrics: dict[str, Any], *, num_words: int, fingerprint: str) -> str:
-    """The card in Markdown: what the model is, what it learnt from, how good it is, where it ends."""
+    """The card in Markdown: what the model is, its training data, its metrics and its limits."""
     labels = ", ".join(config["labels"])
     lines = [
         f"# Hierarchical attention network, {len(config['labels'])} labels: {labels}",

@@ -1,6 +1,6 @@
-"""Figures of quality from probabilities and labels, for two or more classes.
+"""Metrics from probabilities and labels, for two or more classes.
 
-Figures of parts are merged by sums (`Sums`), never by averaging averages. AUC and calibration need the order of all reviews, so they are
+Metrics of parts are merged by sums (`Sums`), never by averaging averages. AUC and calibration need the order of all reviews, so they are
 computed once from all probabilities.
 """
 
@@ -63,7 +63,7 @@ def measure(
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> int:
-    """Index of the highest development accuracy; of equals the lowest log loss, then the first."""
+    """Index of the epoch with the highest development accuracy, then the lowest log loss, then the first."""
     return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
 
 

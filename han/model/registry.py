@@ -1,11 +1,11 @@
-"""A folder of models, one of which is the best: a version never changes, and the pointer moves by one rename.
+"""A folder of models, one of which is the best. Versions are immutable, and the pointer to the best one moves by one rename.
 
     models/
-      3f9c…-51d2…/   a version: an artifact, named by its fingerprint and by what its SHA256SUMS says
-      best.json      version, fingerprint, date, metrics, previous (what best.json said before, to go back to)
+      3f9c…-51d2…/   a version: an artifact, named by its fingerprint and by a hash of its SHA256SUMS
+      best.json      version, fingerprint, date, metrics, previous (the earlier pointer, for roll-back)
 
-`--model models/best` is the version that best.json names when a job begins (see `artifact.find`). Whatever is killed when, the pointer is
-the old one or the new one, and what it names is whole: a version gets its name only once it is verified and on the disk.
+`--model models/best` is the version that best.json names when a job starts (see `artifact.find`). If a process dies, the pointer is the old
+or the new one, and the version it names is complete: a version gets its name only after it is verified and on the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from han.storage import Folder
 from han.types import Mistake
 
 POINTER = f"{BEST}.json"
-KEPT = 20  # promotions that can be gone back
+KEPT = 20  # number of promotions that can be rolled back
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished"
 _FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
@@ -76,9 +76,9 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
 
 
 def roll_back(models: Path) -> dict[str, Any]:
-    """Point best.json at what it named before; returns the pointer. The version that is left stays in the folder.
+    """Point best.json at the previous version; returns the pointer. The version that was the best stays in the folder.
 
-    Where nothing was promoted before, or its version is damaged, it is a `Mistake` and nothing changes.
+    If nothing was promoted before, or that version is damaged, it is a `Mistake` and nothing changes.
     """
     if _read_pointer(models) is None:
         raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to go back from")
@@ -119,7 +119,7 @@ def versions(models: Path) -> list[Version]:
 
 
 def figures(model: Artifact) -> dict[str, Any]:
-    """The headline figures of an artifact, by split."""
+    """The main metrics of an artifact, by split."""
     return {
         split: {name: model.metrics[split][name] for name in _FIGURES if name in model.metrics[split]}
         for split in ("development", "test")
@@ -157,14 +157,14 @@ def _data_fingerprint(model: Artifact) -> str | None:
 
 
 def _version(source: Path, loaded: Artifact) -> str:
-    """Equal exactly where all that is summed is: the answers, and also the figures and where the model comes from."""
+    """Equal if all checksummed files are equal: the answers, and also metrics and provenance."""
     return f"{loaded.fingerprint}-{hashlib.sha256((source / 'SHA256SUMS').read_bytes()).hexdigest()[:8]}"
 
 
 def _copy(source: Path, models: Folder, version: str, point: Failpoint) -> None:
-    """Make the version, if it is not there. A copy is verified where it will be read, before it has its name."""
+    """Create the version if it does not exist. The copy is verified before it gets its name."""
     for name in models.names():
-        if _is_left_over(name):  # whoever wrote it is dead: we hold the lock
+        if _is_left_over(name):  # its writer is dead: we hold the lock
             models.remove(name)
     if models.exists(version):
         artifact.load(Path(models.place, version))
@@ -186,7 +186,7 @@ def _copy(source: Path, models: Folder, version: str, point: Failpoint) -> None:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """What an artifact consists of; nothing else that may lie in its folder."""
+    """The files of an artifact, without other files of its folder."""
     for line in (source / "SHA256SUMS").read_text().splitlines():
         yield source / Path(line.partition("  ")[2]).name
     yield from (path for name in ("SHA256SUMS", "README.md") if (path := source / name).is_file())
@@ -198,7 +198,7 @@ def _point(models: Folder, pointer: dict[str, Any]) -> None:
 
 
 def _cut(pointer: dict[str, Any] | None, depth: int) -> dict[str, Any] | None:
-    """A pointer with so many pointers before it at most."""
+    """A pointer with at most so many earlier pointers."""
     if pointer is None or depth == 0:
         return None
     return {**pointer, "previous": _cut(pointer["previous"], depth - 1)}
@@ -220,12 +220,12 @@ def _version_folders(models: Path) -> Iterator[Path]:
 
 
 def _foreign(models: Path) -> str | None:
-    """A name in the folder that is not of a folder of models, if there is any."""
+    """A name that does not belong in a folder of models, or None."""
     ours = {POINTER, *(path.name for path in _version_folders(models))}
     names = (path.name for path in sorted(models.iterdir()) if path.name not in ours)
     return next((name for name in names if not name.startswith(".") and not _is_left_over(name)), None)
 
 
 def _is_left_over(name: str) -> bool:
-    """Of a promotion that was killed: a copy without its name, a pointer that was not moved into place."""
+    """Whether a name is left from a killed promotion: an unnamed copy, or a pointer that was not moved."""
     return (name.startswith(".") and name.endswith(_UNFINISHED)) or (name.startswith(f"{POINTER}.") and name.endswith(".tmp"))

@@ -1,9 +1,9 @@
-"""Ray Data: an encoded folder, read whole but for its reviews, and its reviews as windows for training.
+"""An encoded folder: its settings, and its reviews as windows for training, read with Ray Data.
 
-An encoded folder (see `ray_prepare`):
-  encoding.json              settings, fingerprint, labels, counts, and the rows of every file: written last, so it is there or not
-  vocab.txt punkt.json       what `Encoder` needs
-  vectors.safetensors        float32 [V, E], what the embedding starts from
+An encoded folder (see `train.prepare`):
+  encoding.json              settings, fingerprint, labels, counts and rows of every file; written last, so a folder with it is complete
+  vocab.txt punkt.json       the parts of `Encoder`
+  vectors.safetensors        float32 [V, E], the initial embedding
   train/ development/        Parquet: review_id, label int32, token_ids list<int32>, sentence_lengths list<int32>; row groups of 64
 """
 
@@ -28,15 +28,15 @@ from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Float32s, Mistake
 
-ROWS_PER_GROUP = 64  # the unit of shuffling: a window mixes groups of many files, so files may be sorted
+ROWS_PER_GROUP = 64  # the unit of shuffling; a window mixes groups of many files, so files may be sorted by label
 GROUPS_PER_WINDOW = 64  # 4,096 reviews, about 5 MB: enough to sort by length and shuffle
 
-Report = Callable[[str, int, int], None]  # what is done, shards done, shards in all
+Report = Callable[[str, int, int], None]  # name of the step, shards done, all shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedFolder:
-    """An encoded folder, read: everything but the reviews."""
+    """An encoded folder without its reviews."""
 
     path: Path
     config: PrepareConfig
@@ -46,14 +46,14 @@ class EncodedFolder:
     counts: dict[str, int]
     files: dict[str, dict[str, int]]  # split -> file name -> rows
     fingerprint: str  # of the encoder; equal means equal ids
-    data_fingerprint: str | None  # of the encoded reviews, whatever their order and files; None in folders of an older version
+    data_fingerprint: str | None  # of the encoded reviews, independent of order and files; None in folders of older versions
 
     def num_reviews(self, split: str) -> int:
         return sum(self.files[split].values())
 
 
 def read_encoded(path: Path) -> EncodedFolder:
-    """What `prepare` wrote, checked against its fingerprint; anything else is a `Mistake`."""
+    """Read a folder that `prepare` wrote and check its fingerprint; anything else is a `Mistake`."""
     if not (path / "encoding.json").exists():
         raise Mistake(f"{path} is not an encoded folder (no encoding.json): give what `python -m jobs.prepare --out` wrote")
     encoding = read_json(path / "encoding.json")
@@ -84,17 +84,17 @@ def read_encoded(path: Path) -> EncodedFolder:
 def windows(
     folder: EncodedFolder, passes: Sequence[tuple[str, int | None]], *, rank: int, num_workers: int
 ) -> Iterator[Iterator[pa.Table]]:
-    """This worker's share of each pass over a split, some 4,096 rows at a time; in a pass every row belongs to one worker.
+    """This worker's share of each pass over a split, about 4,096 rows at a time. In a pass, every row belongs to one worker.
 
-    passes: the split, and the seed of its order (None keeps the files' order). Which rows come, and in which order, depends on the
-    arguments alone, never on timing. One stream of Ray Data reads all passes ahead, so a pass begins at once. Read each to its end.
+    passes: the split, and the seed of its order (None keeps the order of the files). Rows and order depend only on the arguments, never
+    on timing. One stream of Ray Data reads all passes ahead, so a pass starts at once. Read each pass to its end.
     """
     shares = [_windows_of(folder, split, seed, rank, num_workers) for split, seed in passes]
     items = [{"groups": json.dumps(window)} for share in shares for window in share]
     tables: Iterator[pa.Table] = iter(())
     if items:
         configure_ray_data(preserve_order=True)
-        # Reading takes next to no CPU, and asks for none: where workers hold every CPU, a task that asked for one would wait for ever.
+        # Reading needs little CPU and requests none: a task that requests a CPU would wait forever if workers hold all of them.
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=1), batch_format="pyarrow"
         )
@@ -104,7 +104,7 @@ def windows(
 
 
 def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, num_workers: int) -> list[list[tuple[str, int]]]:
-    """Windows of row groups (file, number) of one worker's share of one pass."""
+    """Windows of row groups (file, number) of one worker's share of a pass."""
     groups = [
         (f"{folder.path}/{split}/{name}", group)
         for name, rows in folder.files[split].items()

@@ -1,7 +1,7 @@
-"""Raw reviews become an encoded folder, shard by shard (see `ray_data` for the folder).
+"""Raw reviews to an encoded folder, shard by shard (see `train.encoded` for the folder).
 
-Every text is cut into words once. A first pass stages each shard with word numbers of its own and returns its word counts; the counts add
-up to the vocabulary; a second pass replaces shard numbers by vocabulary rows, which is one array look-up. The driver holds counts,
+Each text is tokenised once. The first pass stages each shard with word numbers local to the shard and returns its word counts. The sum of
+the counts gives the vocabulary. A second pass replaces local numbers by vocabulary rows with one array look-up. The driver holds counts,
 never reviews.
 """
 
@@ -57,10 +57,10 @@ SPLIT_SCHEMA = pa.schema(
 
 
 def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | None, report: Report) -> EncodedFolder:
-    """Read `input`, build the vocabulary and the vectors, write the encoded folder `out`.
+    """Read `input`, build the vocabulary and the word vectors, and write the encoded folder `out`.
 
-    The same call again does nothing; with another input or setting it is a `Mistake`, and `out` stays as it was. Test texts are read as
-    hashes, to drop their copies from everything trained on; their labels are not read.
+    The same call again does nothing. With another input or setting it is a `Mistake`, and `out` is unchanged. Test texts are hashed, to
+    drop their copies from the training text; their labels are not read.
     """
     shards = sources.find_shards(input, config.columns, labelled=True)
     job = {"config": as_json(config), "source": sources.identities(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
@@ -113,20 +113,20 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
 
 
 def copy_key(text: str) -> int:
-    """64 bits of a hash that copies share: equal after lower-casing, blanking tags and joining runs of non-alphanumerics."""
+    """64 bits of a hash of a text. Shared by texts that are equal after lower-casing, blanking tags and joining non-alphanumerics."""
     normal = RUNS.sub(" ", blank_tags(text).lower()).strip()
     return int.from_bytes(hashlib.blake2b(normal.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """Which reviews are for development, and which are dropped: decided before any text is cut into words."""
+    """Which reviews are for development and which are dropped. It is fixed before any text is tokenised."""
 
     columns: ColumnsConfig
     text: TextConfig
     dev_ids: frozenset[str] | None  # None: by hash
     forbidden: NDArray[np.uint64]  # sorted copy keys of test and development reviews
-    below: int | None  # with a limit: labelled reviews are kept whose copy key is at most this
+    below: int | None  # with a limit: labelled reviews are kept if their copy key is at most this
 
     def is_development(self, review_id: str, key: int) -> bool:
         return review_id in self.dev_ids if self.dev_ids is not None else key % DEVELOPMENT_SHARE == 0
@@ -160,14 +160,14 @@ def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, repo
 
 
 def _is_imdb(shard: Shard, columns: ColumnsConfig) -> bool:
-    """Whether the first reviews are named as the Large Movie Review Dataset names its own."""
+    """Whether the first reviews have ids of the Large Movie Review Dataset."""
     batch = next(iter(sources.read(shard, columns, batch_rows=64)), None)
     ids = sources.reviews(batch, shard, columns, labelled=False)["review_id"].to_pylist() if batch is not None else []
     return bool(ids) and all(sources.is_imdb_id(review_id) for review_id in ids)
 
 
 class _Look:
-    """First pass over a shard, only where copies are dropped or a limit is set: texts become hashes."""
+    """First pass over a shard, only if copies are dropped or a limit is set: texts become hashes."""
 
     def __init__(self, plan: _Plan, with_labelled: bool) -> None:
         self.plan, self.with_labelled = plan, with_labelled
@@ -191,7 +191,7 @@ class _Look:
 
 @ray.remote
 def _learn_punkt(shards: list[Shard], plan: _Plan, num_reviews: int) -> dict[str, Any]:
-    """Punkt's parameters from the first reviews of every shard, development reviews left out."""
+    """Punkt's parameters, from the first reviews of every shard without development reviews."""
     share = -(-num_reviews // len(shards))
     texts: list[str] = []
     for shard in shards:
@@ -267,7 +267,7 @@ _STAGED_SCHEMA = pa.schema(
 
 
 class _Finish:
-    """Last pass over a staged shard: its own word numbers become vocabulary rows, label names become numbers."""
+    """Last pass over a staged shard: local word numbers become vocabulary rows, label names become numbers."""
 
     def __init__(self, out: str, encoder: Encoder, labels: list[str]) -> None:
         self.out, self.encoder, self.labels = Path(out), encoder, labels
@@ -293,7 +293,7 @@ class _Finish:
 
 
 def digest_of(part: pa.Table, split: str) -> int:
-    """A sum over reviews, so that it does not depend on their order or files: of 64 bits of a hash of all that training reads of each."""
+    """A fingerprint of reviews that does not depend on their order or files: a sum of 64-bit hashes of all that training reads."""
     total = 0
     columns = (part[name].to_pylist() for name in ("review_id", "label"))
     lists = ((row.values.to_numpy() for row in part[name]) for name in ("token_ids", "sentence_lengths"))
@@ -305,7 +305,7 @@ def digest_of(part: pa.Table, split: str) -> int:
 
 
 def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
-    """`work(*arguments)(item)` for every item as tasks of Ray Data; JSON-ready results as they come."""
+    """Yields `work(*arguments)(item)` for every item, run as tasks of Ray Data: JSON-ready results as they finish."""
     if not items:
         return
     configure_ray_data(preserve_order=False)

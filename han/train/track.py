@@ -1,13 +1,13 @@
-"""Trackers: a run's settings and figures in TensorBoard always, in MLflow and in Weights & Biases where they are asked for.
+"""Trackers: settings and metrics of a run in TensorBoard, and on request in MLflow and Weights & Biases.
 
-Rank 0 alone tells them, out of history.jsonl, each epoch once: a run that goes on continues its MLflow and W&B runs, whose ids run.json
-keeps, and a tracker that was away, or was asked for later, is told what it has missed. A thread of its own talks to each: a server that is
-slow or gone delays no training and ends none, and is complained of once. What is told has no path of a machine in it.
+Only rank 0 reports, from history.jsonl, each epoch once. A run that resumes continues its MLflow and W&B runs, whose ids are in run.json.
+A tracker that was unavailable, or was added later, receives the epochs that it missed. Each tracker has its own thread: a slow or missing
+server delays no training and ends none, and is reported once. No path of this machine is sent.
 
 run.json, in a run's folder:
-  id, name          of the run; the id is drawn when the folder is made
+  id, name          of the run; the id is drawn when the folder is created
   mlflow            run_id, experiment
-  wandb             id (the run's own), project, epochs (told so far)
+  wandb             id (the run's own), project, epochs (sent so far)
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from han.types import Mistake
 
 logger = logging.getLogger(__name__)
 
-CLOSE_S = 60.0  # waited at the end of a training for a tracker to take what is left
+CLOSE_S = 60.0  # time for a tracker to receive the rest at the end of a training
 _OF_DEVELOPMENT = ("accuracy", "f1", "auc", "log_loss", "brier", "expected_calibration_error", "temperature")
 _OF_TRAINING = {"train_loss": "train/loss", "reviews_per_s": "train/reviews_per_s", "train_s": "train/seconds"}
-_FIRST = f"development/{_OF_DEVELOPMENT[0]}"  # the figure by which MLflow is asked for the epochs it has
+_FIRST = f"development/{_OF_DEVELOPMENT[0]}"  # the metric that tells which epochs MLflow has
 _notes = threading.Lock()
 
 
 def claim(out: Path, config: TrackConfig) -> None:
-    """Give the run in `out` an id, once. A tracker that is not installed here is a `Mistake`, before anything is computed."""
+    """Give the run in `out` an id, once. A tracker that is not installed is a `Mistake`, before any training."""
     for package, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
         if wanted is not None and importlib.util.find_spec(package) is None:
             raise Mistake(f"--track.{package} {wanted} needs the package {package}: pip install 'han-on-ray[{package}]', or leave it out")
@@ -47,13 +47,13 @@ def claim(out: Path, config: TrackConfig) -> None:
 
 
 def link(out: Path) -> dict[str, Any]:
-    """What an artifact says of the run it is of: ids and names, no address and no path."""
+    """The run of an artifact: ids and names, without addresses or paths."""
     run = read_json(out / "run.json")
     return run | ({"wandb": {name: run["wandb"][name] for name in ("project", "id")}} if "wandb" in run else {})
 
 
 def stopped(out: Path, config: TrackConfig, history: Sequence[dict[str, Any]]) -> None:
-    """Tell MLflow that the run was ended before its time, as a sweep ends a trial, and how far it came; W&B notices by itself."""
+    """Tell MLflow that a sweep stopped the run early, and at which epoch. W&B notices by itself."""
     run = read_json(out / "run.json") if (out / "run.json").exists() else {}
     if config.mlflow is not None and "mlflow" in run:
         try:
@@ -65,18 +65,18 @@ def stopped(out: Path, config: TrackConfig, history: Sequence[dict[str, Any]]) -
 
 
 def figures(line: dict[str, Any]) -> dict[str, float]:
-    """A line of history as trackers name its figures. What is not a finite number is left out."""
+    """A line of history under the metric names of trackers. Values that are not finite are left out."""
     named = {f"development/{name}": line.get(name) for name in _OF_DEVELOPMENT}
     named |= {ours: line.get(theirs) for theirs, ours in _OF_TRAINING.items()}
     return {name: float(value) for name, value in named.items() if value is not None and math.isfinite(value)}
 
 
 class Trackers:
-    """All trackers of one run, for the one process that tells them."""
+    """All trackers of one run, used by one process."""
 
     def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
-        """settings: what the run was asked for, nested; history: the epochs behind a run that goes on; out has a run.json."""
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and only one worker writes
+        """settings: of the run, nested; history: epochs before a resumed run; out has a run.json."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one worker writes
 
         self.board: Any = SummaryWriter(str(out / "tensorboard"))
         flat = flatten(settings)
@@ -84,14 +84,14 @@ class Trackers:
             *([_Told("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
             *([_Told("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))] if config.wandb is not None else []),
         ]
-        self._tell(history)  # who watches sees the run before its first epoch
+        self._tell(history)  # the run is visible before its first epoch
 
     def step(self, loss: float, num_reviews: int) -> None:
-        """Within an epoch, for TensorBoard alone: the loss so far, and the reviews seen since the first epoch."""
+        """Within an epoch, for TensorBoard only: the loss so far, and the reviews seen since the first epoch."""
         self.board.add_scalar("train/loss_within_epoch", loss, num_reviews)
 
     def epoch(self, history: Sequence[dict[str, Any]]) -> None:
-        """An epoch is over: its line is the last of `history`."""
+        """Report a finished epoch: the last line of `history`."""
         for name, value in figures(history[-1]).items():
             self.board.add_scalar(name, value, history[-1]["epoch"])
         self.board.flush()
@@ -102,7 +102,7 @@ class Trackers:
             other.lines.put(list(history))
 
     def close(self) -> None:
-        """The run is over. Waits for the trackers, each at most `CLOSE_S`."""
+        """End the run. Waits for the trackers, each at most `CLOSE_S`."""
         self.board.close()
         for other in self.others:
             other.lines.put(None)
@@ -127,7 +127,7 @@ class _Tracker(Protocol):
 
 
 class _Told(threading.Thread):
-    """A thread that tells one tracker, and goes on trying at every epoch while the tracker cannot be told."""
+    """A thread that reports to one tracker, and retries at every epoch while the tracker is unavailable."""
 
     def __init__(self, name: str, start: Callable[[], _Tracker]) -> None:
         super().__init__(name=name, daemon=True)
@@ -146,14 +146,14 @@ class _Told(threading.Thread):
                 else:
                     tracker = tracker or self.begin()
                     tracker.tell(history)
-            except Exception as error:  # whatever a tracker's library raises: the training is worth more than its curve
+            except Exception as error:  # any error of a tracker's library: it must not end the training
                 if not complained:
                     _complain(self.name, error)
                 complained = True
 
 
 class _Mlflow:
-    """A run of an MLflow server, or of an sqlite file."""
+    """A run of an MLflow server, or of an SQLite file."""
 
     def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], *, uri: str) -> None:
         from mlflow.entities import Param
@@ -172,7 +172,7 @@ class _Mlflow:
         _note(out, {"mlflow": {"run_id": self.run_id, "experiment": config.experiment}})
 
     def _is_there(self) -> bool:
-        """Whether this server knows the run: a run may go on with another one."""
+        """Whether this server has the run: a run may resume with another server."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -189,7 +189,7 @@ class _Mlflow:
         if found is None:
             try:
                 return str(self.client.create_experiment(name))
-            except MlflowException:  # another run was faster
+            except MlflowException:  # another run created it first
                 found = self.client.get_experiment_by_name(name)
         return str(found.experiment_id)
 
@@ -213,7 +213,7 @@ def _mlflow_client(uri: str) -> Any:
 
 
 class _Wandb:
-    """A run of Weights & Biases, or what `wandb sync` makes one of. Nothing is told of the machine, the code or the command line."""
+    """A run of Weights & Biases, online or for `wandb sync`. It sends nothing about the machine, the code or the command line."""
 
     def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], *, project: str) -> None:
         import wandb
@@ -265,7 +265,7 @@ def _complain(name: str, error: Exception) -> None:
 
 
 def _note(out: Path, values: dict[str, Any]) -> None:
-    """Add to run.json."""
+    """Add values to run.json."""
     with _notes:
         path = out / "run.json"
         write_json(path, (read_json(path) if path.exists() else {}) | values)

@@ -1,13 +1,13 @@
-"""Ray Train: `fit` trains a HAN on an encoded folder, on any number of workers, and leaves an artifact.
+"""Ray Train: `fit` trains a HAN on an encoded folder with any number of workers and writes an artifact.
 
 A run folder:
-  config.json      what was asked for; another request on the same folder is refused
-  checkpoints/     Ray Train's: one an epoch, the last two kept; each holds all that is needed to go on
-  history.jsonl    one line an epoch
-  diverged.json    epoch and step of the first loss or gradient that was not finite, if any; such a run leaves no artifact
-  run.json         its id, and the ids that trackers gave it (see `track`)
+  config.json      the request; another request on the same folder is refused
+  checkpoints/     Ray Train's checkpoints, one for each epoch, the last two kept; each is enough to resume
+  history.jsonl    one line for each epoch
+  diverged.json    epoch and step of the first loss or gradient that was not finite, if any; such a run has no artifact
+  run.json         its id, and the ids that trackers assigned (see `track`)
   tensorboard/     the history, and the loss within epochs
-  artifact/        the network of the best epoch: written last
+  artifact/        the model of the best epoch; written last
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.execution import context as reporting  # there is no public way to its logger
+from ray.train.v2._internal.execution import context as reporting  # its logger has no public name
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,11 +65,11 @@ def fit(
     track: TrackConfig | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> Run:
-    """Train on the encoded folder `data`, validate each epoch on its development split, keep the best epoch's network.
+    """Train on the encoded folder `data`, validate each epoch on its development split, and keep the best epoch's network.
 
-    The same call goes on where a killed one stopped, and after the end returns the finished run. Paths are absolute, on storage that all
-    nodes see. track: None is TensorBoard alone; it may be another one when a run goes on. callbacks: of Ray Train; they hear of every
-    epoch. Raises `Mistake` where the cluster is too small or `out` holds another run.
+    The same call resumes a killed run and returns a finished one. Paths are absolute, on storage of all nodes. track: trackers beside
+    TensorBoard, None for none; they may change when a run resumes. callbacks: of Ray Train, called for every epoch. Raises `Mistake` if the
+    cluster is too small or `out` holds another run.
     """
     folder = read_encoded(data)
     track = track or TrackConfig()
@@ -104,14 +104,14 @@ def fit(
 
 
 def read_run(out: Path) -> Run:
-    """A finished run's result, from its folder."""
+    """The result of a finished run, from its folder."""
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
 
 
 def work(request: dict[str, Any]) -> None:
-    """What every worker runs. Reports one checkpoint an epoch, at the same moment on all workers."""
-    # They repeat all that is reported; LoggingConfig does not reach them, and the second is named by the path of its file.
+    """The training function of every worker. Reports one checkpoint for each epoch, at the same moment on all workers."""
+    # These loggers repeat every report. LoggingConfig does not reach them, and the second is named by the path of its file.
     for repeating in (logging.getLogger("ray.train"), reporting.logger):
         repeating.setLevel(logging.WARNING)
     train = from_json(TrainConfig, request["train"])
@@ -180,7 +180,7 @@ def _diverged(error: NotFinite, epoch: int, step: int) -> str:
 
 
 def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
-    """A fresh network for an encoded folder, its embedding the folder's vectors."""
+    """A new network for an encoded folder, with the folder's vectors as its embedding."""
     num_words, embedding_size = folder.vectors.shape
     network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels))
     network.embedding.weight.data.copy_(torch.from_numpy(folder.vectors))
@@ -188,7 +188,7 @@ def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
 
 
 def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """One line of history. Development figures are those of the logits after the temperature fitted on them."""
+    """One line of history. Development metrics use the logits after the temperature that was fitted on them."""
     temperature = metrics.fit_temperature(logits, labels)
     figures = metrics.measure(metrics.softmax(logits / temperature), labels, label_names=names)
     learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
@@ -196,7 +196,7 @@ def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, name
 
 
 def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
-    """Report to Ray Train: a barrier, so every worker comes here. Rank 0 brings the files."""
+    """Report to Ray Train. This is a barrier: every worker must call it. Rank 0 brings the files."""
     line = history[-1]
     if rank != 0:
         ray.train.report(line)
@@ -225,7 +225,7 @@ def _trackers(request: dict[str, Any], folder: EncodedFolder, history: list[dict
 
 
 class _Journal:
-    """Rank 0's notes: a progress line every few seconds, history.jsonl, the trackers, Prometheus."""
+    """Rank 0's records: a progress line every few seconds, history.jsonl, the trackers, Prometheus."""
 
     def __init__(self, out: Path, num_reviews: int, epochs: int, trackers: Trackers) -> None:
         self.out, self.num_reviews, self.epochs, self.trackers = out, num_reviews, epochs, trackers
@@ -233,7 +233,7 @@ class _Journal:
 
     def step(self, epoch: int) -> Callable[[Seen], None]:
         self.watched.seen(epoch, 0)
-        first: tuple[float, int] | None = None  # when the first step was done, and its reviews: start-up is no speed
+        first: tuple[float, int] | None = None  # time and reviews of the first step: start-up does not count as training speed
         shown = 0.0
 
         def report(seen: Seen) -> None:
@@ -271,7 +271,7 @@ class _Journal:
 
 
 def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> None:
-    """The best epoch's network with its temperature divided into the read-out, so that its logits are calibrated."""
+    """Write the best epoch's network. Its temperature is divided into the read-out, so its logits are calibrated."""
     run = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
     history = read_run(out).history
     best = history[best_epoch(history)]
@@ -291,7 +291,7 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> Non
 
 
 def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:
-    """Which run and which data, by names and fingerprints: an artifact travels, so it has no path of the machine that made it."""
+    """The run and the data of an artifact, by names and fingerprints. Artifacts are shared, so it contains no path of this machine."""
     prepared = as_json(folder.config)
     prepared["vectors"]["source"] = Path(folder.config.vectors.source).name
     return {
@@ -317,7 +317,7 @@ def _finished(out: Path, request: dict[str, Any]) -> bool:
 
 
 def _check_cluster(train: TrainConfig) -> None:
-    """Say what is too small before Ray waits for it without a word."""
+    """Refuse a cluster that is too small, because Ray would wait without a message."""
     there = ray.cluster_resources()
     for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
         if there.get(kind, 0) < needed:
@@ -329,5 +329,5 @@ def _check_cluster(train: TrainConfig) -> None:
 
 
 def _seed(*parts: int) -> int:
-    """One seed of several numbers, well apart from its neighbours."""
+    """One seed derived from several numbers, independent of nearby ones."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
