@@ -25,7 +25,7 @@ from torch import Tensor
 from han.model.network import HAN, Level
 from han.types import RaggedBatch
 
-REACH = 128  # elements on either side of an edit whose states are computed again
+REACH = 256  # elements on either side of an edit whose states are computed again
 EDITS_AT_ONCE = 8_192  # limits the memory: 5 kB an edit at 50 hidden units
 LARGEST_SPAN = 8  # words of a phrase in `flipping_spans`
 SUBSETS = 4_096  # sets of sentences that `flipping_sentences` tries before it becomes greedy
@@ -126,12 +126,16 @@ class _Rows:
         self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
         self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
         self.hidden = self.states.shape[1] // 2
-        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
-        halves = torch.split(level.attention.weight, self.hidden, dim=1) if level.gru is not None else ()
-        self.scored = [self.half(way) @ weight.T for way, weight in enumerate(halves)]
         if level.gru is not None:
-            self.projected = torch.split(level.gru.project(inputs_TE), 3 * self.hidden, dim=1)
+            ways = (slice(0, self.hidden), slice(self.hidden, None))
             self.weights = [(weight.T, bias) for weight, bias in zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True)]
+            # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
+            self.attention = [level.attention.weight[:, way].T for way in ways]
+            projected = torch.split(level.gru.project(inputs_TE), 3 * self.hidden, dim=1)
+            others = [self.states[:, way] for way in reversed(ways)]
+            scored = [torch.addmm(level.attention.bias, other, self.attention[1 - way]) for way, other in enumerate(others)]
+            # What a step of each direction reads of an element, side by side, because most of the time goes into reading it.
+            self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
         scores = torch.tanh(level.attention(self.states)) @ level.context
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
@@ -185,18 +189,19 @@ class _Rows:
         sign = 1 if way == 0 else -1
         own = slice(way * self.hidden, (way + 1) * self.hidden)
         other = slice((1 - way) * self.hidden, (2 - way) * self.hidden)
-        attention = self.level.attention
+        sizes = [3 * self.hidden, len(self.level.context), self.hidden]
         state, places = state[order], places[order]
         sums = torch.zeros_like(mass)
         # How many edits still have an element at each distance: the edits are sorted, so these are the first ones.
         active = len(order) - torch.cumsum(torch.bincount(num_steps), 0)
         for distance, size in enumerate(active[:-1].tolist(), start=1):
             now = places[:size] + sign * distance
-            state = self._step(way, self.projected[way][now], state[:size])
-            hidden = torch.addmm(attention.bias, state, attention.weight[:, own].T) + self.scored[1 - way][now]
-            weights = torch.exp((torch.tanh(hidden) @ self.level.context).double() - self.shift[now])[:, None]
-            sums[:size, own].addcmul_(weights, state.double())
-            sums[:size, other].addcmul_(weights, self.half(1 - way)[now].double())
+            projected, scored, other_state = torch.split(self.read[way].index_select(0, now), sizes, dim=1)
+            state = self._step(way, projected, state[:size])
+            scores = torch.addmm(scored, state, self.attention[way]).tanh_() @ self.level.context
+            weights = torch.exp(scores.double() - self.shift.index_select(0, now))[:, None]
+            sums[:size, own].addcmul_(weights, state)
+            sums[:size, other].addcmul_(weights, other_state)
             sums[:size, -1:] += weights
         mass.index_add_(0, order, sums)
 
