@@ -1,17 +1,24 @@
 """Effects against their definition: score the encoded review again without the part."""
 
+import json
+import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from han.config import ModelConfig
+from han.config import ModelConfig, TextConfig, TrainConfig
+from han.data.samples import planted
 from han.model import effects
 from han.model.network import HAN
-from han.model.ragged import flat_batch
-from han.types import RaggedBatch
+from han.model.ragged import collate, flat_batch, token_batches
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
+from han.train.learn import LabelledBatch, Learner
+from han.types import Encoded, Int32s, RaggedBatch
 
 NUM_WORDS = 30
 ROUNDING = 2e-6  # the attention of a float64 network is computed in float32
@@ -195,3 +202,54 @@ def test_flipping_spans_are_all_spans_of_the_shortest_length_that_flip() -> None
                 break
         assert {flip.parts for flip in effects.flipping_spans(han, batch)} == expected
     assert sizes
+
+
+def learnt(folder: Path, *, num_reviews: int, epochs: int) -> tuple[Encoder, HAN]:
+    """A small network that has learnt planted evidence from reviews of three labels, as `planted.write_jsonl` explains."""
+    planted.write_jsonl(folder / "reviews.jsonl", num_reviews, seed=1, num_neutral=num_reviews // 4)
+    reviews = [json.loads(line) for line in (folder / "reviews.jsonl").read_text().splitlines()]
+    words = sorted(set(re.findall(r"\w+|[^\w\s]+", " ".join(review["text"] for review in reviews).lower())))
+    encoder = Encoder(TextConfig(), None, Vocab(("<unk>", *words)))
+    encodings = [encoder.encode(review["text"]) for review in reviews]
+    encodings = [encoded for encoded in encodings if isinstance(encoded, Encoded)]
+    labels = torch.tensor([("negative", "neutral", "positive").index(review["label"]) for review in reviews])
+    torch.manual_seed(0)
+    han = HAN(
+        ModelConfig(word_hidden=16, word_attention=16, sentence_hidden=16, sentence_attention=16),
+        num_words=len(words) + 1,
+        embedding_size=24,
+        num_classes=3,
+    )
+    config = TrainConfig(epochs=epochs, learning_rate=1e-2)
+    learner = Learner(han, config, num_reviews=len(reviews), device=torch.device("cpu"))
+    for epoch in range(epochs):
+        order = np.random.default_rng(epoch)
+        batches = token_batches(np.array([len(encoded.token_ids) for encoded in encodings]), max_tokens=2_500)
+        learner.train_epoch(
+            (
+                LabelledBatch(reviews=collate([encodings[row] for row in batches[place]]), labels=labels[batches[place]])
+                for place in order.permutation(len(batches))
+            ),
+            seed=epoch,
+        )
+    return encoder, han.eval()
+
+
+def test_planted_evidence_has_the_largest_effects(tmp_path: Path) -> None:
+    encoder, han = learnt(tmp_path, num_reviews=1_600, epochs=7)
+    reviews = list(planted.generate(200, seed=2))
+    encoded = encoder.encode_batch([review.text for review in reviews])
+    batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+    effect = effects.sentence_effects(han, sentence_vectors(han, batch), batch.review_lengths)
+    assert np.mean(effect.labels.numpy() == [{"negative": 0, "positive": 2}[review.label] for review in reviews]) >= 0.98
+    best = first_of_each(effect.effects, encoded.review_lengths)
+    starts = encoded.spans[(np.cumsum(encoded.sentence_lengths) - encoded.sentence_lengths)[best], 0].tolist()
+    assert np.mean([start == review.sentence_start for start, review in zip(starts, reviews, strict=True)]) >= 0.98
+    words = encoded.spans[first_of_each(effects.word_effects(han, batch), encoded.num_tokens)].tolist()
+    assert np.mean([tuple(span) in review.words for span, review in zip(words, reviews, strict=True)]) >= 0.95
+
+
+def first_of_each(values: Tensor, lengths: Int32s) -> list[int]:
+    """The index of the largest value of each row."""
+    ends = np.cumsum(lengths)
+    return [int(end - length + part.argmax()) for end, length, part in zip(ends, lengths, values.split(lengths.tolist()), strict=True)]
