@@ -1,0 +1,98 @@
+"""Measures the effects of the shipped model: their error against the definition, their time, and their faithfulness.
+
+    python -m benchmarks.effects TEST.parquet [NUM_REVIEWS [NUM_REVIEWS_FOR_WORDS]]
+
+TEST.parquet has a column `text`. One thread. Prints JSON.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from han.evaluate import faithfulness
+from han.model import artifact, effects
+from han.model.network import HAN, FoldedHAN
+from han.model.ragged import flat_batch
+from han.types import RaggedBatch
+
+
+def main(path: str, num_reviews: int = 1_000, num_for_words: int = 200) -> None:
+    torch.set_num_threads(1)
+    model = artifact.load(artifact.find("imdb"))
+    texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    chosen = np.random.default_rng(0).permutation(len(texts))[:num_reviews]
+    encoded = model.encoder.encode_batch([texts[row] for row in chosen])
+    batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+    folded = FoldedHAN(model.network)
+    results = {"exactness_and_time": exactness(model.network, folded, batch), "one_review_ms": word_times(model.network, batch)}
+    results["sentences"] = faithfulness.report(model.network, batch, model=folded, words=False)["sentences"]
+    results["words"] = faithfulness.report(model.network, first_reviews(batch, num_for_words), model=folded)["words"]
+    print(json.dumps(results, indent=1))
+
+
+def exactness(network: HAN, folded: FoldedHAN, batch: RaggedBatch) -> dict[str, float]:
+    """Compares all effects with scoring the encoded reviews again without each sentence."""
+    folded(batch)
+    started = time.perf_counter()
+    folded(batch)
+    forward = time.perf_counter() - started
+    with torch.no_grad():
+        vectors, _ = network.words(network.embedding(batch.token_ids), batch.sentence_lengths)
+    started = time.perf_counter()
+    effect = effects.sentence_effects(network, vectors, batch.review_lengths)
+    seconds = time.perf_counter() - started
+    worst, empty = 0.0, np.asarray(network.read_out.bias.detach().double())
+    review_of = np.repeat(np.arange(batch.num_reviews), batch.review_lengths)
+    firsts = (torch.cumsum(batch.review_lengths, 0) - batch.review_lengths).numpy()
+    for place in range(int(batch.review_lengths.max())):
+        reviews = np.flatnonzero((batch.review_lengths.numpy() > place) & (batch.review_lengths.numpy() > 1))
+        taken = np.zeros(len(review_of), dtype=bool)
+        taken[firsts[reviews] + place] = True
+        mask = np.repeat(~taken & np.isin(review_of, reviews), batch.sentence_lengths)
+        logits = torch.from_numpy(faithfulness.logits_of_kept(folded, batch, mask, empty_logits=empty))[reviews]
+        expected = effect.evidence[reviews] - effects.evidence(logits, effect.labels[reviews])
+        worst = max(worst, float((expected - effect.effects[firsts[reviews] + place]).abs().max()))
+    return {"largest_error": worst, "forward_seconds": forward, "effects_seconds": seconds}
+
+
+def word_times(network: HAN, batch: RaggedBatch) -> dict[str, float]:
+    """Milliseconds for the words of the median review, the best of 10."""
+    tokens = np.add.reduceat(batch.sentence_lengths.numpy(), (torch.cumsum(batch.review_lengths, 0) - batch.review_lengths).numpy())
+    review = nth_review(batch, int(np.argsort(tokens)[len(tokens) // 2]))
+    times: dict[str, Any] = {}
+    for method in ("leave_one_out", "attention_share", "gradient_input", "integrated_gradients"):
+        runs = []
+        for _ in range(10):
+            started = time.perf_counter()
+            effects.word_effects(network, review, method=method)  # type: ignore[arg-type]
+            runs.append(time.perf_counter() - started)
+        times[method] = round(min(runs) * 1e3, 2)
+    return times
+
+
+def first_reviews(batch: RaggedBatch, number: int) -> RaggedBatch:
+    sentences = int(batch.review_lengths[:number].sum())
+    tokens = int(batch.sentence_lengths[:sentences].sum())
+    return RaggedBatch(
+        token_ids=batch.token_ids[:tokens],
+        sentence_lengths=batch.sentence_lengths[:sentences],
+        review_lengths=batch.review_lengths[:number],
+    )
+
+
+def nth_review(batch: RaggedBatch, number: int) -> RaggedBatch:
+    before, upto = first_reviews(batch, number), first_reviews(batch, number + 1)
+    return RaggedBatch(
+        token_ids=upto.token_ids[len(before.token_ids) :],
+        sentence_lengths=upto.sentence_lengths[len(before.sentence_lengths) :],
+        review_lengths=upto.review_lengths[number:],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))
