@@ -18,7 +18,7 @@ _LOG_S = 2.0  # seconds between two lines of a log
 class Rows:
     """Reports rows done: how many of how many, rows a second, seconds left."""
 
-    live: bool = field(default_factory=sys.stdout.isatty)
+    live: bool = field(default_factory=lambda: sys.stdout.isatty())
     clock: Callable[[], float] = time.monotonic
     _began: float | None = None
     _shown: float = -_LOG_S
@@ -44,7 +44,7 @@ class Rows:
 class Steps:
     """Reports steps of work, one after another: each has its own bar, or its own lines."""
 
-    live: bool = field(default_factory=sys.stdout.isatty)
+    live: bool = field(default_factory=lambda: sys.stdout.isatty())
     clock: Callable[[], float] = time.monotonic
     _began: dict[str, float] = field(default_factory=dict)
     _shown: dict[str, float] = field(default_factory=dict)

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import optuna
 import pytest
 
 from han.tune import sweep
-from jobs.progress import Rows
+from jobs.progress import Rows, Steps
 from jobs.trials import Trials
 
 
@@ -69,3 +71,9 @@ def test_a_sweep_is_a_table_with_a_row_a_trial_and_a_line_for_all(capsys: pytest
     assert shown[4].split() == ["2", "failed", "0", "learning_rate=0.001", "no", "memory"]
     assert shown[5].split("over: ")[1] == "1 done, 1 stopped early, 1 failed; 0 running; best 80.00% (trial 0); about 0 min left"
     assert len(shown) == 6
+
+
+def test_whether_the_output_is_a_terminal_is_asked_when_a_reporter_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda answer=is_terminal: answer))
+        assert (Rows().live, Steps().live) == (is_terminal, is_terminal)
