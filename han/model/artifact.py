@@ -32,6 +32,7 @@ from pydantic_core import from_json as parse_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
+from torch.overrides import TorchFunctionMode
 
 from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
@@ -195,13 +196,12 @@ def load(folder: Path) -> Artifact:
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
         raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
-    with torch.device("meta"):  # does not draw random weights that would be replaced
-        network = HAN(
-            from_json(ModelConfig, config["model"]),
-            num_words=len(encoder.vocab),
-            embedding_size=config["embedding_size"],
-            num_classes=len(config["labels"]),
-        )
+    network = _without_weights(
+        from_json(ModelConfig, config["model"]),
+        num_words=len(encoder.vocab),
+        embedding_size=config["embedding_size"],
+        num_classes=len(config["labels"]),
+    )
     weights = _read_weights(folder / "model.safetensors")
     _check_shapes(folder, network, weights)
     network.load_state_dict(weights, assign=True)
@@ -224,11 +224,25 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
     weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
-    with torch.device("meta"):
-        embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
-        network = HAN(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)
+    embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
+    network = _without_weights(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)
     network.load_state_dict(weights, assign=True)
     return Encoder(tokeniser.config, tokeniser.punkt, vocab), network.eval()
+
+
+def _without_weights(config: ModelConfig, **sizes: int) -> HAN:
+    """A `HAN` whose parameters have shapes and no values, for weights that are assigned next."""
+    with torch.device("meta"), _NoInitialisation():
+        return HAN(config, **sizes)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skips `torch.nn.init`: on the device "meta" it does nothing but import torch's compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def find(model: str) -> Path:

@@ -62,7 +62,8 @@ class Level(nn.Module):
         self.gru = RaggedGRU(input_size, hidden_size) if hidden_size is not None else None
         self.size = 2 * hidden_size if hidden_size is not None else input_size  # of a vector that comes out
         self.attention = nn.Linear(self.size, attention_size)
-        self.context = nn.Parameter(torch.randn(attention_size) * 0.1)
+        self.context = nn.Parameter(torch.empty(attention_size))
+        nn.init.normal_(self.context, std=0.1)
 
     def forward(self, inputs_TE: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors [rows, size], attention [T]) of T inputs that lie row after row; lengths: int64, on the CPU, all >= 1."""
