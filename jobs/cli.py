@@ -207,6 +207,15 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     print(f"Ray: {int(resources.get('CPU', 0))} CPUs, {int(resources.get('GPU', 0))} GPUs, {plural(len(ray.nodes()), 'node')}", flush=True)
 
 
+def is_connected() -> bool:
+    """Whether this process has joined or started a Ray."""
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def num_cpus() -> int:
     """CPUs of this machine, where jobs run if they join no cluster."""
     return os.cpu_count() or 1

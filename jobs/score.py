@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jobs import cli
 
 if TYPE_CHECKING:
     from han.score.batch_job import Plan
-    from han.score.pool import BatchScorer, Task
+    from han.score.worker import BatchScorer, Task
 
 EXAMPLES = (
     "--input 'dump/*.parquet' --out scores",
@@ -59,7 +60,7 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     cli.show(f"score {source} -> {out}", job)
     print("loading the model", flush=True)
     from han.score import batch_job, publish
-    from han.score.pool import local_scorer
+    from han.score.worker import local_scorer
     from jobs.progress import Rows
 
     plan = batch_job.plan(source, out, model=model, columns=job.columns, config=job.pool, output=job.output, limit=job.limit)
@@ -73,8 +74,10 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     began = time.monotonic()
     scores = batch_job.published(plan)
     if scores is None:
-        cli.connect()
-        scores = batch_job.score(plan, Rows(), make_scorer=ask or local_scorer, failpoint=failpoint)
+        num_processes = _processes_here(plan) if ask is None else None
+        if num_processes is None:
+            cli.connect()
+        scores = batch_job.score(plan, Rows(), num_processes=num_processes, make_scorer=ask or local_scorer, failpoint=failpoint)
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
         print(f"the input's column {name} is now {new}, because {name} holds the prediction")
@@ -92,6 +95,16 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
             f"{took_s:,.1f} s including start-up, {scores.rows_now / took_s:,.0f} records a second; model {scores.manifest['job']['model']}"
         )
     print(f"next: read {out}/scores with any Parquet reader, or verify it: {cli.command('verify')} --out {out}")
+
+
+def _processes_here(plan: Plan) -> int | None:
+    """How many processes score the input without Ray; None if Ray is wanted, or worth its start."""
+    from han.score import batch_job
+
+    if os.environ.get("RAY_ADDRESS") or cli.is_connected() or not batch_job.fits_here(plan):
+        return None
+    print("a small input: scoring it here without Ray (--num-actors N starts Ray)", flush=True)
+    return cli.num_cpus()
 
 
 def _estimate(plan: Plan) -> None:

@@ -11,8 +11,8 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from han.score.pool import BatchScorer, Task
 from han.score.scorer import Scored
+from han.score.worker import BatchScorer, Task
 from han.types import Mistake
 from serve.backend import About
 
@@ -69,5 +69,5 @@ class Deployed:
 
 
 def ask(task: Task, *, application: str) -> BatchScorer:
-    """A scorer for `han.score.pool`."""
+    """A scorer for the workers of a batch job."""
     return Deployed(application)

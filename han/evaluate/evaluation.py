@@ -15,9 +15,9 @@ from han.data import sources
 from han.data.sources import BadRecord, Batch
 from han.model import artifact, metrics
 from han.score import pool
-from han.score.pool import Item, Report, Task, local_scorer
 from han.score.retries import Attempts
 from han.score.scorer import Scored
+from han.score.worker import Item, Report, Task, local_scorer
 from han.storage import write_json
 from han.types import Mistake
 

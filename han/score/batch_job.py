@@ -9,26 +9,27 @@ import hashlib
 import json
 import math
 import secrets
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import han
-from han.cluster.metrics import Scoring
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
 from han.data import files, sources
 from han.data.sources import Shard
 from han.model import artifact
-from han.score import pool, publish
+from han.score import publish, worker
 from han.score.manifest import STAGING
-from han.score.pool import BatchScorer, Item, Report, Task, local_scorer
 from han.score.publish import Job, Part, PartPlan, Record
+from han.score.worker import BatchScorer, Closed, Item, Report, Task, local_scorer
 from han.types import Mistake, TooManyBad
 
 _SAMPLE = 512  # records that a dry run scores
-_RAY_S = 6.0  # until a local Ray has started its first actor; measured on 2 CPUs
+_BYTES_HERE = 64_000_000  # of decompressed input: about 48,000 reviews as long as IMDB's
+_RAY_S = 6.0  # until a Ray on this machine has started and its first actor begins to load
 _MOST_IMPORTS_S = 6.0
 _FORWARDING_CPUS = 0.01  # of an actor that forwards texts to other scorers
 
@@ -116,8 +117,28 @@ def published(plan: Plan) -> Scores | None:
     return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
 
 
-def score(plan: Plan, report: Report, *, make_scorer: Callable[[Task], BatchScorer] = local_scorer, failpoint: str | None = None) -> Scores:
+def fits_here(plan: Plan) -> bool:
+    """Whether forked processes of this machine score the input in less time than Ray needs to start and to end, or not much more."""
+    return (
+        sys.platform == "linux"
+        and not plan.config.gpu
+        and plan.config.num_actors is None
+        and not any("://" in place for place in (plan.out, *(item.shard.path for item in plan.items)))
+        and sum(_bytes_of(item.shard) for item in plan.items) <= _BYTES_HERE
+    )
+
+
+def score(
+    plan: Plan,
+    report: Report,
+    *,
+    num_processes: int | None = None,
+    make_scorer: Callable[[Task], BatchScorer] = local_scorer,
+    failpoint: str | None = None,
+) -> Scores:
     """Run the job; its folder must be visible to every node. The same call again resumes the job, or does nothing.
+
+    num_processes: of this machine, without Ray (see `fits_here`); None: a pool of actors on Ray.
 
     Raises `TooManyBad` if more records are bad than `max_bad_ratio` allows; nothing is published, and finished parts stay staged. An input
     that changes during the run raises `InputChanged`, and nothing is published. A disk that fails raises its OSError. make_scorer: makes
@@ -136,13 +157,13 @@ def score(plan: Plan, report: Report, *, make_scorer: Callable[[Task], BatchScor
         finished = dict(claim.records)
         rows_now, bad = 0, sum(record["quarantined"] for record in finished.values())
         num_rows = _known_rows(plan)
-        watched = Scoring(plan.out, model=plan.fingerprint, num_shards=len(plan.items))
-        watched.shards(len(finished), {})
+        items = [item for item in plan.items if item.name not in finished]
+        run = (
+            functools.partial(worker.run_here, num_processes=num_processes) if num_processes else _on_ray(plan, num_finished=len(finished))
+        )
         try:
-            items = [item for item in plan.items if item.name not in finished]
-            for record, _ in pool.run(items, task, _both(report, watched)):
+            for record, _ in run(items, task, report):
                 finished[record["part"]] = record
-                watched.shards(len(finished), record["reasons"])
                 rows_now += record["rows_in"]
                 bad += record["quarantined"]
                 if num_rows is not None and bad > plan.output.max_bad_ratio * num_rows:
@@ -163,12 +184,24 @@ def score(plan: Plan, report: Report, *, make_scorer: Callable[[Task], BatchScor
         return Scores(manifest=publish.publish(claim, records, {"model": plan.model, "rows_now": rows_now}), rows_now=rows_now)
 
 
-def _both(report: Report, watched: Scoring) -> Report:
-    def both(what: str, done: int, total: int, *, exact: bool = True) -> None:
-        watched.rows(done, total)
-        report(what, done, total, exact=exact)
+def _on_ray(plan: Plan, *, num_finished: int) -> Callable[[Sequence[Item], Task, Report], Iterator[Closed]]:
+    """`pool.run`, with metrics for Prometheus."""
+    from han.cluster.metrics import Scoring
+    from han.score import pool
 
-    return both
+    watched = Scoring(plan.out, model=plan.fingerprint, num_shards=len(plan.items))
+    watched.shards(num_finished, {})
+
+    def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[Closed]:
+        def both(what: str, done: int, total: int, *, exact: bool = True) -> None:
+            watched.rows(done, total)
+            report(what, done, total, exact=exact)
+
+        for number, (record, content) in enumerate(pool.run(items, task, both), start=num_finished + 1):
+            watched.shards(number, record["reasons"])
+            yield record, content
+
+    return run
 
 
 def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
@@ -187,7 +220,7 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
         for item in chosen:
             began = time.monotonic()
             part = sink(item, scorer.labels)
-            for batch in pool.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), math.ceil(_SAMPLE / len(chosen))):
+            for batch in worker.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), math.ceil(_SAMPLE / len(chosen))):
                 reviews = sources.reviews(batch, item.shard, plan.columns, labelled=False)
                 part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist()))
                 read_bytes += batch.table.nbytes
@@ -199,7 +232,7 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
     num_rows = known if known is not None else round(sum(_bytes_of(item.shard) for item in plan.items) * rows / max(1, read_bytes))
     num_actors = max(1, min(len(plan.items), plan.config.num_actors or num_cpus))
     rows_per_s = rows / max(took_s, 1e-9)
-    start_up_s = _RAY_S + imports_s + load_s
+    start_up_s = load_s + imports_s + (0 if fits_here(plan) else _RAY_S)
     return Estimate(
         num_rows=num_rows,
         is_exact=known is not None,
@@ -275,7 +308,7 @@ def _items(shards: Sequence[Shard], columns: ColumnsConfig, limit: int | None) -
             break
         num_rows = None
         if limit is not None:
-            num_rows = sum(len(batch.rows) + len(batch.bad) for batch in pool.first(sources.read(shard, columns), limit))
+            num_rows = sum(len(batch.rows) + len(batch.bad) for batch in worker.first(sources.read(shard, columns), limit))
             limit -= num_rows
         where = hashlib.sha256(f"{shard.path} {shard.group} {shard.start}".encode()).hexdigest()[:8]
         items.append(Item(name=f"part-{index:05d}-{where}", shard=shard, num_rows=num_rows))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from han.score import batch_job, publish
-from han.score.pool import BatchScorer, Task, local_scorer
 from han.score.publish import Claim, Part, Record
 from han.score.scorer import Scored
+from han.score.worker import BatchScorer, Task, local_scorer
 from jobs import cli
 from jobs.score import Score, main
 

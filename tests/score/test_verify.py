@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from han.config import ColumnsConfig, OutputConfig, as_json
 from han.data.sources import BadRecord, Batch
 from han.model import artifact
-from han.score import contract, duplicates, publish
+from han.score import contract, publish
 from han.score import scorer as scoring
+from han.score import verify as verifying
 from han.score.publish import Part, PartPlan
 from han.score.scorer import Scorer
 from han.score.verify import PROBLEMS, Verdict, verify
@@ -426,13 +427,13 @@ def test_an_id_that_repeats_is_a_problem_only_where_that_was_asked(tmp_path: Pat
 
 
 def test_equal_hashes_of_unequal_ids_are_no_problem(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "hashes", lambda values: np.zeros(len(values), np.uint64))
+    monkeypatch.setattr(verifying, "hashes", lambda values: np.zeros(len(values), np.uint64))
     assert check(good, unique_ids=True).num_problems == 0
 
 
 def test_more_repeats_than_can_be_compared_are_counted_by_hash(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     out = write(tmp_path / "out", scorer, ids="abcdabcd")
-    monkeypatch.setattr(duplicates, "COMPARED", 1)
+    monkeypatch.setattr(verifying, "COMPARED", 1)
     verdict = check(out, unique_ids=True)
     assert verdict.broken["ids"] == 4
     assert verdict.problems[-1] == "3 more rows have ids that others have"
@@ -441,8 +442,8 @@ def test_more_repeats_than_can_be_compared_are_counted_by_hash(tmp_path: Path, s
 @given(st.lists(st.text(max_size=4), max_size=40))
 def test_strings_have_equal_hashes_just_where_they_are_equal(values: list[str]) -> None:
     values = [value.encode("utf-8", "replace").decode() for value in values]
-    found = duplicates.hashes(pa.array(values, pa.string())).tolist()
-    alone = [int(duplicates.hashes(pa.array([value], pa.string()))[0]) for value in values]
+    found = verifying.hashes(pa.array(values, pa.string())).tolist()
+    alone = [int(verifying.hashes(pa.array([value], pa.string()))[0]) for value in values]
     assert found == alone
     assert len(set(found)) == len(set(values))
 
