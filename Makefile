@@ -32,7 +32,7 @@ CPUS ?= 2
 THERE = eval "$$($(RUN) -m deploy env)"
 
 .PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
-	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
+	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List all tasks
@@ -115,6 +115,11 @@ chaos-cluster: $(READY) ## Kill one of three nodes under training, a sweep, scor
 
 soak: $(READY) ## Score 200,000 reviews and check that memory is flat and speed steady [ARGS='--data FILE']
 	$(RUN) -m benchmarks.soak $(ARGS)
+
+bench: $(READY) ## Measure the speed of every step beside baselines, about 10 minutes on an idle machine: DATA=file.parquet [ARGS=--record]
+	@test -n "$(DATA)" || { echo "make bench needs DATA: Parquet with a column text, such as IMDB's test split" >&2; exit 2; }
+	$(PIP) -c constraints.txt onnx onnxruntime
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.speed --data "$(DATA)" $(ARGS)
 
 bench-online: $(READY) ## Measure requests/s and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
