@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from han.model.gru import SortedRows, compiled, padded, recurrent_weights, run_in_threads
@@ -58,14 +59,23 @@ def evidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_effects(network: HAN, vectors_SD: Tensor, review_lengths: Tensor, *, reach: int = REACH) -> SentenceEffects:
+def sentence_effects(
+    network: HAN,
+    vectors_SD: Tensor,
+    review_lengths: Tensor,
+    *,
+    logits_RC: Tensor | None = None,
+    weights: CompiledWeights | None = None,
+    reach: int = REACH,
+) -> SentenceEffects:
     """The effect of every sentence of R reviews, from their sentence vectors.
 
-    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1. Equal to scoring
-    the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1` sentences.
+    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1; logits_RC: the
+    logits of the whole reviews where they are known; weights: of `network.sentences`, from `compile_weights`, where they are kept. Equal to scoring the encoded review without the sentence's tokens, within the
+    rounding of float32, for reviews of at most `reach + 1` sentences.
     """
-    rows = _Rows(network.sentences, vectors_SD, review_lengths)
-    logits_RC = network.read_out(rows.vectors())
+    rows = _Rows(network.sentences, vectors_SD, review_lengths, weights)
+    logits_RC = network.read_out(rows.vectors()) if logits_RC is None else logits_RC
     labels = logits_RC.argmax(dim=1)
     whole = evidence(logits_RC, labels)
     review_of = torch.repeat_interleave(torch.arange(len(review_lengths)), review_lengths).to(vectors_SD.device)
@@ -125,14 +135,14 @@ def _edited(rows: _Rows, places: Tensor, replacements: Tensor | None, reach: int
 class _Rows:
     """States, attention scores and sums of the unedited rows, which all edits of them share."""
 
-    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor) -> None:
+    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights | None = None) -> None:
         self.level, self.inputs = level, inputs_TE
         device = inputs_TE.device
         self.ends = torch.cumsum(lengths, 0)
         self.first = torch.repeat_interleave(self.ends - lengths, lengths).to(device)  # [T], of the element's row
         self.last = torch.repeat_interleave(self.ends - 1, lengths).to(device)
-        kernels = compiled() if device.type == "cpu" and inputs_TE.dtype in (torch.float32, torch.float64) else None
-        self.compiled = _CompiledRows(level, inputs_TE, lengths, kernels) if level.gru is not None and kernels is not None else None
+        weights = weights or compile_weights(level)
+        self.compiled = _CompiledRows(level, inputs_TE, lengths, weights) if weights is not None else None
         if self.compiled is not None:
             self.states, scores = self.compiled.states, self.compiled.scores
         else:
@@ -153,8 +163,8 @@ class _Rows:
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
         self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
-        weights = torch.exp(scores.double() - self.shift)
-        self.mass = torch.cat([weights[:, None] * self.states, weights[:, None]], dim=1)  # float64 [T, size + 1]
+        shares = torch.exp(scores.double() - self.shift)
+        self.mass = torch.cat([shares[:, None] * self.states, shares[:, None]], dim=1)  # float64 [T, size + 1]
         self.sums = torch.cat([self.mass.new_zeros(1, self.mass.shape[1]), torch.cumsum(self.mass, 0)])
 
     def vectors(self) -> Tensor:
@@ -237,30 +247,56 @@ class _Rows:
         return torch.where(total > 0, mass[:, :-1] / total, 0.0).to(self.inputs.dtype)
 
 
-class _CompiledRows:
-    """The states of the unedited rows, and of the elements that follow an edit, from the compiled kernels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledWeights:
+    """The weights of a `Level` with a GRU, laid out for the kernels."""
 
-    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, kernels: ModuleType) -> None:
-        assert level.gru is not None  # noqa: S101
-        self._kernels = kernels
+    kernels: ModuleType
+    width: int  # elements of a SIMD vector
+    recurrent: tuple[NDArray[Any], NDArray[Any]]  # as `gru.recurrent_weights` returns them
+    attention: NDArray[Any]  # [2, H, Ap], the parts of the two directions
+    bias: NDArray[Any]  # [Ap]
+    context: NDArray[Any]  # [Ap]
+
+
+def compile_weights(level: Level) -> CompiledWeights | None:
+    """The weights of a level as they are now; None on a GPU, without a GRU or without the compiled kernels."""
+    kernels, dtype = compiled(), level.context.dtype
+    if kernels is None or level.gru is None or level.context.is_cuda or dtype not in (torch.float32, torch.float64):
+        return None
+    width = kernels.WIDTH[level.context.detach().numpy().dtype]
+    parts = (level.attention.weight.T, level.attention.bias, level.context)
+    weight, bias, context = (padded(part.detach().numpy(), width) for part in parts)
+    return CompiledWeights(
+        kernels=kernels,
+        width=width,
+        recurrent=recurrent_weights(level.gru.both_ways("weight_hh"), level.gru.both_ways("bias_hh"), width),
+        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
+        attention=weight.reshape(2, level.size // 2, -1),
+        bias=bias,
+        context=context,
+    )
+
+
+class _CompiledRows:
+    """The states of the unedited rows, and the sums of edited ones, from the compiled kernels."""
+
+    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights) -> None:
+        assert level.gru is not None  # noqa: S101 - `compile_weights` has checked it
+        self._weights = weights
         self._projected = level.gru.project(inputs_TE).numpy().ravel()
-        self._width = kernels.WIDTH[self._projected.dtype]
-        self._recurrent = recurrent_weights(level.gru.both_ways("weight_hh"), level.gru.both_ways("bias_hh"), self._width)
         total, hidden = len(inputs_TE), level.size // 2
         states = np.zeros((total + 2) * 2 * hidden, self._projected.dtype)
-        kept = np.empty(0, states.dtype)
         rows = SortedRows.of(lengths)
-        arguments = (self._projected, rows.starts, rows.lengths, *self._recurrent, self._width)
-        run_in_threads(kernels.forward, total, *arguments, after=(states, kept))
+        arguments = (self._projected, rows.starts, rows.lengths, *weights.recurrent, weights.width)
+        run_in_threads(weights.kernels.forward, total, *arguments, after=(states, np.empty(0, states.dtype)))
         self._states = states[: total * 2 * hidden].reshape(total, 2 * hidden)
         self.states = torch.from_numpy(self._states)  # [T, 2H]
-        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
-        weight, bias, context = (padded(part.detach().numpy(), self._width) for part in _transposed(level))
-        self._attention = np.stack([weight[:hidden], weight[hidden:]])
-        parts = [self.states[:, :hidden] @ torch.from_numpy(weight[:hidden]), self.states[:, hidden:] @ torch.from_numpy(weight[hidden:])]
-        self.scores = torch.tanh(parts[0] + parts[1] + torch.from_numpy(bias)) @ torch.from_numpy(context)  # [T]
-        self._scored = torch.stack([parts[1] + torch.from_numpy(bias), parts[0] + torch.from_numpy(bias)]).numpy().reshape(2, -1)
-        self._context = context
+        forward, backward = (self.states.view(total, 2, hidden)[:, way] @ torch.from_numpy(weights.attention[way]) for way in (0, 1))
+        backward += torch.from_numpy(weights.bias)
+        self.scores = torch.tanh(forward + backward) @ torch.from_numpy(weights.context)  # [T]
+        forward += torch.from_numpy(weights.bias)
+        self._scored = torch.stack([backward, forward]).numpy().reshape(2, -1)
 
     def without(self, places: Tensor, starts: Sequence[Tensor], rows: _Rows, reach: int) -> Tensor:
         """Sums, float64 [N, size + 1], of the rows without the element at each place.
@@ -270,14 +306,11 @@ class _CompiledRows:
         begin = torch.stack(list(starts)).numpy() if starts else np.empty((2, 0, rows.hidden), self._states.dtype)
         sums = np.zeros((len(places), rows.sums.shape[1]))
         arrays = (self._projected, self._states, self._scored, rows.shift.numpy(), rows.sums.numpy())
-        weights = (*self._recurrent, self._attention, self._context, self._width)
+        kept = self._weights
+        weights = (*kept.recurrent, kept.attention, kept.context, kept.width)
         edits = (rows.first.numpy(), rows.last.numpy(), places.numpy(), begin, reach, SAME_STATE)
-        run_in_threads(self._kernels.run_edits, 10 * len(places), *arrays, *weights, *edits, after=(sums,))
+        run_in_threads(kept.kernels.run_edits, 10 * len(places), *arrays, *weights, *edits, after=(sums,))
         return torch.from_numpy(sums)
-
-
-def _transposed(level: Level) -> tuple[Tensor, Tensor, Tensor]:
-    return level.attention.weight.T, level.attention.bias, level.context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
