@@ -240,6 +240,8 @@ class OutputConfig:
 
     attention: AttentionDetail = "words"
     """detail of the attention in the output"""
+    effects: Literal["none", "sentences", "words"] = "none"
+    """effects in the output, where attention is not none: of sentences (exact), or of words too (an estimate, about 8 times as slow)"""
     carry: tuple[str, ...] | None = None
     """columns of the input to keep; None keeps all"""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
@@ -253,6 +255,8 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, rows_per_file=1)
+        if self.effects != "none" and self.attention != "words" and self.attention != self.effects:
+            raise Mistake(f"effects is {self.effects}, but attention is {self.attention}: the attention must have at least that detail")
         if not 0 <= self.max_bad_ratio <= 1:
             raise Mistake(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
 

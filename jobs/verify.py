@@ -20,6 +20,7 @@ _CHECKS = {
     "quarantine": "quarantined records: each once, with place and reason",
     "answers": "rows: label, probabilities, counts and model agree",
     "attention": "rows: attention has the requested detail and sums to 1",
+    "effects": "rows: effects are present where requested and add up to the evidence",
     "spans": "rows: spans in order, words inside their sentences",
     "slices": "rows: spans inside the text, without white space at their ends",
     "ids": "ids: each occurs once",

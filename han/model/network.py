@@ -43,7 +43,7 @@ class HAN(nn.Module):
         sentences_SD, word_attention = self.words(embedded_TE, batch.sentence_lengths)
         reviews_RD, sentence_attention = self.sentences(self.dropout(sentences_SD), batch.review_lengths)
         logits = self.read_out(self.dropout(reviews_RD))
-        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention)
+        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=sentences_SD)
 
     def _dropped(self, embedded_TE: Tensor, lengths: Tensor) -> Tensor:
         """One mask a sentence, the same at all its words (Gal and Ghahramani 2016): 20 times fewer random numbers than one a word."""
@@ -117,7 +117,7 @@ class FoldedHAN:
             projected = self.sentences.project(vectors_SD)
             reviews_RD, sentence_attention = self.sentences(projected, np.arange(len(vectors_SD)), batch.review_lengths)
         logits = self.network.read_out(reviews_RD)
-        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention)
+        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=vectors_SD)
 
 
 class _CompiledLevel:

@@ -27,7 +27,7 @@ from han.score.manifest import MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, D
 from han.types import Mistake
 
 Report: TypeAlias = Callable[[str, int, int], None]  # name of the step, rows done, total rows
-Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "spans", "slices", "ids"]
+Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "effects", "spans", "slices", "ids"]
 
 PROBLEMS = 20  # problems that are kept as lines; all are counted
 COMPARED = 100_000  # most ids in memory while repeats are compared; further repeats are counted by their hashes
@@ -240,7 +240,7 @@ def _wrong_columns(schema: pa.Schema, first: pa.Schema) -> str | None:
     at = schema.get_field_index("probabilities")
     labels = [field.name for field in schema.field(at).type] if at >= 0 and pa.types.is_struct(schema.field(at).type) else []
     ours = scorer.schema(labels)
-    if not labels or pa.schema(list(schema)[-len(ours) :]) != ours:
+    if not labels or not any(pa.schema(list(schema)[-len(each) :]) == each for each in (ours, scorer.schema_without_effects(labels))):
         return f"its last columns are not {', '.join(ours.names)} in their types"
     return None if schema == first else "its columns are not those of the other files"
 
@@ -249,7 +249,8 @@ def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.Rec
     """All rows in batches, with their texts if those are carried."""
     names = parquet.schema_arrow.names
     text = _carried(names, text_column)
-    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-_NUM_OURS:], *([text] if text else [])]):
+    ours = names[-_NUM_OURS:] if names[-1] == "effects" else names[1 - _NUM_OURS :]
+    for read in parquet.iter_batches(_READ_ROWS, columns=[*ours, *([text] if text else [])]):
         read.validate(full=True)
         for first in range(0, len(read), _CHECK_ROWS):
             batch = read.slice(first, _CHECK_ROWS)
@@ -277,6 +278,7 @@ def _check_batch(
     ]
     if listing.attention != "none":
         checks += [("attention", contract.broken_attention(lists)), ("spans", contract.broken_spans(lists))]
+        checks += [("effects", contract.broken_effects(batch, lists, effects=listing.effects))]
         if texts is not None:
             checks.append(("slices", contract.broken_slices(lists, texts=texts, attention=listing.attention)))
     for kind in dict(checks):

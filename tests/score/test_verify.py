@@ -214,7 +214,7 @@ def test_a_damaged_row_is_found_and_named(out: Path, damage: Callable[[Row], obj
 def test_a_good_folder_has_no_problems_and_all_of_it_is_checked(good: Path) -> None:
     verdict = check(good, unique_ids=True)
     assert verdict.problems == verdict.notes == ()
-    rows = dict.fromkeys(("answers", "attention", "spans", "slices"), 6)
+    rows = dict.fromkeys(("answers", "attention", "effects", "spans", "slices"), 6)
     assert verdict.checked == rows | {"manifest": 2, "files": 4, "quarantine": 4, "ids": 8}
 
 
