@@ -229,7 +229,7 @@ class _Pass:
 
 def _pass(network: HAN, batch: RaggedBatch) -> _Pass:
     with torch.no_grad():
-        word_vectors = network.embedding(batch.token_ids)
+        word_vectors = network.word_vectors(batch)
         sentence_vectors, _ = network.words(word_vectors, batch.sentence_lengths)
     sentence_vectors = sentence_vectors.detach().requires_grad_()
     with torch.enable_grad():
@@ -285,7 +285,7 @@ def _attention_share(network: HAN, batch: RaggedBatch) -> Tensor:
 def _integrated_gradients(network: HAN, batch: RaggedBatch, *, steps: int, at_end: bool) -> Tensor:
     """Mean gradient on the straight line from zero vectors to the word vectors, at the middle of each step, times the word vectors."""
     with torch.no_grad():
-        word_vectors = network.embedding(batch.token_ids)
+        word_vectors = network.word_vectors(batch)
         labels = network(batch).logits.argmax(dim=1)
     total = torch.zeros_like(word_vectors)
     for step in range(steps):

@@ -378,11 +378,13 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def infer(  # type: ignore[no-untyped-def]
-    table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares
-):
+    table, ids, added, added_rows, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers,
+    vectors, shares,
+):  # fmt: skip
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
-    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; starts, lengths: [rows], sorted longest first;
+    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; added: [T, F] and added_rows: [F, 6H], whose
+    product is added to the tokens' rows, or empty; starts, lengths: [rows], sorted longest first;
     weights [2, H, 3Hp], bias [2, 3Hp], attention [2H, Ap], attention_bias [Ap], context [Ap], padded to whole SIMD vectors; rows: the
     number of each sorted row in `vectors`. Fills vectors [rows, 2H] and shares [T], in the order of the tokens.
     """
@@ -394,19 +396,45 @@ def infer(  # type: ignore[no-untyped-def]
     scores = np.zeros(ROWS * longest + ROWS, table.dtype)
     at = np.zeros((4, ROWS), np.int64)
     scratch = np.zeros(ROWS, np.int64)
+    inputs = np.empty(ROWS * longest * 6 * hidden if added.shape[1] > 0 else 0, table.dtype)
+    in_order = np.arange(ROWS * longest)
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         end = min(group + ROWS, len(lengths))
         used = 0
         for row in range(group, end):
             scratch[row - group] = used
             used += lengths[row]
-        _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
+        if added.shape[1] > 0:
+            _add_inputs(table, ids, added, added_rows, starts[group:end], lengths[group:end], inputs)
+            _run_group(inputs, in_order, scratch[: end - group], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
+        else:
+            _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
         for first in range(0, used, ROWS):
             for row in range(ROWS):
                 at[0, row] = min(first + row, used - 1) * depth
             _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)  # type: ignore[call-arg]
         for row in range(group, end):
             _weigh(states, scores, scratch[row - group], lengths[row], depth, vectors[rows[row]], shares[starts[row] :])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_inputs(table, ids, added, added_rows, starts, lengths, inputs):  # type: ignore[no-untyped-def]
+    """The inputs of one group's tokens, row after row: table[id] + added @ added_rows."""
+    num_added, size = added_rows.shape
+    place = 0
+    for row in range(len(starts)):
+        for token in range(starts[row], starts[row] + lengths[row]):
+            summed = inputs[place : place + size]
+            of_word = table[ids[token] * size : (ids[token] + 1) * size]
+            for unit in range(size):
+                summed[unit] = of_word[unit]
+            for number in range(num_added):
+                factor = added[token, number]
+                if factor != 0:
+                    line = added_rows[number]
+                    for unit in range(size):
+                        summed[unit] += factor * line[unit]
+            place += size
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -477,3 +505,38 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
                     )  # fmt: skip
                 if step > 0:
                     _add_product(products, weights[way], carried, 3 * hidden, padded)  # type: ignore[call-arg]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mix(value):  # type: ignore[no-untyped-def]
+    """SplitMix64, as `ngrams._mix`."""
+    value += np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, inputs):  # type: ignore[no-untyped-def]
+    """Fills inputs float32 [T, orders * K] with the weights of the n-grams that end at each token (see `ngrams.NgramTable`)."""
+    num_columns = weights.shape[1]
+    orders = inputs.shape[1] // num_columns
+    inputs[:] = 0
+    first = 0
+    for length in sentence_lengths:
+        for last in range(first, first + length):
+            mixed = np.uint64(0)
+            for order in range(min(orders, last - first + 1)):
+                word = token_ids[last - order]
+                if word == 0:
+                    break
+                mixed = _mix(mixed + np.uint64(word))
+                wanted = np.uint32(max(mixed >> np.uint64(32), np.uint64(1)))
+                bucket = wanted >> np.uint32(16)
+                for place in range(bucket_starts[bucket], bucket_starts[bucket + 1]):
+                    if hashes[place] >= wanted:
+                        if hashes[place] == wanted:
+                            for column in range(num_columns):
+                                inputs[last, order * num_columns + column] = weights[place, column]
+                        break
+        first += length

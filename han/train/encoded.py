@@ -5,6 +5,7 @@ An encoded folder (see `train.prepare`):
   vocab.txt punkt.json       the parts of `Encoder`
   vectors.safetensors        float32 [V, E], the initial embedding
   train/ development/        Parquet: review_id, label int32, token_ids list<int32>, sentence_lengths list<int32>; row groups of 64
+  unlabelled/                the same with null labels, if there are such reviews; folders of older versions lack it
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from han.types import Float32s, Mistake
 ROWS_PER_GROUP = 64  # the unit of shuffling; a window mixes groups of many files, so files may be sorted by label
 GROUPS_PER_WINDOW = 64  # 4,096 reviews, about 5 MB: enough to sort by length and shuffle
 
+SPLITS = ("train", "development", "unlabelled")
+
 Report = Callable[[str, int, int], None]  # name of the step, shards done, all shards
 
 
@@ -49,7 +52,7 @@ class EncodedFolder:
     data_fingerprint: str | None  # of the encoded reviews, independent of order and files; None in folders of older versions
 
     def num_reviews(self, split: str) -> int:
-        return sum(self.files[split].values())
+        return sum(self.files.get(split, {}).values())
 
 
 def read_encoded(path: Path) -> EncodedFolder:
