@@ -157,8 +157,9 @@ def save(
 ) -> None:
     """Write the artifact as a new `folder`, wholly or not at all.
 
-    uncertain_below: an answer with a lower probability is uncertain; None leaves the choice to `UNCERTAIN_BELOW`. Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
-    `temperature`; `provenance` is any JSON. `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
+    uncertain_below: an answer with a lower probability is uncertain; None leaves the choice to `UNCERTAIN_BELOW`. Tensors keep their dtype.
+    `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the `temperature`; `provenance` is any JSON.
+    `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
     """
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")

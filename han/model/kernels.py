@@ -406,7 +406,9 @@ def infer(  # type: ignore[no-untyped-def]
             used += lengths[row]
         if added.shape[1] > 0:
             _add_inputs(table, ids, added, added_rows, starts[group:end], lengths[group:end], inputs)
-            _run_group(inputs, in_order, scratch[: end - group], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
+            _run_group(
+                inputs, in_order, scratch[: end - group], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at
+            )
         else:
             _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
         for first in range(0, used, ROWS):

@@ -8,6 +8,7 @@ one with `<unk>`. Two n-grams share a hash by chance: with 400,000 in the table,
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from han.types import Float32s, Int32s
 
 ORDERS = 3
 UNKNOWN_NGRAM = 0  # the hash of what is no n-gram: it would begin in another sentence, or it has <unk>
+FOLDS = 5
 BUCKET_BITS = 16  # the first bits of a hash choose its bucket, which then holds a few n-grams
 
 Hashes: TypeAlias = NDArray[np.uint32]
@@ -42,7 +44,7 @@ class NgramTable:
     @property
     def num_inputs(self) -> int:
         """F, the inputs of a token: ORDERS x K."""
-        return ORDERS * self.weights.shape[1]
+        return ORDERS * int(self.weights.shape[1])
 
     def inputs(self, token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Float32s:
         """The inputs of T tokens, float32 [T, F]. token_ids: int64 [T]; sentence_lengths: int64 [S], sum T."""
@@ -59,7 +61,26 @@ class NgramTable:
         if not len(self.hashes):
             return np.zeros((len(token_ids), self.num_inputs), np.float32)
         known = self.hashes[places] == hashes
-        return (self.weights[places] * known[:, :, None]).reshape(len(token_ids), -1)
+        weights: Float32s = self.weights[places] * known[:, :, None]
+        return weights.reshape(len(token_ids), -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NgramTables:
+    """The tables of a training. A review never reads weights that were fitted on it."""
+
+    whole: NgramTable  # fitted on all training reviews; the table of the artifact
+    folds: tuple[NgramTable, ...]  # [FOLDS], fitted without one fold of the training reviews
+
+    def inputs(self, token_ids: Int32s, sentence_lengths: Int32s, *, labelled: bool) -> Float32s:
+        """The inputs [T, F] of one review in training. labelled: whether it is a training review with a label."""
+        table = self.folds[fold_of(token_ids)] if labelled else self.whole
+        return table.inputs(token_ids.astype(np.int64), sentence_lengths.astype(np.int64))
+
+
+def fold_of(token_ids: Int32s) -> int:
+    """The fold of a training review; copies share a fold."""
+    return zlib.crc32(np.ascontiguousarray(token_ids).tobytes()) % FOLDS
 
 
 def ngram_hashes(token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Hashes:
