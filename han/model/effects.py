@@ -9,6 +9,8 @@ An edit changes one element of a row (a sentence of a review, a word of a senten
 after it do not change, so only the other half of the states is computed again, and for at most `REACH` elements on either side: the cost
 is linear in the length of the row. Rows of at most `REACH + 1` elements are exact. In longer rows, the states beyond are those of the
 unedited row.
+
+Without a word, the n-grams of the two words after it are others. In a network with n-grams the inputs of these two words are computed again.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ import torch
 from torch import Tensor
 
 from han.model.network import HAN, Level
+from han.model.ngrams import ORDERS
 from han.types import RaggedBatch
 
 REACH = 256  # elements on either side of an edit whose states are computed again
+FOLLOWING = ORDERS - 1  # words after an edit whose n-grams change
 EDITS_AT_ONCE = 8_192  # limits the memory: 5 kB an edit at 50 hidden units
 LARGEST_SPAN = 8  # words of a phrase in `flipping_spans`
 SUBSETS = 4_096  # sets of sentences that `flipping_sentences` tries before it becomes greedy
@@ -102,16 +106,24 @@ def word_effects(network: HAN, batch: RaggedBatch, *, method: WordMethod = "leav
 
 @torch.no_grad()
 def edited(
-    level: Level, inputs_TE: Tensor, lengths: Tensor, places: Tensor, replacements: Tensor | None = None, *, reach: int = REACH
+    level: Level,
+    inputs_TE: Tensor,
+    lengths: Tensor,
+    places: Tensor,
+    replacements: Tensor | None = None,
+    *,
+    following: Tensor | None = None,
+    reach: int = REACH,
 ) -> Tensor:
     """The vectors [N, size] of N edited rows. Edit n takes element `places[n]` out of its row, or puts `replacements[n]` in its place.
 
-    inputs_TE and lengths: the rows, as for `Level.forward`; places: int64 [N], indices into inputs_TE; replacements: [N, E]. A row
+    inputs_TE and lengths: the rows, as for `Level.forward`; places: int64 [N], indices into inputs_TE; replacements: [N, E]. following:
+    [N, FOLLOWING, E], new inputs of the elements after the one that is taken out; those beyond the end of the row are ignored. A row
     whose only element is taken out has the vector 0.
     """
     rows = _Rows(level, inputs_TE, lengths)
     parts = [slice(first, first + EDITS_AT_ONCE) for first in range(0, len(places), EDITS_AT_ONCE)]
-    vectors = [rows.edit(places[part], None if replacements is None else replacements[part], reach) for part in parts]
+    vectors = [rows.edit(places[part], *(new if new is None else new[part] for new in (replacements, following)), reach) for part in parts]
     return torch.cat(vectors) if vectors else inputs_TE.new_empty(0, level.size)
 
 
@@ -148,7 +160,7 @@ class _Rows:
         """States [T, H] of the forward (0) or the backward (1) direction."""
         return self.states[:, way * self.hidden : (way + 1) * self.hidden]
 
-    def edit(self, places: Tensor, replacements: Tensor | None, reach: int) -> Tensor:
+    def edit(self, places: Tensor, replacements: Tensor | None, following: Tensor | None, reach: int) -> Tensor:
         first, last = self.first[places], self.last[places]
         if self.level.gru is None:
             mass = self.sums[last + 1] - self.sums[first] - self.mass[places]
@@ -156,6 +168,8 @@ class _Rows:
                 mass += self._weighed(replacements, torch.tanh(self.level.attention(replacements)) @ self.level.context, places)
             return self._vectors(mass)
         low, high = torch.maximum(places - reach, first), torch.minimum(places + reach, last)
+        end = places if following is None else torch.minimum(places + FOLLOWING, last)  # of what changes its input
+        high = torch.maximum(high, end)
         mass = self.sums[low] - self.sums[first] + self.sums[last + 1] - self.sums[high + 1]
         starts = [self._before(way, places) for way in (0, 1)]
         if replacements is not None:
@@ -163,9 +177,27 @@ class _Rows:
             starts = [self._step(way, inputs, state) for way, (inputs, state) in enumerate(zip(projected, starts, strict=True))]
             states = torch.cat(starts, dim=1)
             mass += self._weighed(states, torch.tanh(self.level.attention(states)) @ self.level.context, places)
-        self._run(0, starts[0], places, high - places, mass)
+        if following is not None:
+            starts = self._follow(following, places, end, starts[0], mass)
+        self._run(0, starts[0], end, high - end, mass)
         self._run(1, starts[1], places, places - low, mass)
         return self._vectors(mass)
+
+    def _follow(self, following: Tensor, places: Tensor, end: Tensor, state: Tensor, mass: Tensor) -> list[Tensor]:
+        """Add the elements after an edit, with their new inputs, to `mass`; returns the states [N, H] that leave them in both directions."""
+        assert self.level.gru is not None  # noqa: S101
+        projected = [torch.split(self.level.gru.project(new), 3 * self.hidden, dim=1) for new in following.unbind(1)]
+        exists = [(places + number <= end)[:, None] for number in range(1, FOLLOWING + 1)]
+        forwards, backwards = [state], [self._before(1, end)]
+        for number in range(FOLLOWING):
+            forwards.append(torch.where(exists[number], self._step(0, projected[number][0], forwards[-1]), forwards[-1]))
+        for number in reversed(range(FOLLOWING)):
+            backwards.append(torch.where(exists[number], self._step(1, projected[number][1], backwards[-1]), backwards[-1]))
+        for number in range(FOLLOWING):
+            states = torch.cat([forwards[number + 1], backwards[FOLLOWING - number]], dim=1)
+            scores = torch.tanh(self.level.attention(states)) @ self.level.context
+            mass += self._weighed(states, scores, places) * exists[number]
+        return [forwards[-1], backwards[-1]]
 
     def _before(self, way: int, places: Tensor) -> Tensor:
         """The state [N, H] that reaches each place in this direction: 0 at the end of a row."""
@@ -253,7 +285,8 @@ def _pass(network: HAN, batch: RaggedBatch) -> _Pass:
 def _left_out(network: HAN, batch: RaggedBatch) -> Tensor:
     whole = _pass(network, batch)
     places = torch.arange(len(batch.token_ids), device=batch.token_ids.device)
-    without = edited(network.words, whole.word_vectors, batch.sentence_lengths, places)
+    following = _following(network, batch) if network.ngrams is not None else None
+    without = edited(network.words, whole.word_vectors, batch.sentence_lengths, places, following=following)
     sentence_of, review_of = whole.sentence_of, whole.review_of[whole.sentence_of]
     arguments = (network.sentences, whole.sentence_vectors, batch.review_lengths)
     logits = network.read_out(edited(*arguments, sentence_of, without))
@@ -262,6 +295,24 @@ def _left_out(network: HAN, batch: RaggedBatch) -> Tensor:
         logits[only_word] = network.read_out(edited(*arguments, sentence_of[only_word]))
         logits[only_word & (batch.review_lengths.to(places.device) == 1)[review_of]] = torch.nan
     return whole.evidence[review_of] - evidence(logits, whole.labels[review_of])
+
+
+def _following(network: HAN, batch: RaggedBatch) -> Tensor:
+    """The inputs [T, FOLLOWING, E] of the words after each word, if that word is taken out; 0 beyond the end of the sentence."""
+    ends = torch.cumsum(batch.sentence_lengths, 0)
+    last = torch.repeat_interleave(ends, batch.sentence_lengths)[:, None] - 1
+    first = last + 1 - torch.repeat_interleave(batch.sentence_lengths, batch.sentence_lengths)[:, None]
+    # An n-gram has at most ORDERS words, so FOLLOWING words before the gap and as many after it decide.
+    around = torch.cat([torch.arange(-FOLLOWING, 0), torch.arange(1, FOLLOWING + 1)])
+    near = torch.arange(len(last))[:, None] + around
+    exists = (near >= first) & (near <= last)
+    lengths = exists.sum(1)
+    token_ids = batch.token_ids[near[exists].to(batch.token_ids.device)]
+    whole = RaggedBatch(token_ids=token_ids, sentence_lengths=lengths[lengths > 0], review_lengths=torch.ones(1, dtype=torch.int64))
+    inputs = network.word_vectors(whole)
+    found = inputs.new_zeros(*near.shape, inputs.shape[1])
+    found[exists.to(inputs.device)] = inputs
+    return found[:, FOLLOWING:]
 
 
 @torch.no_grad()
@@ -406,7 +457,12 @@ def _without_spans(network: HAN, batch: RaggedBatch, whole: _Pass, spans: list[t
     offsets = torch.arange(int(shorter.sum())) - torch.repeat_interleave(torch.cumsum(shorter, 0) - shorter, shorter)
     places = torch.repeat_interleave(firsts, shorter) + offsets
     places += size * (places >= torch.repeat_interleave(starts, shorter))
-    vectors, _ = network.words(whole.word_vectors[places.to(whole.word_vectors.device)], shorter)
+    places = places.to(whole.word_vectors.device)
+    if network.ngrams is None:
+        inputs = whole.word_vectors[places]
+    else:
+        inputs = network.word_vectors(RaggedBatch(token_ids=batch.token_ids[places], sentence_lengths=shorter, review_lengths=shorter))
+    vectors, _ = network.words(inputs, shorter)
     place = sentences.to(vectors.device)
     logits: Tensor = network.read_out(edited(network.sentences, whole.sentence_vectors, batch.review_lengths, place, vectors))
     return logits
