@@ -80,6 +80,7 @@ class RaggedBatch:
     token_ids: Tensor  # int64 [T], 0 is <unk>
     sentence_lengths: Tensor  # int64 [S], tokens in each sentence, all >= 1, always on the CPU
     review_lengths: Tensor  # int64 [R], sentences in each review, all >= 1, always on the CPU
+    ngrams: Tensor | None = None  # float32 [T, F], inputs from n-grams; None: the network looks them up, if it has a table
 
     @property
     def num_reviews(self) -> int:

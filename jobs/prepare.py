@@ -50,8 +50,8 @@ def main(job: Prepare) -> None:
     cli.write_settings(job, out)
     counts = folder.counts
     print(
-        f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews used "
-        f"for words; {counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
+        f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews; "
+        f"{counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
         f"vectors of {folder.vectors.shape[1]}; labels {', '.join(folder.labels)}; encoding {folder.fingerprint}"
     )
     print(f"next: {cli.command('train')} --data {out} --out {cli.unused(out.parent / 'run')}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
 
 import tyro
 
-from han.config import ModelConfig, TrackConfig, TrainConfig
+from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig
 from jobs import cli
 
 EXAMPLES = (
     "--data data --out run --train.num-workers 2",
     "--data data --out run --train.gpu --train.precision bfloat16 --train.num-workers 4",
     "--data data --from sweep --out run --train.epochs 8",
+    "--data data --out run --train.semi-supervised",
 )
 
 
@@ -30,6 +31,7 @@ class Train:
     """a finished sweep, from `tune`: its best data and settings become the defaults of all other flags"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
 
@@ -40,7 +42,16 @@ def main(job: Train) -> None:
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     from han.train.trainer import fit
 
-    run = fit(data, out, job.model, job.train, track=job.track)
+    soft_labels = job.train.soft_labels and str(cli.local(job.train.soft_labels, "--train.soft-labels"))
+    stages = job.semi_supervised.stages and str(cli.local(job.semi_supervised.stages, "--semi-supervised.stages"))
+    run = fit(
+        data,
+        out,
+        job.model,
+        replace(job.train, soft_labels=soft_labels),
+        track=job.track,
+        recipe=replace(job.semi_supervised, stages=stages),
+    )
     cli.write_settings(job, out)
     best = run.best
     print(

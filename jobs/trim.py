@@ -43,7 +43,15 @@ def main(job: Trim) -> None:
     before, after = _development(folder, model.network), _development(folder, network)
     network.embedding.half()
     figures = {"development": after, "temperature": model.metrics["temperature"]}
-    artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=figures, provenance=model.provenance)
+    artifact.save(
+        out,
+        encoder=encoder,
+        network=network,
+        labels=model.labels,
+        metrics=figures,
+        provenance=model.provenance,
+        uncertain_below=model.uncertain_below,
+    )
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"
     print(f"{len(model.encoder.vocab):,} words -> {len(encoder.vocab):,}; development accuracy {change}; {size_mb:.1f} MB in {out}")

@@ -51,7 +51,7 @@ class Losses:
 def sentence_rankings(network: HAN, batch: RaggedBatch, *, seed: int = 0) -> dict[str, Floats]:
     """Values [S] of every sentence by each method; larger values rank first. `permuted_attention` and `random` must fail."""
     with torch.no_grad():
-        vectors, _ = network.words(network.embedding(batch.token_ids), batch.sentence_lengths)
+        vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
         attention = _array(network.sentences(vectors, batch.review_lengths)[1])
     leave_one_out = np.nan_to_num(_array(effects.sentence_effects(network, vectors, batch.review_lengths).effects))
     return {"leave_one_out": leave_one_out, "attention": attention, **_controls(attention, _rows(batch, "sentences"), seed)}

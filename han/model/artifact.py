@@ -4,6 +4,7 @@
     vocab.txt          one word a line; a word's line is its id
     punkt.json         Punkt's parameters, if it was trained
     model.safetensors  the weights; any tensor may be float16 (the word vectors of a small artifact are), all load as float32
+    ngrams.safetensors the table of n-grams, if the network has one: hashes uint32 [N], weights float16 [N, K]
     metrics.json       metrics on the development split and, if it was opened, on the test split
     README.md          the model card, generated; the only file that may be edited
     SHA256SUMS         checksums of all files except the card, for `sha256sum -c`
@@ -26,10 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json as parse_json
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save as arrays_as_bytes
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
@@ -37,19 +41,21 @@ from torch.overrides import TorchFunctionMode
 from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
 from han.model.network import HAN
+from han.model.ngrams import NgramTable
 from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Encoded, Mistake
 
-FORMAT = 1
+FORMAT = 2  # 1 without n-grams, which earlier versions can read
+UNCERTAIN_BELOW = 0.7  # for artifacts that have no threshold of their own
 # Beside this package. The uploaded code of a submitted job lacks it (.rayignore) and uses the package installed on its node.
 _PLACES = (Path(__file__).parents[2], *map(Path, sys.path))
 SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
-BEST = "best"  # models/best is the version that models/best.json names (see `model.registry`)
-_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, if there is one
+BEST = "best"  # models/best is the version that models/best.json names (see `evaluate.registry`)
+_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, ngrams.safetensors, if there are any
 GOLDEN = (
     "A wonderful film. I loved every minute of it, and the cast was great!",
     "The worst film I have ever seen: boring, bad and far too long. Avoid it.",
@@ -64,6 +70,7 @@ _MOST_BYTES = {  # of each file; far more than any model needs, far less than a 
     "punkt.json": 64 * _MIB,
     "vocab.txt": 256 * _MIB,
     "model.safetensors": 16_384 * _MIB,
+    "ngrams.safetensors": 4_096 * _MIB,
 }
 _MOST_FILES = 16  # lines of SHA256SUMS
 _MOST_UNITS = 65_536  # of a layer
@@ -91,6 +98,7 @@ class _Config(BaseModel):
     embedding_size: Annotated[int, Field(ge=1, le=_MOST_UNITS)]
     labels: _Labels
     encoder: str
+    uncertain_below: _Share | None = None
     provenance: dict[str, Any]
 
 
@@ -134,6 +142,7 @@ class Artifact:
     labels: tuple[str, ...]  # [C], in the order of the logits
     metrics: dict[str, Any]
     provenance: dict[str, Any]
+    uncertain_below: float  # an answer with a lower probability is uncertain
     fingerprint: str  # 16 hexadecimal digits: equal means the same answer to every text
 
 
@@ -145,16 +154,18 @@ def save(
     labels: Sequence[str],
     metrics: dict[str, Any],
     provenance: dict[str, Any],
+    uncertain_below: float | None = None,
 ) -> None:
     """Write the artifact as a new `folder`, wholly or not at all.
 
-    Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
-    `temperature`; `provenance` is any JSON. `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
+    uncertain_below: an answer with a lower probability is uncertain; None leaves the choice to `UNCERTAIN_BELOW`. Tensors keep their dtype.
+    `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the `temperature`; `provenance` is any JSON.
+    `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
     """
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")
     config = {
-        "format": FORMAT,
+        "format": 1 if network.ngrams is None else FORMAT,
         "text": as_json(encoder.tokeniser.config),
         "model": as_json(network.config),
         "embedding_size": network.embedding.embedding_dim,
@@ -162,6 +173,8 @@ def save(
         "encoder": encoder.fingerprint,
         "provenance": provenance,
     }
+    if uncertain_below is not None:
+        config["uncertain_below"] = uncertain_below
     _checked(folder / "config.json", _Labels, list(labels))
     _check_finite(folder, encoder, copy.deepcopy(network).cpu().float().eval())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
@@ -173,6 +186,8 @@ def save(
         if encoder.tokeniser.punkt is not None:
             _write_json(unfinished / "punkt.json", encoder.tokeniser.punkt)
         (unfinished / "model.safetensors").write_bytes(safetensors_bytes(weights))
+        if network.ngrams is not None:
+            (unfinished / "ngrams.safetensors").write_bytes(_ngrams_as_bytes(network.ngrams))
         _write_json(unfinished / "metrics.json", metrics)
         sums = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
         (unfinished / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -196,11 +211,13 @@ def load(folder: Path) -> Artifact:
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
         raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
+    ngrams = _read_ngrams(folder / "ngrams.safetensors") if "ngrams.safetensors" in sums else None
     network = _without_weights(
         from_json(ModelConfig, config["model"]),
         num_words=len(encoder.vocab),
         embedding_size=config["embedding_size"],
         num_classes=len(config["labels"]),
+        ngrams=ngrams,
     )
     weights = _read_weights(folder / "model.safetensors")
     _check_shapes(folder, network, weights)
@@ -213,6 +230,7 @@ def load(folder: Path) -> Artifact:
         metrics=figures,
         provenance=config["provenance"],
         fingerprint=_fingerprint(sums, config),
+        uncertain_below=config.get("uncertain_below") or UNCERTAIN_BELOW,
     )
 
 
@@ -224,13 +242,18 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
     weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
-    embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
-    network = _without_weights(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)
+    network = _without_weights(
+        model.network.config,
+        num_words=len(vocab),
+        embedding_size=model.network.embedding.embedding_dim,
+        num_classes=len(model.labels),
+        ngrams=model.network.ngrams,
+    )
     network.load_state_dict(weights, assign=True)
     return Encoder(tokeniser.config, tokeniser.punkt, vocab), network.eval()
 
 
-def _without_weights(config: ModelConfig, **sizes: int) -> HAN:
+def _without_weights(config: ModelConfig, **sizes: Any) -> HAN:
     """A `HAN` whose parameters have shapes and no values, for weights that are assigned next."""
     with torch.device("meta"), _NoInitialisation():
         return HAN(config, **sizes)
@@ -341,6 +364,25 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
+def _ngrams_as_bytes(table: NgramTable) -> bytes:
+    return arrays_as_bytes({"hashes": table.hashes, "weights": table.weights.astype(np.float16)})
+
+
+def _read_ngrams(path: Path) -> NgramTable:
+    try:
+        arrays = load_arrays(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
+    shapes = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
+    if shapes != {"hashes": ("uint32", 1), "weights": ("float16", 2)} or len(arrays["hashes"]) != len(arrays["weights"]):
+        raise Mistake(f"{path} has {shapes}: it must have hashes uint32 [N] and weights float16 [N, K]")
+    if not (arrays["hashes"][1:] > arrays["hashes"][:-1]).all():
+        raise Mistake(f"{path}: its hashes do not ascend")
+    if not np.isfinite(arrays["weights"]).all():
+        raise Mistake(f"{path}: a weight is not finite")
+    return NgramTable.of(arrays["hashes"], arrays["weights"].astype(np.float32))
+
+
 def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
     """Every weight, and the logits of the golden texts. `network` is float32, on the CPU, in eval mode."""
     for name, tensor in network.state_dict().items():
@@ -398,6 +440,7 @@ def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:
     """A hash of everything that decides an answer, without metrics and provenance."""
     deciding = {name: value for name, value in config.items() if name != "provenance"}
     parts = [json.dumps(deciding, sort_keys=True), *(sums.get(name, "") for name in ("vocab.txt", "punkt.json", "model.safetensors"))]
+    parts += [sums["ngrams.safetensors"]] if "ngrams.safetensors" in sums else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

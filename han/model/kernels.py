@@ -379,11 +379,13 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def infer(  # type: ignore[no-untyped-def]
-    table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares
-):
+    table, ids, added, added_rows, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers,
+    vectors, shares,
+):  # fmt: skip
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
-    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; starts, lengths: [rows], sorted longest first;
+    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; added: [T, F] and added_rows: [F, 6H], whose
+    product is added to the tokens' rows, or empty; starts, lengths: [rows], sorted longest first;
     weights [2, H, 3Hp], bias [2, 3Hp], attention [2H, Ap], attention_bias [Ap], context [Ap], padded to whole SIMD vectors; rows: the
     number of each sorted row in `vectors`. Fills vectors [rows, 2H] and shares [T], in the order of the tokens.
     """
@@ -395,19 +397,47 @@ def infer(  # type: ignore[no-untyped-def]
     scores = np.zeros(ROWS * longest + ROWS, table.dtype)
     at = np.zeros((4, ROWS), np.int64)
     scratch = np.zeros(ROWS, np.int64)
+    inputs = np.empty(ROWS * longest * 6 * hidden if added.shape[1] > 0 else 0, table.dtype)
+    in_order = np.arange(ROWS * longest)
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         end = min(group + ROWS, len(lengths))
         used = 0
         for row in range(group, end):
             scratch[row - group] = used
             used += lengths[row]
-        _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
+        if added.shape[1] > 0:
+            _add_inputs(table, ids, added, added_rows, starts[group:end], lengths[group:end], inputs)
+            _run_group(
+                inputs, in_order, scratch[: end - group], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at
+            )
+        else:
+            _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
         for first in range(0, used, ROWS):
             for row in range(ROWS):
                 at[0, row] = min(first + row, used - 1) * depth
             _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)  # type: ignore[call-arg]
         for row in range(group, end):
             _weigh(states, scores, scratch[row - group], lengths[row], depth, vectors[rows[row]], shares[starts[row] :])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_inputs(table, ids, added, added_rows, starts, lengths, inputs):  # type: ignore[no-untyped-def]
+    """The inputs of one group's tokens, row after row: table[id] + added @ added_rows."""
+    num_added, size = added_rows.shape
+    place = 0
+    for row in range(len(starts)):
+        for token in range(starts[row], starts[row] + lengths[row]):
+            summed = inputs[place : place + size]
+            of_word = table[ids[token] * size : (ids[token] + 1) * size]
+            for unit in range(size):
+                summed[unit] = of_word[unit]
+            for number in range(num_added):
+                factor = added[token, number]
+                if factor != 0:
+                    line = added_rows[number]
+                    for unit in range(size):
+                        summed[unit] += factor * line[unit]
+            place += size
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -530,15 +560,15 @@ def run_edits(  # type: ignore[no-untyped-def]
     table: [T * 6H], W_ih x + b_ih of both directions; states: [T, 2H], of the unedited rows; scored: [2, T * Ap], the attention of
     an element before its tanh without the part of this direction's state; shifts: float64 [T]; running: float64 [T + 1, 2H + 1], sums
     of the unedited elements; weights, bias and context: as for `infer`; attention: [2, H, Ap]; firsts and lasts: int64 [T], of the
-    element's row; places: int64 [N], the elements; begin: [2, N, H], the state that each direction leaves at the place, or [2, 0, H]
-    if the state before it stays. A run ends after `reach` elements, or once no unit of its state differs by more than `tolerance` from
-    the unedited one: the other elements are then the unedited ones. A group of ROWS edits runs at once; an edit that ends is replaced
-    by the next one. Adds to sums, float64 [N, 2H + 1].
+    element's row; places: int64 [2, N], the elements of each direction; begin: [2, N, H], the state that each direction leaves at the
+    place, or [2, 0, H] if the state before it stays. A run ends after `reach` elements, or once no unit of its state differs by more
+    than `tolerance` from the unedited one: the other elements are then the unedited ones. A group of ROWS edits runs at once; an edit
+    that ends is replaced by the next one. Adds to sums, float64 [N, 2H + 1].
     """
     hidden, stride = weights.shape[1], weights.shape[2]
     size = attention.shape[2]
-    first_edit = len(places) * worker // num_workers
-    end_edit = len(places) * (worker + 1) // num_workers
+    first_edit = places.shape[1] * worker // num_workers
+    end_edit = places.shape[1] * (worker + 1) // num_workers
     # The state of each row of the group before and after the step; the two change places after each step.
     buffer = np.zeros(2 * ROWS * hidden, table.dtype)
     scores = np.zeros(ROWS, table.dtype)
@@ -558,7 +588,7 @@ def run_edits(  # type: ignore[no-untyped-def]
         while True:
             for row in range(ROWS):
                 while edits[row] < 0 and following < end_edit:
-                    place = places[following]
+                    place = places[way, following]
                     if place != ends[place] and reach > 0:
                         edits[row], steps[row] = following, 0
                         _begin(buffer[before[row] : before[row] + hidden], states, begin, following, place, firsts, lasts, way)
@@ -568,7 +598,7 @@ def run_edits(  # type: ignore[no-untyped-def]
                     following += 1
                 if edits[row] >= 0:
                     steps[row] += 1
-                    place = places[edits[row]] + sign * steps[row]
+                    place = places[way, edits[row]] + sign * steps[row]
                     x[row] = place * 6 * hidden + way * 3 * hidden
                     start_at[row] = place * size
             if num_alive == 0:
@@ -579,7 +609,7 @@ def run_edits(  # type: ignore[no-untyped-def]
             for row in range(ROWS):
                 edit = edits[row]
                 if edit >= 0:
-                    place = places[edit] + sign * steps[row]
+                    place = places[way, edit] + sign * steps[row]
                     weight = math.exp(scores[row] - shifts[place])
                     _add_element(buffer[after[row] : after[row] + hidden], weight, sums[edit, own : own + hidden])
                     _add_element(states[place, other : other + hidden], weight, sums[edit, other : other + hidden])
@@ -625,3 +655,38 @@ def _largest_change(state, unedited):  # type: ignore[no-untyped-def]
     for unit in range(1, len(state)):
         largest = max(largest, abs(state[unit] - unedited[unit]))
     return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mix(value):  # type: ignore[no-untyped-def]
+    """SplitMix64, as `ngrams._mix`."""
+    value += np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, inputs):  # type: ignore[no-untyped-def]
+    """Fills inputs float32 [T, orders * K] with the weights of the n-grams that end at each token (see `ngrams.NgramTable`)."""
+    num_columns = weights.shape[1]
+    orders = inputs.shape[1] // num_columns
+    inputs[:] = 0
+    first = 0
+    for length in sentence_lengths:
+        for last in range(first, first + length):
+            mixed = np.uint64(0)
+            for order in range(min(orders, last - first + 1)):
+                word = token_ids[last - order]
+                if word == 0:
+                    break
+                mixed = _mix(mixed + np.uint64(word))
+                wanted = np.uint32(max(mixed >> np.uint64(32), np.uint64(1)))
+                bucket = wanted >> np.uint32(16)
+                for place in range(bucket_starts[bucket], bucket_starts[bucket + 1]):
+                    if hashes[place] >= wanted:
+                        if hashes[place] == wanted:
+                            for column in range(num_columns):
+                                inputs[last, order * num_columns + column] = weights[place, column]
+                        break
+        first += length

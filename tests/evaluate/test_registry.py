@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from han.config import TextConfig
+from han.evaluate import registry
 from han.failpoint import OF_A_PROMOTION
-from han.model import artifact, registry
+from han.model import artifact
 from han.score.scorer import Scorer
 from han.storage import Folder
 from han.text.encode import Encoder
