@@ -42,6 +42,8 @@ COLUMNS = {
     "num_tokens": "tokens read",
     "num_unknown": "of them, not in the vocabulary",
     "num_characters_cut": "characters of the text that `max_sentences` and `max_tokens` left out",
+    "unfamiliar": "whether the share of unknown tokens is above 30% (or the artifact's `unfamiliar_above`): do not trust the answer",
+    "uncertain": "whether `probability` is below the artifact's `uncertain_below`; false for an artifact without it",
     "model": "fingerprint of the artifact",
 }
 ENCODED = {

@@ -42,7 +42,8 @@ def main(job: Trim) -> None:
     encoder, network = artifact.trim(model, job.num_words)
     before, after = _development(folder, model.network), _development(folder, network)
     network.embedding.half()
-    figures = {"development": after, "temperature": model.metrics["temperature"]}
+    kept = ("temperature", "uncertain_below", "unfamiliar_above")
+    figures = {"development": after} | {name: model.metrics[name] for name in kept if name in model.metrics}
     artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=figures, provenance=model.provenance)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from han.explain.pieces import ODD, TAG, facts, largest_shares, percent, pieces, visible
+from han.explain.pieces import ODD, TAG, facts, largest_shares, percent, pieces, visible, warnings
 from han.types import Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
@@ -127,10 +127,11 @@ def _opening(text: str) -> str:
 def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True) -> str:
     classes = "".join(_class(label, probability, chosen=label == score.label) for label, probability in score.probabilities.items())
     shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
+    warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
     return f"""<article class="han"{anchor}>
 <header>{named}<h2 class="verdict"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
-<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
+{warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
 <p class="facts">{shown}</p></header>
 {_review(text, score)}
 </article>

@@ -31,7 +31,7 @@ Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attenti
 PROBLEMS = 20  # problems that are kept as lines; all are counted
 
 _QUARANTINE_KEYS = {"file", "row", "byte_offset", "review_id", "reason", "message", "excerpt"}
-_NUM_OURS = len(scorer.schema(["any"]))
+_FLAGS = ("unfamiliar", "uncertain")  # an older version did not write them
 _READ_ROWS = 1024
 _CHECK_ROWS = 256  # rows checked at once: their arrays fit in the processor's cache, which is 1.5 times as fast as 1,024 rows
 _ROW_BITS = 40  # for the row number; the other bits of the int64 hold the number of the file
@@ -235,17 +235,24 @@ def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report:
 def _wrong_columns(schema: pa.Schema, first: pa.Schema) -> str | None:
     at = schema.get_field_index("probabilities")
     labels = [field.name for field in schema.field(at).type] if at >= 0 and pa.types.is_struct(schema.field(at).type) else []
-    ours = scorer.schema(labels)
+    ours = _ours(schema, labels)
     if not labels or pa.schema(list(schema)[-len(ours) :]) != ours:
         return f"its last columns are not {', '.join(ours.names)} in their types"
     return None if schema == first else "its columns are not those of the other files"
+
+
+def _ours(schema: pa.Schema, labels: Sequence[str]) -> pa.Schema:
+    """The columns that scoring added to a file with this schema."""
+    ours = scorer.schema(labels)
+    is_older = schema.names[-2:-1] == ["num_characters_cut"]
+    return pa.schema([field for field in ours if field.name not in _FLAGS]) if is_older else ours
 
 
 def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.RecordBatch, pa.StringArray | None]]:
     """All rows in batches, with their texts if those are carried."""
     names = parquet.schema_arrow.names
     text = _carried(names, text_column)
-    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-_NUM_OURS:], *([text] if text else [])]):
+    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-len(_ours(parquet.schema_arrow, ["any"])) :], *([text] if text else [])]):
         read.validate(full=True)
         for first in range(0, len(read), _CHECK_ROWS):
             batch = read.slice(first, _CHECK_ROWS)

@@ -105,11 +105,21 @@ function drawVerdict({ whole, now, muted }) {
     row.querySelector(".was").classList.toggle("moved", muted.size > 0);
     row.querySelector(".number").textContent = percent(probability);
   });
+  $("warnings").replaceChildren(...warnings(now).map((warning) => element("p", "warning", warning)));
   const facts = [count(now.num_tokens, "token")];
   if (now.num_unknown) facts.push(`${now.num_unknown.toLocaleString("en")} unknown`);
   if (now.num_characters_cut) facts.push(`${count(now.num_characters_cut, "character")} not read`);
   $("facts").replaceChildren(`${facts.join(" · ")} · model `, element("code", "", now.model));
   answer(".key").classList.toggle("has-unknown", now.num_unknown > 0);
+}
+
+/** Reasons not to trust an answer, as in han/explain/pieces.py. */
+export function warnings({ unfamiliar, uncertain, num_unknown, num_tokens }) {
+  const unknown = `${num_unknown.toLocaleString("en")} of ${num_tokens.toLocaleString("en")} tokens are unknown to the model.`;
+  return [
+    ...(unfamiliar ? [`${unknown} Do not trust this answer.`] : []),
+    ...(uncertain ? ["The model is uncertain about this review."] : []),
+  ];
 }
 
 function emptyRow(number) {
