@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a model on labelled reviews",
     "compare": "show runs side by side",
     "promote": "make a model the best of a folder of models",
+    "models": "list the promoted models with their metrics",
     "trim": "make a smaller model with fewer words",
     "doctor": "check whether jobs fit the cluster",
     "demo": "train, score and explain once on this machine",

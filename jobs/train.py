@@ -47,6 +47,10 @@ def main(job: Train) -> None:
         f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
         f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
+    from han.model import metrics
+
+    for doubt in metrics.doubts(best):
+        print(f"warning, on the development split: {doubt}")
     evaluation = cli.unused(out.parent / "evaluation")
     print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
 

@@ -18,7 +18,7 @@ ODD = re.compile(
     "\U000e0000-\U000e007f]"
 )
 
-__all__ = ["ODD", "TAG", "facts", "largest_shares", "percent", "pieces", "visible", "warnings"]
+__all__ = ["ODD", "TAG", "facts", "label_class", "largest_shares", "percent", "pieces", "visible", "warnings"]
 
 
 def pieces(text: str, start: int, end: int, words: Iterable[Word]) -> Iterator[tuple[str, Word | None]]:
@@ -57,6 +57,13 @@ def warnings(score: Score) -> list[str]:
     if score.uncertain:
         found.append("The model is uncertain about this review.")
     return found
+
+
+def label_class(label: str, labels: Sequence[str]) -> str:
+    """Returns the class of the colour of a label: the same on the page, in HTML and in a notebook. A label has it wherever it stands."""
+    if label in ("negative", "positive"):
+        return f"l{int(label == 'positive')}"
+    return f"l{2 + list(labels).index(label) % 4}"
 
 
 def percent(share: float) -> str:

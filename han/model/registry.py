@@ -2,6 +2,7 @@
 
     models/
       3f9c…-51d2…/   a version: an artifact, named by its fingerprint and by a hash of its SHA256SUMS
+      3f9c…-51d2….test.json   test metrics of that version, if `evaluate` has measured it
       best.json      version, fingerprint, date, metrics, previous (the earlier pointer, for roll-back)
 
 `--model models/best` is the version that best.json names when a job starts (see `artifact.find`). If a process dies, the pointer is the old
@@ -22,13 +23,14 @@ from typing import Any
 from han.failpoint import Failpoint
 from han.model import artifact
 from han.model.artifact import BEST, Artifact, read_object
-from han.storage import Folder
+from han.storage import Folder, write_json
 from han.types import Mistake
 
 POINTER = f"{BEST}.json"
 KEPT = 20  # number of promotions that can be rolled back
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished"
+_TEST = ".test.json"
 _FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
 
 
@@ -60,6 +62,8 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
         if not force:
             _check_not_worse(loaded, models)
         _copy(source, folder, version, point)
+        if _test_file(source).is_file() and source.parent != models:
+            folder.write(f"{version}{_TEST}", _test_file(source).read_bytes(), durable=True)
         before = _read_pointer(models)
         if before is not None and before["version"] == version:
             return before, False
@@ -109,13 +113,36 @@ def versions(models: Path) -> list[Version]:
             Version(
                 folder=folder,
                 fingerprint=loaded.fingerprint,
-                metrics=figures(loaded),
+                metrics=figures(loaded) | read_test(folder),
                 is_best=folder.name == best,
                 date=dates.get(folder.name, made),
                 run=_run(loaded),
             )
         )
     return sorted(found, key=lambda version: (version.date, version.is_best, version.folder.name), reverse=True)
+
+
+def keep_test(model: Path, measured: dict[str, Any]) -> bool:
+    """Store test metrics beside the artifact `model` of a run or of a folder of models. Returns False for any other artifact.
+
+    An artifact is immutable, so they are in a file beside it. `promote` copies this file. A later evaluation replaces it.
+    """
+    is_version = (model.parent / POINTER).is_file()
+    if not is_version and not (model.name == "artifact" and (model.parent / "config.json").is_file()):
+        return False
+    kept = {name: measured[name] for name in (*_FIGURES, "model", "data") if name in measured}
+    write_json(_test_file(model), kept | {"date": datetime.now(UTC).isoformat(timespec="seconds")})
+    return True
+
+
+def read_test(model: Path) -> dict[str, Any]:
+    """`test` with the metrics that `keep_test` stored beside the artifact `model`; nothing if there are none."""
+    file = _test_file(model)
+    return {"test": read_object(file)} if file.is_file() else {}
+
+
+def _test_file(model: Path) -> Path:
+    return model.parent / f"{model.name}{_TEST}"
 
 
 def figures(model: Artifact) -> dict[str, Any]:
@@ -221,7 +248,8 @@ def _version_folders(models: Path) -> Iterator[Path]:
 
 def _foreign(models: Path) -> str | None:
     """A name that does not belong in a folder of models, or None."""
-    ours = {POINTER, *(path.name for path in _version_folders(models))}
+    versions = [path.name for path in _version_folders(models)]
+    ours = {POINTER, *versions, *(f"{version}{_TEST}" for version in versions)}
     names = (path.name for path in sorted(models.iterdir()) if path.name not in ours)
     return next((name for name in names if not name.startswith(".") and not _is_left_over(name)), None)
 

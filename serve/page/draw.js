@@ -95,11 +95,12 @@ export function moved({ whole, now, muted }) {
 }
 
 function drawVerdict({ whole, now, muted }) {
-  answer(".verdict").className = `verdict ${kind(now.label)}`;
+  const labels = Object.keys(now.probabilities);
+  answer(".verdict").className = `verdict ${kind(now.label, labels)}`;
   answer(".verdict").replaceChildren(element("bdi", "", now.label), " ", element("span", "number", percent(now.probability)));
   answer(".classes").querySelectorAll("li").forEach((row, index) => {
     const [label, probability] = Object.entries(now.probabilities)[index];
-    row.className = `${kind(label)}${label === now.label ? " chosen" : ""}`;
+    row.className = `${kind(label, labels)}${label === now.label ? " chosen" : ""}`;
     row.querySelector("i").style.width = `${100 * probability}%`;
     row.querySelector(".was").style.setProperty("--was", `${100 * whole.probabilities[label]}%`);
     row.querySelector(".was").classList.toggle("moved", muted.size > 0);
@@ -180,4 +181,8 @@ function tableRow(reading, number, { words, share }) {
 
 const answer = (selector) => $("answer").querySelector(selector);
 const bar = (classes) => element("span", `bar ${classes}`, element("i"));
-const kind = (label) => (label === "positive" || label === "negative" ? label : "");
+/** The class of the colour of a label, as in han/explain/pieces.py. */
+const kind = (label, labels) => {
+  if (label === "negative") return "l0";
+  return label === "positive" ? "l1" : `l${2 + (labels.indexOf(label) % 4)}`;
+};
