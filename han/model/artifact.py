@@ -8,6 +8,8 @@
     README.md          the model card, generated; the only file that may be edited
     SHA256SUMS         checksums of all files except the card, for `sha256sum -c`
 
+Beside the folder, NAME.test.json may hold metrics on test reviews that were measured later (see `registry.keep_test`).
+
 The logits are calibrated: the read-out was divided by the temperature before `save`. `save` and `load` refuse a model with a weight, or
 an answer to one of `GOLDEN`, that is not finite. `load` checks sizes before it reads a file, and the content against the schemas below.
 """
@@ -48,6 +50,7 @@ SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
 BEST = "best"  # models/best is the version that models/best.json names (see `model.registry`)
+TEST = ".test.json"
 _SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, if there is one
 GOLDEN = (
     "A wonderful film. I loved every minute of it, and the cast was great!",
@@ -223,14 +226,24 @@ def load(folder: Path) -> Artifact:
     _check_shapes(folder, network, weights)
     network.load_state_dict(weights, assign=True)
     _check_finite(folder, encoder, network.eval())
+    fingerprint = _fingerprint(sums, config)
     return Artifact(
         encoder=encoder,
         network=network.eval(),
         labels=tuple(config["labels"]),
-        metrics=figures,
+        metrics=read_test(folder, fingerprint) | figures,
         provenance=config["provenance"],
-        fingerprint=_fingerprint(sums, config),
+        fingerprint=fingerprint,
     )
+
+
+def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """`test` with the metrics in the file beside the artifact `folder`; nothing if there is no file, or if it is of another model."""
+    file = folder.parent / f"{folder.name}{TEST}"
+    if not file.is_file():
+        return {}
+    measured = read_checked(file, _Figures)
+    return {"test": measured} if measured.get("model") == fingerprint else {}
 
 
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from han.failpoint import Failpoint
 from han.model import artifact
-from han.model.artifact import BEST, Artifact, read_object
+from han.model.artifact import BEST, TEST, Artifact, read_object, read_test
 from han.storage import Folder, write_json
 from han.types import Mistake
 
@@ -30,7 +30,6 @@ POINTER = f"{BEST}.json"
 KEPT = 20  # number of promotions that can be rolled back
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished"
-_TEST = ".test.json"
 _FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
 
 
@@ -63,7 +62,7 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
             _check_not_worse(loaded, models)
         _copy(source, folder, version, point)
         if _test_file(source).is_file() and source.parent != models:
-            folder.write(f"{version}{_TEST}", _test_file(source).read_bytes(), durable=True)
+            folder.write(f"{version}{TEST}", _test_file(source).read_bytes(), durable=True)
         before = _read_pointer(models)
         if before is not None and before["version"] == version:
             return before, False
@@ -113,7 +112,7 @@ def versions(models: Path) -> list[Version]:
             Version(
                 folder=folder,
                 fingerprint=loaded.fingerprint,
-                metrics=figures(loaded) | read_test(folder),
+                metrics=figures(loaded) | read_test(folder, loaded.fingerprint),
                 is_best=folder.name == best,
                 date=dates.get(folder.name, made),
                 run=_run(loaded),
@@ -135,14 +134,8 @@ def keep_test(model: Path, measured: dict[str, Any]) -> bool:
     return True
 
 
-def read_test(model: Path) -> dict[str, Any]:
-    """`test` with the metrics that `keep_test` stored beside the artifact `model`; nothing if there are none."""
-    file = _test_file(model)
-    return {"test": read_object(file)} if file.is_file() else {}
-
-
 def _test_file(model: Path) -> Path:
-    return model.parent / f"{model.name}{_TEST}"
+    return model.parent / f"{model.name}{TEST}"
 
 
 def figures(model: Artifact) -> dict[str, Any]:
@@ -249,7 +242,7 @@ def _version_folders(models: Path) -> Iterator[Path]:
 def _foreign(models: Path) -> str | None:
     """A name that does not belong in a folder of models, or None."""
     versions = [path.name for path in _version_folders(models)]
-    ours = {POINTER, *versions, *(f"{version}{_TEST}" for version in versions)}
+    ours = {POINTER, *versions, *(f"{version}{TEST}" for version in versions)}
     names = (path.name for path in sorted(models.iterdir()) if path.name not in ours)
     return next((name for name in names if not name.startswith(".") and not _is_left_over(name)), None)
 

@@ -161,8 +161,8 @@ async function introduce() {
   try {
     const { model, limits, metrics } = await about();
     limit = limits.max_characters;
-    const measured = metrics.test ?? metrics.development;
-    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, "review")} it was not trained on · `;
+    const [split, measured] = metrics.test ? ["test", metrics.test] : ["development", metrics.development];
+    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, `${split} review`)} · `;
     $("model").replaceChildren("Model ", element("code", "", model), " · ", right ?? "");
     settle();
   } catch (error) {
