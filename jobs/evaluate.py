@@ -40,13 +40,14 @@ def main(job: Evaluate) -> None:
 
     out = cli.local(job.out, "--out")
     data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else cli.path(job.data, "--data")
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     cli.show(f"evaluate {model} on {data}", job)
     _check(data, model, out, job)
     cli.connect()
     from rich.console import Console
 
-    from han.evaluate.evaluation import PAGE, PREDICTIONS, evaluate
+    from han.evaluate.evaluation import evaluate
+    from han.evaluate.evaluation_page import PAGE, PREDICTIONS
     from han.model import artifact, metrics, registry
     from jobs.progress import Rows
 
@@ -74,11 +75,11 @@ def main(job: Evaluate) -> None:
 def _check(data: str, model: str, out: Path, job: Evaluate) -> None:
     """Find errors in --out, in the model's path and in the data before Ray starts."""
     from han.data import sources
-    from han.evaluate.evaluation import check_out
+    from han.evaluate.evaluation_page import check_out
     from han.model import artifact
 
     check_out(out)
-    labels = artifact.load(artifact.find(model)).labels
+    labels = artifact.read_labels(artifact.find(model))
     sources.find_shards(data, replace(job.columns, label_names=job.columns.label_names or labels), labelled=True)
 
 

@@ -29,11 +29,14 @@ class Trim:
 
 
 def main(job: Trim) -> None:
+    named = cli.model(job.model)
+    out, data = cli.local(job.out, "--out"), cli.encoded(job.data)
+    if out.exists():
+        raise Mistake(f"--out {out} exists already: give a new folder")
     from han.model import artifact
     from han.train.encoded import read_encoded
 
-    out, data = cli.local(job.out, "--out"), cli.local(job.data, "--data")
-    model = artifact.load(artifact.find(cli.path(job.model, "--model")))
+    model = artifact.load(artifact.find(named))
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
         raise Mistake(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from han.config import ColumnsConfig, ScoreConfig
 from han.data import sources
 from han.data.sources import BadRecord, Batch
-from han.evaluate import evaluation_page
+from han.evaluate.evaluation_page import METRICS, PAGE, PREDICTIONS, check_out, page
 from han.model import artifact, metrics
 from han.score import pool
 from han.score.pool import Item, Report, Task, local_scorer
@@ -24,7 +24,6 @@ from han.score.scorer import Scored, Scorer
 from han.storage import write_json
 from han.types import Mistake, Score
 
-METRICS, PREDICTIONS, PAGE, SETTINGS = "metrics.json", "predictions.parquet", "evaluation.html", "settings.toml"
 NUM_MISTAKES = 20  # drawn on the page
 _ANSWERS = pa.schema(
     [
@@ -39,12 +38,6 @@ _ANSWERS = pa.schema(
         ("text", pa.string()),  # null unless the review is among the worst mistakes of its shard
     ]
 )
-
-
-def check_out(out: Path) -> None:
-    """`Mistake` if the folder exists and holds anything but an evaluation."""
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {METRICS, PREDICTIONS, PAGE, SETTINGS}):
-        raise Mistake(f"--out {out} holds something else: give a new folder")
 
 
 def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, config: ScoreConfig, report: Report) -> dict[str, Any]:
@@ -95,7 +88,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(_predictions(answers, probabilities, loaded.labels), out / PREDICTIONS)
     mistakes = _worst_mistakes(answers, probabilities, Scorer(loaded), loaded.labels)
-    (out / PAGE).write_text(evaluation_page.page(figures, mistakes), encoding="utf-8")
+    (out / PAGE).write_text(page(figures, mistakes), encoding="utf-8")
     write_json(out / METRICS, figures)
     return figures
 

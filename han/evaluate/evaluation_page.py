@@ -1,17 +1,19 @@
-"""An evaluation as one self-contained HTML page: no script, no second file, no other host."""
+"""The folder of an evaluation, and its page: one self-contained HTML file: no script, no second file, no other host."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from han.explain import charts
 from han.explain.charts import Frame, Scale, safe
 from han.explain.html import articles, document, stylesheet
 from han.model.metrics import doubts
-from han.types import Score
+from han.types import Mistake, Score
 
+METRICS, PREDICTIONS, PAGE, SETTINGS = "metrics.json", "predictions.parquet", "evaluation.html", "settings.toml"
 _WIDTH, _HEIGHT = 430, 320  # of a chart, in its own units
 _FIGURES = {
     "f1": "macro F1",
@@ -20,6 +22,12 @@ _FIGURES = {
     "brier": "Brier score",
     "expected_calibration_error": "expected calibration error",
 }
+
+
+def check_out(out: Path) -> None:
+    """`Mistake` if the folder exists and holds anything but an evaluation."""
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {METRICS, PREDICTIONS, PAGE, SETTINGS}):
+        raise Mistake(f"--out {out} holds something else: give a new folder")
 
 
 def page(figures: dict[str, Any], mistakes: Sequence[tuple[str, str, Score]]) -> str:

@@ -26,22 +26,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json as parse_json
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
 
 from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
-from han.model.network import HAN
-from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Encoded, Mistake
+
+if TYPE_CHECKING:  # a wrong path is found before torch is loaded
+    import torch
+
+    from han.model.network import HAN
 
 FORMAT = 1
 # Beside this package. The uploaded code of a submitted job lacks it (.rayignore) and uses the package installed on its node.
@@ -170,6 +169,8 @@ def save(
     `temperature`, and optionally `uncertain_below` and `unfamiliar_above`; `provenance` is any JSON. `Mistake` if the folder exists, a
     label is empty or repeated, or the network is not finite.
     """
+    from safetensors.torch import save as safetensors_bytes
+
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")
     config = {
@@ -209,6 +210,10 @@ def save(
 def load(folder: Path) -> Artifact:
     """The model in `folder`, with every checksum verified. A damaged, missing or inconsistent file is a `Mistake`."""
     sums = _verified_sums(folder)
+    import torch
+
+    from han.model.network import HAN
+
     config = _read_config(folder / "config.json")
     punkt = read_checked(folder / "punkt.json", _Punkt) if "punkt.json" in sums else None
     figures = read_checked(folder / "metrics.json", _Metrics)
@@ -251,6 +256,10 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
 
     A vocabulary is sorted by frequency, so the remaining words keep their ids and all others become `<unk>`.
     """
+    import torch
+
+    from han.model.network import HAN
+
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
     weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
@@ -278,6 +287,13 @@ def find(model: str) -> Path:
     if not folder.is_dir():
         raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
     raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of an artifact, without its weights."""
+    config = read_object(folder / "config.json")
+    _checked(folder / "config.json", _Labels, config.get("labels"))
+    return tuple(config["labels"])
 
 
 def resolve(model: str) -> str:
@@ -347,6 +363,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """float32 tensors, for any floating-point type in the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -359,6 +378,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
     """Every weight, and the logits of the golden texts. `network` is float32, on the CPU, in eval mode."""
+    import torch
+
+    from han.model.ragged import collate
+
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise Mistake(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")
