@@ -31,7 +31,7 @@ CPUS ?= 2
 # a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
 THERE = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
+.PHONY: help setup check format test everyday demo train serve watch tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
@@ -65,6 +65,9 @@ test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
+
+everyday: $(READY) ## Take the steps of an analyst, engineers, a developer and an operator, each with mistakes, minutes [ARGS='--only score']
+	$(RUN) -m tests.everyday $(ARGS)
 
 demo: $(READY) ## See it work in two minutes: train on generated reviews, score the bundled ones, write attention.html
 	$(RUN) -m jobs.demo

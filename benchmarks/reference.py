@@ -68,6 +68,10 @@ FIGURES = {
     "confusion": "reviews by label, then by answer",
     "accuracy_by_length": "accuracy by tenths of the length in tokens",
     "accuracy_by_rating": "accuracy by rating, where there are ratings",
+    "calibration": "the bins of the calibration error: confidence, accuracy, its interval, reviews",
+    "accuracy_at_coverage": "accuracy of the most confident 5, 10, ... 100% of the reviews, and the lowest probability among them",
+    "num_unfamiliar": "reviews that are flagged as unfamiliar",
+    "num_uncertain": "answers that are flagged as uncertain",
     "model": "fingerprint of the artifact",
     "temperature": "by which the logits were divided when the model was made",
     "data": "what it was compared with",
@@ -80,7 +84,10 @@ FIGURES = {
     "reviews_per_s": "training reviews a second, over all workers",
     "train_s": "seconds of training, validation left out",
 }
-EVALUATED = ("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined")
+EVALUATED = (
+    *("calibration", "accuracy_at_coverage", "num_unfamiliar", "num_uncertain"),
+    *("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined"),
+)
 
 
 def render() -> str:

@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _program() -> str:
-    """How `han` was called: its path, or `python -m han`."""
-    return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else "han"
+    """How `han` was called: its path; empty after `python -m jobs`."""
+    return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else ""
 
 
 def _print_help() -> None:

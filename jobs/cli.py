@@ -48,7 +48,7 @@ _OUT_OF_MEMORY = (
     "a worker ran out of memory: use fewer workers (--num-actors, --train.num-workers) or smaller batches, then run the command to resume"
 )
 
-invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed, and the subcommand
+invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed (empty after `python -m jobs`), and the subcommand
 verbose = False  # --verbose: show the lines of Ray and of libraries
 
 
@@ -123,6 +123,8 @@ def command(job: str | None = None) -> str:
 
     job: another command than the one that runs.
     """
+    if invoked_as and not invoked_as[0]:
+        return f"{shlex.quote(next(iter(sys.orig_argv), 'python'))} -m jobs {job or invoked_as[1]}"
     if invoked_as:
         path, own = invoked_as
         name = Path(path).name if shutil.which(Path(path).name) == path else path
