@@ -231,7 +231,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
                 ray.init(**options)
             else:
                 ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare Exception if a node does not start in time
             if _cause(error, Mistake):
                 raise
             where = os.environ.get("RAY_ADDRESS")
@@ -471,11 +471,13 @@ def _explain(error: Exception) -> None:
 
 def _cause(error: BaseException | None, kind: type[Caused]) -> Caused | None:
     """An error of that kind inside one that Ray may have wrapped."""
-    while error is not None:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, kind):
-            return cause
-        if isinstance(error, kind) and not hasattr(error, "as_instanceof_cause"):  # Ray's wrapper is of both kinds, its text a traceback
-            return error
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
+    if error is None:
+        return None
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, kind):
+        return cause
+    if isinstance(error, kind) and not hasattr(error, "as_instanceof_cause"):  # Ray's wrapper is of both kinds, its text a traceback
+        return error
+    inside = [cause if isinstance(cause, BaseException) else error.__cause__, getattr(error, "controller_failure", None)]
+    inside += getattr(error, "worker_failures", {}).values()  # of Ray Train
+    return next(filter(None, (_cause(each, kind) for each in inside)), None)

@@ -19,7 +19,22 @@ import httpx
 import psutil
 import pyarrow.parquet as pq
 
-from tests.everyday.steps import COLUMNS, GERMAN, HAN, HELP, MISTAKES, PYTHON, ROOT, Result, Step, free_port, run, write_inputs, write_large
+from tests.everyday.steps import (
+    COLUMNS,
+    GERMAN,
+    HAN,
+    HELP,
+    MAKE,
+    MISTAKES,
+    PYTHON,
+    ROOT,
+    Result,
+    Step,
+    free_port,
+    run,
+    write_inputs,
+    write_large,
+)
 
 NUM_LARGE = 25_000
 IDLE_S = 30.0
@@ -242,7 +257,17 @@ WAYS = (
         lines=(5, 40),
         says=("checks are green",),
     ),
-    Step(role="operator", name="an unknown job id", command=f"RAY_ADDRESS=http://127.0.0.1:1 {PYTHON} -m deploy env", lines=(0, 3)),
+    *(
+        Step(
+            role="operator",
+            name=f"make {verb} without a cluster",
+            command=f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:1 {MAKE} {verb}",
+            code=2,
+            lines=(1, 2),
+            says=("no cluster answers at http://127.0.0.1:1",),
+        )
+        for verb in ("status", "doctor", "logs ID=nope", "stop-job ID=nope", "submit JOB=train")
+    ),
 )
 
 

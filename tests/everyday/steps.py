@@ -21,7 +21,7 @@ from han.data.samples import REVIEWS
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
 HAN = shlex.quote(str(Path(PYTHON).with_name("han")))
-MAKE = f"make -s -C {shlex.quote(str(ROOT))} READY= BIN={shlex.quote(str(Path(PYTHON).parent))}"
+MAKE = f"make -s -C {shlex.quote(str(ROOT))} READY= BIN={shlex.quote(str(Path(PYTHON).parent))} RUN={shlex.quote(PYTHON)}"
 GERMAN = "Der Film war leider sehr langweilig. Die Handlung ist vorhersehbar, und die Schauspieler haben mir nicht gefallen."
 MISTAKE_S = 2.0  # a wrong flag or path is answered within so many seconds
 
