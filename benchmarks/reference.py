@@ -42,6 +42,8 @@ COLUMNS = {
     "num_tokens": "tokens read",
     "num_unknown": "of them, not in the vocabulary",
     "num_characters_cut": "characters of the text that `max_sentences` and `max_tokens` left out",
+    "unfamiliar": "whether the share of unknown tokens is above 30% (or the artifact's `unfamiliar_above`): do not trust the answer",
+    "uncertain": "whether `probability` is below the artifact's `uncertain_below`; false for an artifact without it",
     "model": "fingerprint of the artifact",
 }
 ENCODED = {
@@ -58,11 +60,18 @@ FIGURES = {
     "brier": "squared error of the probabilities, summed over the labels, a review",
     "f1": "mean of the F1 of each label",
     "f1_by_label": "F1 of each label",
+    "precision_by_label": "precision of each label",
+    "recall_by_label": "recall of each label",
+    "majority": "most frequent label, and the accuracy of always answering it",
     "auc": "area under the ROC curve; over two labels the mean of each against the rest",
     "expected_calibration_error": "between confidence and share correct, over bins of equally many reviews",
     "confusion": "reviews by label, then by answer",
     "accuracy_by_length": "accuracy by tenths of the length in tokens",
     "accuracy_by_rating": "accuracy by rating, where there are ratings",
+    "calibration": "the bins of the calibration error: confidence, accuracy, its interval, reviews",
+    "accuracy_at_coverage": "accuracy of the most confident 5, 10, ... 100% of the reviews, and the lowest probability among them",
+    "num_unfamiliar": "reviews that are flagged as unfamiliar",
+    "num_uncertain": "answers that are flagged as uncertain",
     "model": "fingerprint of the artifact",
     "temperature": "by which the logits were divided when the model was made",
     "data": "what it was compared with",
@@ -75,7 +84,10 @@ FIGURES = {
     "reviews_per_s": "training reviews a second, over all workers",
     "train_s": "seconds of training, validation left out",
 }
-EVALUATED = ("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined")
+EVALUATED = (
+    *("calibration", "accuracy_at_coverage", "num_unfamiliar", "num_uncertain"),
+    *("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined"),
+)
 
 
 def render() -> str:

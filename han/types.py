@@ -140,5 +140,7 @@ class Score:
     num_tokens: int
     num_unknown: int  # tokens that are not in the vocabulary
     num_characters_cut: int
+    unfamiliar: bool  # the share of unknown tokens is above `Artifact.unfamiliar_above`: do not trust the answer
+    uncertain: bool  # the probability is below `Artifact.uncertain_below`
     model: str  # fingerprint of the artifact
     effects: Effects | None = None  # None if not computed

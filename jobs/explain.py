@@ -33,7 +33,7 @@ class Explain:
 
 def main(job: Explain) -> None:
     out = cli.local(job.out, "--out")
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     if (job.input is None) == (job.text is None):
         raise Mistake("give either --input (reviews to draw) or --text (one review)")
     if out.exists() and not (out.is_file() and _OUR_PAGE in out.read_text(encoding="utf-8", errors="replace")):

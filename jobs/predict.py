@@ -36,6 +36,7 @@ class Predict:
 
 
 def main(job: Predict) -> None:
+    model = cli.model(job.model)
     texts = [_text(given) for given in job.texts or ("-",)]
     import torch
 
@@ -43,7 +44,7 @@ def main(job: Predict) -> None:
     from han.score import as_json, load
 
     torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
-    answers = load(job.model if job.model == "imdb" else cli.path(job.model, "--model")).score(texts, attention=job.attention)
+    answers = load(model).score(texts, attention=job.attention)
     refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
     if refusal is not None:
         raise Mistake(f"a review cannot be scored ({refusal.reason}): {refusal.message}")

@@ -36,9 +36,9 @@ class Train:
 
 
 def main(job: Train) -> None:
-    data, out = cli.local(job.data, "--data"), cli.local(job.out, "--out")
+    data, out = cli.encoded(job.data), cli.local(job.out, "--out")
+    cli.check_out(out, "config.json", ".config.json.")
     cli.show(f"train {data} -> {out}", job)
-    _check(data)
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     from han.train.trainer import fit
 
@@ -58,18 +58,12 @@ def main(job: Train) -> None:
         f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
         f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
+    from han.model import metrics
+
+    for doubt in metrics.doubts(best):
+        print(f"warning, on the development split: {doubt}")
     evaluation = cli.unused(out.parent / "evaluation")
     print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
-
-
-def _check(data: object) -> None:
-    """Find errors in the encoded folder before Ray starts."""
-    from pathlib import Path
-
-    from han.types import Mistake
-
-    if not (Path(str(data)) / "encoding.json").is_file():
-        raise Mistake(f"{data} is not an encoded folder: it has no encoding.json. Make one with {cli.command('prepare')}")
 
 
 def defaults() -> Train | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from han.types import Mistake
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ class Verify:
 
 
 def main(job: Verify) -> None:
+    out = cli.path(job.out, "--out")
+    if "://" not in out and not os.path.isdir(out):
+        raise Mistake(f"{out} is no folder: give the --out of a finished {cli.command('score')}")
     from han.score.verify import Kind, verify
     from jobs.progress import Rows
 
-    out = cli.path(job.out, "--out")
     cli.show(f"verify {out}", job)
     began = time.monotonic()
     verdict = verify(out, unique_ids=job.unique_ids, report=Rows())

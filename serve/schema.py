@@ -124,6 +124,8 @@ class Score(BaseModel):
     num_tokens: int
     num_unknown: int = Field(description="tokens that are not in the model's vocabulary")
     num_characters_cut: int = Field(description="code points that the model's limits cut")
+    unfamiliar: bool = Field(description="too many tokens are unknown: the model cannot read this text, do not trust the answer")
+    uncertain: bool = Field(description="the probability is below the model's threshold; always false for a model without one")
     model: str = Field(description="fingerprint of the model")
     effects: Effects | None = Field(description='null if attention is "none"')
 

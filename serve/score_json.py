@@ -35,10 +35,15 @@ def score_json(scored: Scored, labels: Sequence[str], fingerprint: str, attentio
         results[place] = (
             f'{{"label":{names[choices[row]]},"probability":{probabilities[choices[row]]:.9g},"probabilities":{{{by_label}}},'
             f'"sentences":{_sentences(scored, sentences, words, attention[place])},"num_tokens":{scored.num_tokens[row]},'
-            f'"num_unknown":{scored.num_unknown[row]},"num_characters_cut":{scored.num_characters_cut[row]},"model":"{fingerprint}",'
+            f'"num_unknown":{scored.num_unknown[row]},"num_characters_cut":{scored.num_characters_cut[row]},'
+            f'"unfamiliar":{_bool(scored.unfamiliar[row])},"uncertain":{_bool(scored.uncertain[row])},"model":"{fingerprint}",'
             f'"effects":{_effects(scored, row, attention[place])}}}'
         ).encode()
     return results
+
+
+def _bool(flag: np.bool_) -> str:
+    return "true" if flag else "false"
 
 
 def _effects(scored: Scored, row: int, attention: AnswerDetail) -> str:

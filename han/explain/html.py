@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from han.explain.pieces import ODD, TAG, facts, largest_shares, percent, pieces, visible
+from han.explain.pieces import ODD, TAG, facts, label_class, largest_shares, percent, pieces, visible, warnings
 from han.types import Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
@@ -68,6 +68,12 @@ def fragment(text: str, score: Score) -> str:
     """Returns one review as HTML with its own style, for the output cell of a notebook."""
     drawn = _article(text, score)
     return f'<style>{stylesheet()}</style><div class="han alone">{drawn}{_key([score], drawn)}</div>'
+
+
+def articles(reviews: Sequence[tuple[str, str, Score]]) -> str:
+    """Returns the reviews, each drawn under its caption, then the key. The page around them needs `stylesheet`."""
+    drawn = "".join(_article(text, score, caption=caption, names_model=False) for caption, text, score in reviews)
+    return f'{drawn}<div class="han">{_key([score for _, _, score in reviews], drawn)}</div>'
 
 
 def stylesheet() -> str:
@@ -125,20 +131,25 @@ def _opening(text: str) -> str:
 
 
 def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True) -> str:
-    classes = "".join(_class(label, probability, chosen=label == score.label) for label, probability in score.probabilities.items())
+    names = list(score.probabilities)
+    classes = "".join(
+        _class(label, probability, hue=label_class(label, names), chosen=label == score.label)
+        for label, probability in score.probabilities.items()
+    )
     shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
+    warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
     return f"""<article class="han"{anchor}>
-<header>{named}<h2 class="verdict"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
-<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
+<header>{named}<h2 class="verdict {label_class(score.label, names)}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
+{warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
 <p class="facts">{shown}</p></header>
 {_review(text, score)}
 </article>
 """
 
 
-def _class(label: str, probability: float, *, chosen: bool) -> str:
-    return f"<li{' class=chosen' * chosen}><bdi>{_safe(label)}</bdi>{_bar(probability, chosen=chosen)}{_number(probability)}</li>"
+def _class(label: str, probability: float, *, hue: str, chosen: bool) -> str:
+    return f"<li class='{hue}{' chosen' * chosen}'><bdi>{_safe(label)}</bdi>{_bar(probability, chosen=chosen)}{_number(probability)}</li>"
 
 
 def _model(fingerprint: str) -> str:

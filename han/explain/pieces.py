@@ -18,7 +18,7 @@ ODD = re.compile(
     "\U000e0000-\U000e007f]"
 )
 
-__all__ = ["ODD", "TAG", "facts", "largest_shares", "percent", "pieces", "visible"]
+__all__ = ["ODD", "TAG", "facts", "label_class", "largest_shares", "percent", "pieces", "visible", "warnings"]
 
 
 def pieces(text: str, start: int, end: int, words: Iterable[Word]) -> Iterator[tuple[str, Word | None]]:
@@ -47,6 +47,23 @@ def facts(score: Score) -> list[str]:
     if score.num_characters_cut:
         shown.append(f"{score.num_characters_cut:,} character{'s' * (score.num_characters_cut != 1)} not read")
     return shown
+
+
+def warnings(score: Score) -> list[str]:
+    """Returns the reasons not to trust the answer, as sentences."""
+    found = []
+    if score.unfamiliar:
+        found.append(f"{score.num_unknown:,} of {score.num_tokens:,} tokens are unknown to the model. Do not trust this answer.")
+    if score.uncertain:
+        found.append("The model is uncertain about this review.")
+    return found
+
+
+def label_class(label: str, labels: Sequence[str]) -> str:
+    """Returns the class of the colour of a label: the same on the page, in HTML and in a notebook. A label has it wherever it stands."""
+    if label in ("negative", "positive"):
+        return f"l{int(label == 'positive')}"
+    return f"l{2 + list(labels).index(label) % 4}"
 
 
 def percent(share: float) -> str:

@@ -14,7 +14,7 @@ from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from han.explain.pieces import TAG, facts, largest_shares, percent, pieces, visible
+from han.explain.pieces import TAG, facts, largest_shares, percent, pieces, visible, warnings
 from han.types import Score, Sentence, Word
 
 _MIN_WIDTH = 40  # columns; narrower terminals wrap the lines themselves
@@ -70,6 +70,8 @@ def _verdict(score: Score, width: int, console: Console) -> list[Text]:
         line = Text(f"{percent(probability):>5}% {set_cell_size(names[label].plain, name_width)} ").append(_bar(probability, 20), _BAR)
         line.rstrip()
         lines.append(line)
+    for warning in warnings(score):
+        lines += _wrap([(f"! {warning}", "bold")], width, console)
     shown = " · ".join([*facts(score), f"model {visible(score.model)}"])
     return lines + _wrap([(shown, "dim")], width, console)
 

@@ -9,6 +9,8 @@
     README.md          the model card, generated; the only file that may be edited
     SHA256SUMS         checksums of all files except the card, for `sha256sum -c`
 
+Beside the folder, NAME.test.json may hold metrics on test reviews that were measured later (see `registry.keep_test`).
+
 The logits are calibrated: the read-out was divided by the temperature before `save`. `save` and `load` refuse a model with a weight, or
 an answer to one of `GOLDEN`, that is not finite. `load` checks sizes before it reads a file, and the content against the schemas below.
 """
@@ -25,41 +27,40 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json as parse_json
-from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save as arrays_as_bytes
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
-from torch.overrides import TorchFunctionMode
 
 from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
-from han.model.network import HAN
-from han.model.ngrams import NgramTable
-from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Encoded, Mistake
 
+if TYPE_CHECKING:  # a wrong path is found before torch is loaded
+    import torch
+
+    from han.model.network import HAN
+    from han.model.ngrams import NgramTable
+
 FORMAT = 2  # 1 without n-grams, which earlier versions can read
-UNCERTAIN_BELOW = 0.7  # for artifacts that have no threshold of their own
 # Beside this package. The uploaded code of a submitted job lacks it (.rayignore) and uses the package installed on its node.
 _PLACES = (Path(__file__).parents[2], *map(Path, sys.path))
 SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
 BEST = "best"  # models/best is the version that models/best.json names (see `evaluate.registry`)
+TEST = ".test.json"
 _SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, ngrams.safetensors, if there are any
 GOLDEN = (
     "A wonderful film. I loved every minute of it, and the cast was great!",
     "The worst film I have ever seen: boring, bad and far too long. Avoid it.",
     "ok",
+)
+UNFAMILIAR_ABOVE = (
+    0.3  # share of unknown tokens; of IMDB's 2,520 development reviews the largest is 0.09, texts in other languages have 0.38 and more
 )
 _MIB = 1 << 20
 _MOST_BYTES = {  # of each file; far more than any model needs, far less than a machine has
@@ -119,6 +120,8 @@ class _Metrics(BaseModel):
 
     model_config = ConfigDict(strict=True)
     temperature: Annotated[float, Field(gt=0)] | None = None
+    uncertain_below: _Share | None = None
+    unfamiliar_above: _Share | None = None
     development: _Figures | None = None
     test: _Figures | None = None
 
@@ -142,8 +145,18 @@ class Artifact:
     labels: tuple[str, ...]  # [C], in the order of the logits
     metrics: dict[str, Any]
     provenance: dict[str, Any]
-    uncertain_below: float  # an answer with a lower probability is uncertain
     fingerprint: str  # 16 hexadecimal digits: equal means the same answer to every text
+
+    @property
+    def uncertain_below(self) -> float | None:
+        """An answer with a lower probability is flagged as uncertain. None flags no answer."""
+        return self.metrics.get("uncertain_below")
+
+    @property
+    def unfamiliar_above(self) -> float:
+        """A text with a larger share of unknown tokens is flagged as unfamiliar."""
+        above: float | None = self.metrics.get("unfamiliar_above")
+        return UNFAMILIAR_ABOVE if above is None else above
 
 
 def save(
@@ -154,14 +167,15 @@ def save(
     labels: Sequence[str],
     metrics: dict[str, Any],
     provenance: dict[str, Any],
-    uncertain_below: float | None = None,
 ) -> None:
     """Write the artifact as a new `folder`, wholly or not at all.
 
-    uncertain_below: an answer with a lower probability is uncertain; None leaves the choice to `UNCERTAIN_BELOW`. Tensors keep their dtype.
-    `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the `temperature`; `provenance` is any JSON.
-    `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
+    Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
+    `temperature`, and optionally `uncertain_below` and `unfamiliar_above`; `provenance` is any JSON. `Mistake` if the folder exists, a
+    label is empty or repeated, or the network is not finite.
     """
+    from safetensors.torch import save as safetensors_bytes
+
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")
     config = {
@@ -173,8 +187,6 @@ def save(
         "encoder": encoder.fingerprint,
         "provenance": provenance,
     }
-    if uncertain_below is not None:
-        config["uncertain_below"] = uncertain_below
     _checked(folder / "config.json", _Labels, list(labels))
     _check_finite(folder, encoder, copy.deepcopy(network).cpu().float().eval())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
@@ -223,15 +235,24 @@ def load(folder: Path) -> Artifact:
     _check_shapes(folder, network, weights)
     network.load_state_dict(weights, assign=True)
     _check_finite(folder, encoder, network.eval())
+    fingerprint = _fingerprint(sums, config)
     return Artifact(
         encoder=encoder,
         network=network.eval(),
         labels=tuple(config["labels"]),
-        metrics=figures,
+        metrics=read_test(folder, fingerprint) | figures,
         provenance=config["provenance"],
-        fingerprint=_fingerprint(sums, config),
-        uncertain_below=config.get("uncertain_below") or UNCERTAIN_BELOW,
+        fingerprint=fingerprint,
     )
+
+
+def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """`test` with the metrics in the file beside the artifact `folder`; nothing if there is no file, or if it is of another model."""
+    file = folder.parent / f"{folder.name}{TEST}"
+    if not file.is_file():
+        return {}
+    measured = read_checked(file, _Figures)
+    return {"test": measured} if measured.get("model") == fingerprint else {}
 
 
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
@@ -255,17 +276,21 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
 
 def _without_weights(config: ModelConfig, **sizes: Any) -> HAN:
     """A `HAN` whose parameters have shapes and no values, for weights that are assigned next."""
-    with torch.device("meta"), _NoInitialisation():
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from han.model.network import HAN
+
+    class NoInitialisation(TorchFunctionMode):
+        """Skips `torch.nn.init`: on the device "meta" it does nothing but import torch's compiler, which takes a second."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), NoInitialisation():
         return HAN(config, **sizes)
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Skips `torch.nn.init`: on the device "meta" it does nothing but import torch's compiler, which takes a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def find(model: str) -> Path:
@@ -285,6 +310,13 @@ def find(model: str) -> Path:
     if not folder.is_dir():
         raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
     raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of an artifact, without its weights."""
+    config = read_object(folder / "config.json")
+    _checked(folder / "config.json", _Labels, config.get("labels"))
+    return tuple(config["labels"])
 
 
 def resolve(model: str) -> str:
@@ -354,6 +386,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """float32 tensors, for any floating-point type in the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -365,12 +400,19 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _ngrams_as_bytes(table: NgramTable) -> bytes:
-    return arrays_as_bytes({"hashes": table.hashes, "weights": table.weights.astype(np.float16)})
+    from safetensors.numpy import save
+
+    return save({"hashes": table.hashes, "weights": table.weights.astype(np.float16)})
 
 
 def _read_ngrams(path: Path) -> NgramTable:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from han.model.ngrams import NgramTable
+
     try:
-        arrays = load_arrays(path)
+        arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
     shapes = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
@@ -385,6 +427,10 @@ def _read_ngrams(path: Path) -> NgramTable:
 
 def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
     """Every weight, and the logits of the golden texts. `network` is float32, on the CPU, in eval mode."""
+    import torch
+
+    from han.model.ragged import collate
+
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise Mistake(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")

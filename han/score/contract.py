@@ -55,6 +55,9 @@ def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) 
     yield "its num_tokens is below 1", np.flatnonzero(num_tokens < 1)
     yield "its num_unknown is not from 0 to num_tokens", np.flatnonzero((num_unknown < 0) | (num_unknown > num_tokens))
     yield "its num_characters_cut is below 0", np.flatnonzero(num_cut < 0)
+    for flag in ("unfamiliar", "uncertain"):
+        if flag in batch.schema.names:  # an older version did not write it
+            yield f"its {flag} is null", np.flatnonzero(_mask(batch[flag].is_null()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

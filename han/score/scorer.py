@@ -68,6 +68,8 @@ class Scored:
     num_tokens: Int32s  # [R]
     num_unknown: Int32s  # [R], tokens that are not in the vocabulary
     num_characters_cut: Int32s  # [R]
+    unfamiliar: NDArray[np.bool_]  # [R], the share of unknown tokens is above the threshold of the model
+    uncertain: NDArray[np.bool_]  # [R], the probability of the label is below the threshold of the model
     review_lengths: Int32s  # [R], sentences
     sentence_lengths: Int32s  # [S], tokens
     sentence_spans: Int32s  # [S, 2], code points, end exclusive
@@ -85,6 +87,7 @@ class Scorer:
         self.labels = model.labels
         self.fingerprint = model.fingerprint
         self._encoder = model.encoder
+        self._unfamiliar_above, self._uncertain_below = model.unfamiliar_above, model.uncertain_below or 0.0
         network = model.network.to(device)
         self._trained = network.eval()
         self._sentence_weights = effects.compile_weights(network.sentences)
@@ -114,16 +117,19 @@ class Scorer:
                 f"model {self.fingerprint} gave logits that are not finite for {int((~np.isfinite(logits)).any(axis=1).sum())} of "
                 f"{len(logits)} reviews: its weights are damaged or diverged in training; use another model"
             )
+        probabilities = softmax(logits).astype(np.float32)
         last_words = np.cumsum(encoded.sentence_lengths) - 1
         first_words = last_words - encoded.sentence_lengths + 1
         return Scored(
             kept=encoded.kept,
             refused=encoded.refused,
             logits=logits,
-            probabilities=softmax(logits).astype(np.float32),
+            probabilities=probabilities,
             num_tokens=encoded.num_tokens,
             num_unknown=encoded.num_unknown,
             num_characters_cut=encoded.num_characters_cut,
+            unfamiliar=encoded.num_unknown > self._unfamiliar_above * encoded.num_tokens,
+            uncertain=probabilities.max(axis=1) < self._uncertain_below,
             review_lengths=encoded.review_lengths,
             sentence_lengths=encoded.sentence_lengths,
             sentence_spans=np.stack([encoded.spans[first_words, 0], encoded.spans[last_words, 1]], axis=1),
@@ -191,15 +197,17 @@ def schema(labels: Sequence[str]) -> pa.Schema:
             ("num_tokens", pa.int32()),
             ("num_unknown", pa.int32()),
             ("num_characters_cut", pa.int32()),
+            ("unfamiliar", pa.bool_()),
+            ("uncertain", pa.bool_()),
             ("model", pa.dictionary(pa.int32(), pa.string())),
             ("effects", _EFFECTS),
         ]
     )
 
 
-def schema_without_effects(labels: Sequence[str]) -> pa.Schema:
-    """The columns as versions before 0.2.0 wrote them."""
-    fields = [field for field in schema(labels) if field.name != "effects"]
+def schema_of_0_1(labels: Sequence[str]) -> pa.Schema:
+    """The columns as version 0.1 wrote them: without flags and effects."""
+    fields = [field for field in schema(labels) if field.name not in ("unfamiliar", "uncertain", "effects")]
     word = pa.struct([field for field in _WORD if field.name != "effect"])
     sentence = pa.struct([*(field for field in _SENTENCE if field.name not in ("effect", "words")), ("words", pa.list_(word))])
     return pa.schema([pa.field("sentences", pa.list_(sentence)) if field.name == "sentences" else field for field in fields])
@@ -231,6 +239,8 @@ def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attenti
         pa.array(scored.num_tokens),
         pa.array(scored.num_unknown),
         pa.array(scored.num_characters_cut),
+        pa.array(scored.unfamiliar),
+        pa.array(scored.uncertain),
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_reviews, dtype=np.int32)), pa.array([fingerprint])),
         pa.nulls(num_reviews, _EFFECTS) if computed is None else _effects_column(computed),
     ]
@@ -308,6 +318,8 @@ def _scores(scored: Scored, *, labels: Sequence[str], fingerprint: str, attentio
                 num_tokens=int(scored.num_tokens[row]),
                 num_unknown=int(scored.num_unknown[row]),
                 num_characters_cut=int(scored.num_characters_cut[row]),
+                unfamiliar=bool(scored.unfamiliar[row]),
+                uncertain=bool(scored.uncertain[row]),
                 model=fingerprint,
                 effects=_effects(scored.effects, row) if scored.effects else None,
             )

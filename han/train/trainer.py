@@ -319,9 +319,8 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig, start:
         encoder=folder.encoder,
         network=network,
         labels=folder.labels,
-        metrics={"development": best, "temperature": best["temperature"]},
+        metrics={"development": best, "temperature": best["temperature"], "uncertain_below": best["uncertain_below"]},
         provenance=_provenance(out, folder) | ({"semi_supervised": stages} if stages is not None else {}),
-        uncertain_below=best["uncertain_below"],
     )
 
 

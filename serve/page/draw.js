@@ -95,21 +95,32 @@ export function moved({ whole, now, muted }) {
 }
 
 function drawVerdict({ whole, now, muted }) {
-  answer(".verdict").className = `verdict ${kind(now.label)}`;
+  const labels = Object.keys(now.probabilities);
+  answer(".verdict").className = `verdict ${kind(now.label, labels)}`;
   answer(".verdict").replaceChildren(element("bdi", "", now.label), " ", element("span", "number", percent(now.probability)));
   answer(".classes").querySelectorAll("li").forEach((row, index) => {
     const [label, probability] = Object.entries(now.probabilities)[index];
-    row.className = `${kind(label)}${label === now.label ? " chosen" : ""}`;
+    row.className = `${kind(label, labels)}${label === now.label ? " chosen" : ""}`;
     row.querySelector("i").style.width = `${100 * probability}%`;
     row.querySelector(".was").style.setProperty("--was", `${100 * whole.probabilities[label]}%`);
     row.querySelector(".was").classList.toggle("moved", muted.size > 0);
     row.querySelector(".number").textContent = percent(probability);
   });
+  $("warnings").replaceChildren(...warnings(now).map((warning) => element("p", "warning", warning)));
   const facts = [count(now.num_tokens, "token")];
   if (now.num_unknown) facts.push(`${now.num_unknown.toLocaleString("en")} unknown`);
   if (now.num_characters_cut) facts.push(`${count(now.num_characters_cut, "character")} not read`);
   $("facts").replaceChildren(`${facts.join(" · ")} · model `, element("code", "", now.model));
   answer(".key").classList.toggle("has-unknown", now.num_unknown > 0);
+}
+
+/** Reasons not to trust an answer, as in han/explain/pieces.py. */
+export function warnings({ unfamiliar, uncertain, num_unknown, num_tokens }) {
+  const unknown = `${num_unknown.toLocaleString("en")} of ${num_tokens.toLocaleString("en")} tokens are unknown to the model.`;
+  return [
+    ...(unfamiliar ? [`${unknown} Do not trust this answer.`] : []),
+    ...(uncertain ? ["The model is uncertain about this review."] : []),
+  ];
 }
 
 function emptyRow(number) {
@@ -170,4 +181,8 @@ function tableRow(reading, number, { words, share }) {
 
 const answer = (selector) => $("answer").querySelector(selector);
 const bar = (classes) => element("span", `bar ${classes}`, element("i"));
-const kind = (label) => (label === "positive" || label === "negative" ? label : "");
+/** The class of the colour of a label, as in han/explain/pieces.py. */
+const kind = (label, labels) => {
+  if (label === "negative") return "l0";
+  return label === "positive" ? "l1" : `l${2 + (labels.indexOf(label) % 4)}`;
+};

@@ -1,6 +1,6 @@
 // The page: a text, its answer, and the effect of muting. It sends requests only to the server that it came from.
 
-import { Reading, draw, drawNumbers, drawTable, moved } from "./draw.js";
+import { Reading, draw, drawNumbers, drawTable, moved, warnings } from "./draw.js";
 import { linkTo, linked } from "./link.js";
 import { Trouble, about, sample, score, useKey } from "./server.js";
 import { count, element, percent } from "./text.js";
@@ -48,7 +48,7 @@ const scoreText = (muted = []) =>
     draw(reading);
     settle();
     reveal();
-    $("said").textContent = `${reading.whole.label}, ${percent(reading.whole.probability)}`;
+    $("said").textContent = [`${reading.whole.label}, ${percent(reading.whole.probability)}`, ...warnings(reading.whole)].join(". ");
     reading.muted = new Set(muted.filter((number) => number < reading.whole.sentences.length));
     if (!reading.muted.size) return;
     reading.now = null;
@@ -161,8 +161,8 @@ async function introduce() {
   try {
     const { model, limits, metrics } = await about();
     limit = limits.max_characters;
-    const measured = metrics.test ?? metrics.development;
-    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, "review")} it was not trained on · `;
+    const [split, measured] = metrics.test ? ["test", metrics.test] : ["development", metrics.development];
+    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, `${split} review`)} · `;
     $("model").replaceChildren("Model ", element("code", "", model), " · ", right ?? "");
     settle();
   } catch (error) {

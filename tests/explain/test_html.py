@@ -286,3 +286,11 @@ def luminance(colour: tuple[int, ...]) -> float:
 def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
     short, long = (seconds(fragment, "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
+
+
+def test_an_unfamiliar_or_uncertain_review_has_a_visible_warning() -> None:
+    plain = fragment(REVIEW, read(REVIEW))
+    assert 'class="warning"' not in plain
+    drawn = fragment(REVIEW, replace(read(REVIEW), unfamiliar=True, uncertain=True))
+    assert "tokens are unknown to the model. Do not trust this answer." in drawn
+    assert "The model is uncertain about this review." in drawn

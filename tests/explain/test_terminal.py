@@ -94,3 +94,10 @@ def test_the_environment_changes_nothing_that_is_drawn(monkeypatch: pytest.Monke
 def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
     short, long = (seconds(lambda text, score: terminal(text, score, width=80, colour=True), "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
+
+
+def test_an_unfamiliar_review_has_a_warning_below_its_probabilities() -> None:
+    drawn = terminal(REVIEW, replace(read(REVIEW), unfamiliar=True), width=100, colour=False)
+    assert "! 2 of " in drawn
+    assert "Do not trust this answer." in drawn
+    assert "uncertain" not in drawn

@@ -27,6 +27,8 @@ def scored(text: str, sentences: tuple[Sentence, ...] | None) -> Score:
         num_tokens=len(text.split()),
         num_unknown=2,
         num_characters_cut=0,
+        unfamiliar=False,
+        uncertain=False,
         model="3fa9c1d2",
     )
 

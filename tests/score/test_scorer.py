@@ -172,6 +172,8 @@ def test_the_schema_is_the_documented_one(scorer: Scorer) -> None:
         "num_tokens": "int32",
         "num_unknown": "int32",
         "num_characters_cut": "int32",
+        "unfamiliar": "bool",
+        "uncertain": "bool",
         "model": "dictionary<values=string, indices=int32, ordered=0>",
         "effects": "struct<evidence: float, nothing: float, sum: float, interaction: float, method: string, word_method: string>",
     }
@@ -202,3 +204,25 @@ def test_the_compiled_scorer_equals_the_one_in_torch(tiny_model: Path, monkeypat
     assert type(fast._network) is not type(slow._network)
     for ours, theirs in zip(answers(fast, TEXTS), answers(slow, TEXTS), strict=True):
         np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["\U0001f60d\U0001f60d\U0001f60d", "Der Film war leider langweilig."])
+def test_a_text_of_unknown_words_is_flagged_as_unfamiliar(scorer: Scorer, text: str) -> None:
+    familiar, foreign = answers(scorer, ["I loved it. The film was good!", text])
+    assert (familiar.unfamiliar, foreign.unfamiliar) == (False, True)
+    assert table(scorer, ["I loved it. The film was good!", text])["unfamiliar"].to_pylist() == [False, True]
+
+
+def test_the_threshold_of_unfamiliar_texts_is_that_of_the_model(tiny_model: Path) -> None:
+    model = artifact.load(tiny_model)
+    patient = Scorer(dataclasses.replace(model, metrics={**model.metrics, "unfamiliar_above": 1.0}))
+    assert not answers(patient, ["Zyx qwv."])[0].unfamiliar
+
+
+def test_an_answer_is_uncertain_only_below_the_threshold_of_its_model(tiny_model: Path) -> None:
+    model = artifact.load(tiny_model)
+    (probability,) = [answer.probability for answer in answers(Scorer(model), TEXTS[:1])]
+    for threshold, flagged in ((None, False), (probability - 0.001, False), (probability + 0.001, True)):
+        thresholded = Scorer(dataclasses.replace(model, metrics={**model.metrics, "uncertain_below": threshold}))
+        assert [answer.uncertain for answer in answers(thresholded, TEXTS[:1])] == [flagged]
+        assert table(thresholded, TEXTS[:1])["uncertain"].to_pylist() == [flagged]

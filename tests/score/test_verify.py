@@ -159,6 +159,7 @@ DAMAGED_ROWS: dict[str, tuple[Callable[[Row], object], str, str]] = {
     "no tokens": (lambda row: row.update(num_tokens=None), "answers", "its num_tokens is below 1"),
     "too many unknown": (lambda row: row.update(num_unknown=999), "answers", "its num_unknown is not from 0 to num_tokens"),
     "less than nothing cut": (lambda row: row.update(num_characters_cut=-1), "answers", "its num_characters_cut is below 0"),
+    "no flag": (lambda row: row.update(unfamiliar=None), "answers", "its unfamiliar is null"),
     "a token more": (
         lambda row: row.update(num_tokens=row["num_tokens"] + 1),
         "attention",

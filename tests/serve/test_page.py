@@ -212,6 +212,15 @@ def test_unknown_words_are_counted_and_explained(page: Page) -> None:
     expect(page.locator(".if-unknown")).to_be_visible()
 
 
+@pytest.mark.parametrize("text", ["😍😍😍", "Der Film war leider sehr langweilig, und die Handlung ist vorhersehbar."])
+def test_a_text_that_the_model_cannot_read_has_a_visible_warning(page: Page, text: str) -> None:
+    ask(page, text)
+    expect(page.locator(".warning")).to_contain_text("tokens are unknown to the model. Do not trust this answer.")
+    expect(page.locator("#said")).to_contain_text("Do not trust this answer.")
+    ask(page, MIXED)
+    expect(page.locator(".warning")).to_have_count(0)
+
+
 def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page) -> None:
     page.click("#random")
     settled(page)
