@@ -1,1 +1,1 @@
-"""Where the jobs run: files for `ray up`, and a cluster of several nodes on one machine."""
+"""Deployment: cluster files for `ray up`, a cluster of several nodes on one machine, the image, manifests, dashboard and alerts."""

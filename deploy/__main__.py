@@ -1,4 +1,4 @@
-"""The verbs of a cluster on this machine: `python -m deploy up --nodes 3`, `kill --name node1`, `down`."""
+"""Manage a cluster on this machine: `python -m deploy up --nodes 3`, `kill --name node1`, `down`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from han.types import Mistake
 
 
 def up(nodes: int = 3, cpus: int = 2, folder: Path = local.FOLDER) -> None:
-    """Start a head and nodes - 1 workers, and say how to use them.
+    """Start a head and nodes - 1 workers, and print how to use them.
 
     Args:
-        nodes: in all, the head is one of them
-        cpus: of each node, logical
-        folder: new; holds the token, the logs and what Ray writes
+        nodes: number of nodes, including the head
+        cpus: logical CPUs of each node
+        folder: a new folder for the token, the logs and Ray's files
     """
     cluster = local.start(folder.absolute(), num_nodes=nodes, config=local.NodeConfig(num_cpus=cpus))
     print(
@@ -31,15 +31,15 @@ def up(nodes: int = 3, cpus: int = 2, folder: Path = local.FOLDER) -> None:
 
 
 def env(folder: Path = local.FOLDER) -> None:
-    """Print what to export so that `ray job` finds the cluster on this machine or, without one, a remote one through `make attach`.
+    """Print the exports with which `ray job` finds the cluster on this machine or, without one, the remote one of `make attach`.
 
     Args:
-        folder: where the cluster was started
+        folder: the folder the cluster was started in
     """
     if "RAY_API_SERVER_ADDRESS" in os.environ:
         return
-    there = local.read(folder).environment if (folder / "cluster.json").exists() else local.FORWARDED
-    print("".join(f"export {name}={shlex.quote(value)}; " for name, value in there.items() if name != "RAY_ADDRESS"))
+    environment = local.read(folder).environment if (folder / "cluster.json").exists() else local.FORWARDED
+    print("".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items() if name != "RAY_ADDRESS"))
 
 
 def reach(job_id: str | None = None) -> None:
@@ -67,24 +67,24 @@ def reach(job_id: str | None = None) -> None:
 
 
 def kill(name: str, folder: Path = local.FOLDER) -> None:
-    """SIGKILL all processes of one node.
+    """Kill all processes of one node (SIGKILL).
 
     Args:
         name: node1, node2, …; killing the head ends the cluster
-        folder: where the cluster was started
+        folder: the folder the cluster was started in
     """
     local.kill_node(local.read(folder).node(name))
-    print(f"{name} is dead")
+    print(f"killed {name}")
 
 
 def down(folder: Path = local.FOLDER) -> None:
-    """Stop every process of the cluster, none else, and remove its folder.
+    """Stop every process of the cluster and remove its folder. No other process is stopped.
 
     Args:
-        folder: where the cluster was started
+        folder: the folder the cluster was started in
     """
     local.stop(local.read(folder))
-    print(f"the cluster in {folder} is stopped")
+    print(f"stopped the cluster in {folder}")
 
 
 if __name__ == "__main__":

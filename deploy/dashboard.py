@@ -1,4 +1,4 @@
-"""The Grafana dashboard from the table of `panels`: `python -m deploy.dashboard` writes deploy/grafana/han.json."""
+"""Make the Grafana dashboard from the table in `panels`: `python -m deploy.dashboard` writes deploy/grafana/han.json."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from deploy.panels import ROWS, Panel
 
 FILE = Path(__file__).parent / "grafana" / "han.json"
-_WIDTH, _HEIGHT = 8, 7  # of a panel, in Grafana's grid of 24 columns
-_LEAST = "15s"  # between two points: longer than a scrape, so that $__rate_interval has four of them
+_WIDTH, _HEIGHT = 8, 7  # size of a panel, in Grafana's grid of 24 columns
+_MIN_INTERVAL = "15s"  # between two points; longer than a scrape, so that $__rate_interval covers four scrapes
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def dashboard() -> dict[str, Any]:
-    """Grafana's JSON, for version 10 and later."""
+    """The dashboard as JSON for Grafana 10 and later."""
     panels: list[dict[str, Any]] = []
     y = 0
-    for row, of_row in ROWS.items():
+    for title, row in ROWS.items():
         panels.append(
-            {"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [], "gridPos": _place(0, y, 24, 1)}
+            {"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": _position(0, y, 24, 1)}
         )
-        for place, panel in enumerate(of_row):
-            x, line = place * _WIDTH % 24, place * _WIDTH // 24
-            panels.append({"id": len(panels) + 1, **_panel(panel), "gridPos": _place(x, y + 1 + line * _HEIGHT, _WIDTH, _HEIGHT)})
-        y += 1 + -(-len(of_row) * _WIDTH // 24) * _HEIGHT
+        for index, panel in enumerate(row):
+            x, line = index * _WIDTH % 24, index * _WIDTH // 24
+            panels.append({"id": len(panels) + 1, **_panel(panel), "gridPos": _position(x, y + 1 + line * _HEIGHT, _WIDTH, _HEIGHT)})
+        y += 1 + -(-len(row) * _WIDTH // 24) * _HEIGHT
     return {
         "uid": "han-on-ray",
         "title": "HAN on Ray",
@@ -44,27 +44,27 @@ def dashboard() -> dict[str, Any]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, "min": 0, "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 8}}
-    if panel.most is not None:
-        defaults["max"] = panel.most
+    if panel.maximum is not None:
+        defaults["max"] = panel.maximum
     return {
         "type": "timeseries",
         "title": panel.title,
         "description": panel.help,
         "datasource": _DATASOURCE,
-        "interval": _LEAST,
+        "interval": _MIN_INTERVAL,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         "targets": [
-            {"refId": chr(ord("A") + place), "datasource": _DATASOURCE, "expr": query, "legendFormat": legend}
-            for place, (query, legend) in enumerate(panel.queries)
+            {"refId": chr(ord("A") + index), "datasource": _DATASOURCE, "expr": query, "legendFormat": legend}
+            for index, (query, legend) in enumerate(panel.queries)
         ],
     }
 
 
-def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
+def _position(x: int, y: int, width: int, height: int) -> dict[str, int]:
     return {"x": x, "y": y, "w": width, "h": height}
 
 

@@ -1,8 +1,8 @@
 """A cluster of several nodes on one machine: `python -m deploy up`, `kill --name node1`, `down`.
 
-Each node is a `ray start` of its own, with an address (127.0.0.2, .3, …), a folder and a custom resource named as the node is. Jobs,
-tests and reliability runs start, kill and stop nodes with the functions below. The cluster's folder holds cluster.json, the token (0600)
-and the nodes' logs. A process is never found by its name or number alone: those of a node carry the node's secret mark.
+Each node is its own `ray start`, with its own address (127.0.0.2, .3, …), folder and a custom resource of the node's name. Jobs, tests and
+reliability runs start, kill and stop nodes with the functions below. The cluster's folder holds cluster.json, the token (0600) and the
+nodes' logs. Processes are never looked up by name or id alone: the processes of a node carry the node's secret mark.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from han.cluster.start_hook import HOOK
 from han.types import Mistake
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short: Ray's socket paths may have 107 characters
+FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short, because Ray's socket paths have at most 107 characters
 RAY = str(Path(sys.executable).with_name("ray"))
-FORWARDED = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # a remote cluster's, with ~/.ray/auth_token
+FORWARDED = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # of a remote cluster, with ~/.ray/auth_token
 MARK = "HAN_LOCAL_NODE"
-TRIES = 4  # to start a node
+MAX_STARTS = 4  # attempts to start a node
 START_S, STOP_S, KILL_S = 180.0, 5.0, 60.0  # deadlines; on a busy machine a node takes half a minute to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One `ray start` and all that descends from it."""
+    """One `ray start` and its descendants."""
 
-    name: str  # head, node1, …: also a custom resource of amount 1 that only this node has
+    name: str  # head, node1, …; also a custom resource of amount 1 that only this node has
     ip: str
     mark: str  # secret value of MARK in the environment of its processes
-    pid: int  # of its `ray start`, which leads a session of its own
+    pid: int  # of its `ray start`, which leads its own session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """What a node has."""
+    """Resources and environment of a node."""
 
-    num_cpus: int = 2  # logical: more than the machine has is fine
-    store_mb: int = 200  # of shared memory, for objects
-    resources: Mapping[str, float] = field(default_factory=dict)  # custom ones, besides its name
+    num_cpus: int = 2  # logical; may exceed the CPUs of the machine
+    store_mb: int = 200  # shared memory of the object store
+    resources: Mapping[str, float] = field(default_factory=dict)  # custom resources, besides the node's name
     settings: Mapping[str, str] = field(default_factory=dict)  # added to its environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCluster:
-    """A cluster that runs, as cluster.json in its folder has it."""
+    """A running cluster, as recorded by cluster.json in its folder."""
 
     folder: Path
     address: str  # of the head, for RAY_ADDRESS
@@ -70,14 +70,14 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process has to have in its environment to talk to this cluster."""
-        where = {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
+        """The environment variables with which a process connects to this cluster."""
+        addresses = {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
         if not self.auth:
-            return where | {"RAY_AUTH_MODE": "disabled"}
-        return where | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+            return addresses | {"RAY_AUTH_MODE": "disabled"}
+        return addresses | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
 
     def node(self, name: str) -> Node:
-        """The node of that name; another name is a `Mistake`."""
+        """The node of that name. Raises `Mistake` if there is none."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -85,10 +85,10 @@ class LocalCluster:
 
 
 def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True) -> LocalCluster:
-    """Start a head and `num_nodes` - 1 workers. They run until `stop`, whatever becomes of this process.
+    """Start a head and `num_nodes` - 1 workers. They run until `stop`, even if this process ends.
 
-    Raises `Mistake` where the folder is in use, `RuntimeError` with the end of its log where a node does not come up; then nothing is
-    left running.
+    Raises `Mistake` if the folder is in use, and `RuntimeError` with the end of the log if a node does not start. After an error nothing
+    is left running.
     """
     _make_private(folder)
     port, dashboard = free_ports(2)
@@ -107,109 +107,109 @@ def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True
 
 
 def add_node(cluster: LocalCluster, config: NodeConfig) -> LocalCluster:
-    """The cluster with one more node, of a name and an address that no node of it had before."""
+    """Start one more node, with a name and an address that no node of the cluster had before."""
     return _with_node(cluster, f"node{len(cluster.nodes)}", [f"--address={cluster.address}"], config)
 
 
 def kill_node(node: Node) -> None:
-    """SIGKILL a node's raylet, its workers and all else of it, as when a machine is lost. The cluster still lists it."""
+    """Kill every process of a node with SIGKILL, as when a machine is lost. The cluster still lists the node."""
     end = time.monotonic() + KILL_S
     while alive := processes(node):
-        for process in sorted(alive, key=lambda process: process.pid != node.pid):  # first who would tidy up after the others
+        for process in sorted(alive, key=lambda process: process.pid != node.pid):  # `ray start` first: it would clean up after the others
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=1)
         if time.monotonic() > end:
-            raise RuntimeError(f"{node.name} is still there {KILL_S:.0f} s after SIGKILL: {alive}")
+            raise RuntimeError(f"{node.name} is still alive {KILL_S:.0f} s after SIGKILL: {alive}")
 
 
 def stop(cluster: LocalCluster) -> None:
-    """SIGTERM to every `ray start`, SIGKILL to what is left of the nodes a few seconds later; the folder goes."""
+    """Send SIGTERM to every `ray start`, kill what is left of the nodes a few seconds later, and remove the folder."""
     alive = [process for node in cluster.nodes for process in processes(node)]
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.pid in {node.pid for node in cluster.nodes}:
                 process.terminate()
-    psutil.wait_procs(alive, timeout=STOP_S)  # after many jobs Ray takes half a minute to stop of its own accord
+    psutil.wait_procs(alive, timeout=STOP_S)  # after many jobs Ray needs half a minute to stop by itself
     for node in cluster.nodes:
         kill_node(node)
     shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def read(folder: Path = FOLDER) -> LocalCluster:
-    """The cluster that was started in `folder`; without one a `Mistake`."""
+    """The cluster that was started in `folder`. Raises `Mistake` if there is none."""
     try:
-        told = json.loads((folder / "cluster.json").read_text())
+        record = json.loads((folder / "cluster.json").read_text())
     except FileNotFoundError:
-        raise Mistake(f"no cluster was started in {folder}: make cluster NODES=3") from None
-    nodes = tuple(Node(**node) for node in told.pop("nodes"))
-    return LocalCluster(**told | {"folder": folder, "nodes": nodes})
+        raise Mistake(f"no cluster was started in {folder}: run make cluster NODES=3") from None
+    nodes = tuple(Node(**node) for node in record.pop("nodes"))
+    return LocalCluster(**record | {"folder": folder, "nodes": nodes})
 
 
 def processes(node: Node) -> list[psutil.Process]:
-    """What is alive of a node: whoever carries its mark, and their children (Ray's workers write over their environment)."""
-    found: dict[int, psutil.Process] = {}
+    """The live processes of a node: those with its mark, and their descendants (Ray's workers overwrite their environment)."""
+    marked: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == node.mark:
-                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
-    return [process for process in found.values() if _is_alive(process)]
+                marked |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return [process for process in marked.values() if _is_alive(process)]
 
 
 def raylet(node: Node) -> int | None:
-    """The process id of a node's raylet, None once it is dead."""
+    """The process id of a node's raylet, or None if it is dead."""
     return next((process.pid for process in processes(node) if _is_raylet(process)), None)
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on, nor gets by chance: above those Ray keeps for its workers, below those a system gives to clients."""
-    chance, ports = secrets.SystemRandom(), set[int]()
+    """Ports without a listener, above the range of Ray's workers and below the range that a system assigns to clients."""
+    random, ports = secrets.SystemRandom(), set[int]()
     while len(ports) < number:
-        port = chance.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind(("", port))  # on all addresses: each node has one of its own
+            listener.bind(("", port))  # on all addresses, because each node has its own
             ports.add(port)
     return list(ports)
 
 
 def _make_private(folder: Path) -> None:
-    """A folder that only this user may read, with a token in it."""
+    """Make a folder that only this user may read, and write a new token into it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    there = folder.lstat()
-    if there.st_uid != os.getuid() or there.st_mode & 0o77 or folder.is_symlink():
-        raise Mistake(f"{folder} is open to other users: give a folder that only you may enter (chmod 700), or one that does not exist")
-    if taken := next(folder.iterdir(), None):
-        raise Mistake(f"{folder} holds {taken.name}: a cluster is there already; stop it first (make cluster-down), or give another folder")
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o77 or folder.is_symlink():
+        raise Mistake(f"{folder} is open to other users: use a new folder, or one that only you may enter (chmod 700)")
+    if existing := next(folder.iterdir(), None):
+        raise Mistake(f"{folder} holds {existing.name} of another cluster: stop that first (make cluster-down), or use another folder")
     with os.fdopen(os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as token:
         token.write(secrets.token_hex(32))
 
 
 def _with_node(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
-    """The cluster with a node that runs. One that ends while it starts is started anew: on a busy machine Ray's own deadlines pass."""
-    for _ in range(TRIES):
-        one_more = _launch(cluster, name, flags, config)
-        if (reason := _await_node(one_more, one_more.nodes[-1])) is None:
-            return one_more
-        kill_node(one_more.nodes[-1])
+    """Start a node. A node that ends during its start is started again, because Ray's own deadlines can pass on a busy machine."""
+    for _ in range(MAX_STARTS):
+        larger = _launch(cluster, name, flags, config)
+        if (reason := _await_node(larger, larger.nodes[-1])) is None:
+            return larger
+        kill_node(larger.nodes[-1])
         shutil.rmtree(cluster.folder / name, ignore_errors=True)
-    raise RuntimeError(f"{name} did not come up, {TRIES} times: {reason}")
+    raise RuntimeError(f"{name} did not start in {MAX_STARTS} attempts: {reason}")
 
 
-def _tell_port(node: Node) -> None:
-    """Write the port of its agent where a raylet looks for it: Ray tells it to the agent alone, which on a busy machine is too late."""
+def _write_agent_port(node: Node) -> None:
+    """Write the agent's port where the raylet looks for it. Otherwise the agent writes it, which is too late on a busy machine."""
     for process in processes(node):
         with contextlib.suppress(psutil.Error, OSError):
             if _is_raylet(process):
                 command = " ".join(process.cmdline())
-                told = {name: re.search(rf"--{name}=(\S+)", command) for name in ("listen-port", "node-id", "session-dir")}
-                if all(told.values()):
-                    port, node_id, session = (match[1] for match in told.values() if match)
+                flags = {name: re.search(rf"--{name}=(\S+)", command) for name in ("listen-port", "node-id", "session-dir")}
+                if all(flags.values()):
+                    port, node_id, session = (match[1] for match in flags.values() if match)
                     Path(session, f"dashboard_agent_listen_port_{node_id}").write_text(port)
 
 
 def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConfig) -> LocalCluster:
     number = len(cluster.nodes)
-    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")  # of a head; the usual ones another head may have
+    exporters = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")  # of a head; another head may use the default ports
     agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
     ports = free_ports(len(exporters) + len(agents))
     resources = json.dumps({name: 1, **config.resources})
@@ -222,7 +222,7 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         f"--node-name={name}",
         f"--temp-dir={cluster.folder / name}",
     ]
-    # for an agent whose port it does not know a raylet waits 15 s, then dies
+    # a raylet that does not know the port of an agent waits 15 s, then dies
     command += [f"--{agent}-port={port}" for agent, port in zip(agents, ports[len(exporters) :], strict=True)]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={config.num_cpus}"]
     command += [f"--resources={resources}", f"--object-store-memory={config.store_mb * 1_000_000}", "--disable-usage-stats"]
@@ -238,44 +238,44 @@ def _launch(cluster: LocalCluster, name: str, flags: list[str], config: NodeConf
         MARK: mark,
     }
     environment |= {exporter: str(port) for exporter, port in zip(exporters, ports[: len(exporters)], strict=True)}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # so that `python` in a job is this one
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # a job runs this Python
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **config.settings}
     with _log(cluster, name).open("wb") as log:
         process = subprocess.Popen(command, cwd=cluster.folder, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
-    process.returncode = 0  # it may outlive this process, and subprocess warns of children that nobody waited for
+    process.returncode = 0  # the node may outlive this process, and subprocess warns about children without a wait
     node = Node(name=name, ip=_ip(number), mark=mark, pid=process.pid)
     cluster = replace(cluster, nodes=(*cluster.nodes, node))
-    told = asdict(cluster) | {"folder": str(cluster.folder)}
+    record = asdict(cluster) | {"folder": str(cluster.folder)}
     with os.fdopen(os.open(cluster.folder / "cluster.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(told, file, indent=1)
+        json.dump(record, file, indent=1)
     return cluster
 
 
 def _await_node(cluster: LocalCluster, node: Node) -> str | None:
-    """Wait until a node is there; the end of what it printed where it ended instead. One that does neither is a `RuntimeError`."""
+    """Wait until a node runs. Returns None, or the end of its log if it ended. Raises `RuntimeError` after START_S seconds."""
     end = time.monotonic() + START_S
     while True:
         ended = not processes(node)
-        told = _log(cluster, node.name).read_text(errors="replace")
-        if "Ray runtime started" in told:
+        log = _log(cluster, node.name).read_text(errors="replace")
+        if "Ray runtime started" in log:
             return None
-        _tell_port(node)
+        _write_agent_port(node)
         logs = {path.name: path.read_text(errors="replace") for path in (cluster.folder / node.name).glob("session_2*/logs/*.err")}
-        reason = told[-1_000:] + "".join(f"\n{name}: {logs[name][-500:]}" for name in sorted(logs) if logs[name])
-        if ended or "Timed out waiting for file" in logs.get("raylet.err", ""):  # of which `ray start` takes a minute to hear
+        reason = log[-1_000:] + "".join(f"\n{name}: {logs[name][-500:]}" for name in sorted(logs) if logs[name])
+        if ended or "Timed out waiting for file" in logs.get("raylet.err", ""):  # `ray start` notices only after a minute
             return reason
         if time.monotonic() > end:
-            raise RuntimeError(f"{node.name} did not come up in {START_S:.0f} s: {reason}")
+            raise RuntimeError(f"{node.name} did not start in {START_S:.0f} s: {reason}")
         time.sleep(0.2)
 
 
 def _await_dashboard(cluster: LocalCluster) -> None:
     token = (cluster.folder / "token").read_text()
-    asked = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
     end = time.monotonic() + START_S
     while True:
         try:
-            with urllib.request.urlopen(asked, timeout=10):  # noqa: S310 # always http://127.0.0.1
+            with urllib.request.urlopen(request, timeout=10):  # noqa: S310 # always http://127.0.0.1
                 return
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > end:
@@ -300,5 +300,5 @@ def _log(cluster: LocalCluster, name: str) -> Path:
 
 
 def _ip(number: int) -> str:
-    """An address of its own for each node; beyond Linux there is but one, and Ray has no clusters there."""
+    """The address of a node. Systems other than Linux have only one, and Ray supports no cluster there."""
     return f"127.0.0.{number + 2}" if sys.platform == "linux" else "127.0.0.1"

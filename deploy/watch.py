@@ -1,6 +1,6 @@
-"""Prometheus and Grafana on this machine, on a Ray and a service that run here: `make watch`, until Ctrl+C.
+"""Run Prometheus and Grafana for the Ray and the service on this machine, until Ctrl+C: `make watch`.
 
-All they write is under --out. Each listens on 127.0.0.1 alone and is ended by the id it was started with.
+Both write only under --out and listen only on 127.0.0.1. They are stopped by the process ids they were started with.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ import yaml
 HERE = Path(__file__).resolve().parent
 DASHBOARD = HERE / "grafana" / "han.json"
 NO_PROMETHEUS = (
-    "no prometheus on the path: `apt-get install --no-install-recommends prometheus` (Debian, Ubuntu), or its archive, prometheus.io"
+    "no prometheus on the path: install it with `apt-get install --no-install-recommends prometheus` (Debian, Ubuntu) or from prometheus.io"
 )
-NO_GRAFANA = "no grafana on the path, so Prometheus alone: its packages are at grafana.com/grafana/download"
-_UP_S = 30
+NO_GRAFANA = "no grafana on the path, so only Prometheus runs: grafana.com/grafana/download has its packages"
+_START_S = 30  # deadline for a program to answer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/watch"))
-    parser.add_argument("--prometheus-port", type=int, default=9090)
-    parser.add_argument("--grafana-port", type=int, default=3000)
+    parser.add_argument("--out", type=Path, default=Path("out/watch"), help="folder for all data of both programs")
+    parser.add_argument("--prometheus-port", type=int, default=9090, help="port of Prometheus")
+    parser.add_argument("--grafana-port", type=int, default=3000, help="port of Grafana")
     parser.add_argument("--ray", type=Path, default=Path("/tmp/ray"), help="Ray's temporary folder")  # noqa: S108 - Ray's own default
     parser.add_argument("--service", default="127.0.0.1:8000", help="host:port of the ingress")
-    parser.add_argument("--key-file", type=Path, default=None, help="a file that holds one API key, where the service wants one")
-    asked = parser.parse_args()
+    parser.add_argument("--key-file", type=Path, default=None, help="file with one API key, if the service needs one")
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if shutil.which("prometheus") is None:
-        _leave(NO_PROMETHEUS)
-    out: Path = asked.out.absolute()
+        _fail(NO_PROMETHEUS)
+    out: Path = arguments.out.absolute()
     with (
         contextlib.suppress(KeyboardInterrupt),
-        prometheus(out, asked.prometheus_port, ray=asked.ray, service=asked.service, key_file=asked.key_file) as url,
+        prometheus(out, arguments.prometheus_port, ray=arguments.ray, service=arguments.service, key_file=arguments.key_file) as url,
     ):
-        print(f"Prometheus: {url}; what it scrapes: {url}/targets")
-        if not (asked.ray / "prom_metrics_service_discovery.json").exists():
-            print(f"no Ray has written its list of nodes to {asked.ray} yet: it will be found when it does")
-        with grafana(out, asked.grafana_port, url) as page:
+        print(f"Prometheus: {url}; its targets: {url}/targets")
+        if not (arguments.ray / "prom_metrics_service_discovery.json").exists():
+            print(f"no Ray has written its list of nodes to {arguments.ray} yet; Prometheus reads the list as soon as it exists")
+        with grafana(out, arguments.grafana_port, url) as page:
             print(f"Grafana: {page}" if page else NO_GRAFANA)
             if not page:
                 (out / "panels.html").write_text(page_of_links(url))
-                print(f"every panel as Prometheus draws it: file://{out}/panels.html")
-            print("Ctrl+C ends it", flush=True)
+                print(f"links to every panel, drawn by Prometheus: file://{out}/panels.html")
+            print("press Ctrl+C to stop", flush=True)
             signal.pause()
-    print("\nended; what was measured stays in", out)
+    print(f"\nstopped; the data stays in {out}")
 
 
 @contextmanager
 def prometheus(out: Path, port: int, *, ray: Path, service: str, key_file: Path | None, every_s: int = 10) -> Iterator[str]:
-    """URL of a Prometheus that runs while the body does.
+    """Run Prometheus while the body runs, and yield its URL.
 
-    ray: the temporary folder of a Ray; service: host:port of the ingress; every_s: between two scrapes.
+    ray: Ray's temporary folder; service: host:port of the ingress; every_s: seconds between two scrapes.
     """
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "alerts.yml", out)
@@ -85,7 +85,7 @@ def prometheus(out: Path, port: int, *, ray: Path, service: str, key_file: Path 
 
 @contextmanager
 def grafana(out: Path, port: int, prometheus_url: str) -> Iterator[str | None]:
-    """URL of the dashboard in a Grafana that runs while the body does; None where there is no Grafana."""
+    """Run Grafana while the body runs, and yield the dashboard's URL; yield None if Grafana is not installed."""
     program = shutil.which("grafana") or shutil.which("grafana-server")
     if program is None:
         yield None
@@ -99,7 +99,7 @@ def grafana(out: Path, port: int, prometheus_url: str) -> Iterator[str | None]:
         "GF_PATHS_PROVISIONING": str(folder / "provisioning"),
         "GF_SERVER_HTTP_ADDR": "127.0.0.1",
         "GF_SERVER_HTTP_PORT": str(port),
-        "GF_AUTH_ANONYMOUS_ENABLED": "true",  # whoever has an account on this machine may look
+        "GF_AUTH_ANONYMOUS_ENABLED": "true",  # every user of this machine may look
         "GF_ANALYTICS_REPORTING_ENABLED": "false",
         "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
     }
@@ -110,21 +110,21 @@ def grafana(out: Path, port: int, prometheus_url: str) -> Iterator[str | None]:
 
 
 def page_of_links(prometheus_url: str) -> str:
-    """HTML with a link for each panel, at which Prometheus itself draws its queries."""
+    """HTML with a link for each panel. The link opens the panel's queries in Prometheus."""
     lines = ["<!doctype html><meta charset=utf-8><title>HAN on Ray in Prometheus</title>"]
     for row, queries in read_queries(DASHBOARD).items():
         lines.append(f"<h2>{row}</h2>")
         panels: dict[str, list[tuple[str, str]]] = {}
         for title, query in queries:
             pairs = panels.setdefault(title, [])
-            place = f"g{len(pairs) // 3}"
-            pairs += [(f"{place}.expr", plain(query)), (f"{place}.tab", "0"), (f"{place}.range_input", "30m")]
+            graph = f"g{len(pairs) // 3}"
+            pairs += [(f"{graph}.expr", plain(query)), (f"{graph}.tab", "0"), (f"{graph}.range_input", "30m")]
         lines += [f'<p><a href="{escape(f"{prometheus_url}/graph?{urlencode(pairs)}")}">{title}</a>' for title, pairs in panels.items()]
     return "\n".join(lines) + "\n"
 
 
 def read_queries(dashboard: Path) -> dict[str, list[tuple[str, str]]]:
-    """The dashboard's rows, each with its queries: the panel's title, PromQL."""
+    """The queries of each row of the dashboard, as pairs of panel title and PromQL."""
     rows: dict[str, list[tuple[str, str]]] = {}
     row = ""
     for panel in json.loads(dashboard.read_text())["panels"]:
@@ -137,23 +137,23 @@ def read_queries(dashboard: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def plain(query: str, *, interval: str = "1m") -> str:
-    """The query with Grafana's variables put in: every run."""
+    """The query with Grafana's variables replaced, for every run."""
     return query.replace("$__rate_interval", interval).replace("$run", ".*")
 
 
 def _config(*, ray: Path, service: str, key_file: Path | None, every_s: int) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((HERE / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(config["global"], f"{every_s}s")
-    of_ray, of_service = config["scrape_configs"]
-    of_ray["file_sd_configs"][0]["files"] = [str(ray / "prom_metrics_service_discovery.json")]
-    of_service["static_configs"][0]["targets"] = [service]
+    ray_scrape, service_scrape = config["scrape_configs"]
+    ray_scrape["file_sd_configs"][0]["files"] = [str(ray / "prom_metrics_service_discovery.json")]
+    service_scrape["static_configs"][0]["targets"] = [service]
     if key_file:
-        of_service["authorization"] = {"credentials_file": str(key_file.absolute())}
+        service_scrape["authorization"] = {"credentials_file": str(key_file.absolute())}
     return config
 
 
 def _provision(folder: Path, prometheus_url: str) -> None:
-    """What Grafana reads at its start: where the data is, and the dashboard."""
+    """Write the data source and the dashboard that Grafana reads when it starts."""
     source = {"name": "Prometheus", "type": "prometheus", "url": prometheus_url, "access": "proxy", "isDefault": True}
     provider = {"name": "han", "type": "file", "options": {"path": str(DASHBOARD.parent)}}
     for name, content in (("datasources", {"datasources": [source]}), ("dashboards", {"providers": [provider]})):
@@ -163,24 +163,24 @@ def _provision(folder: Path, prometheus_url: str) -> None:
 
 def _check_free(port: int, variable: str) -> None:
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just ended may still be closing
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a socket that was just closed may still linger
         try:
             listener.bind(("127.0.0.1", port))
         except OSError:
-            _leave(f"port {port} is taken: give another, as in make watch {variable}={port + 1}")
+            _fail(f"port {port} is in use: choose another, e.g. make watch {variable}={port + 1}")
 
 
 @contextmanager
 def _running(command: list[str], log: Path, ready: str, environment: dict[str, str]) -> Iterator[None]:
-    """A process that answers at `ready` while the body runs, in a session of its own, so that Ctrl+C reaches it by us alone."""
+    """Run a process, wait until the URL `ready` answers, run the body, and stop it. Its own session keeps Ctrl+C from reaching it."""
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)  # noqa: S603
     try:
-        end = time.monotonic() + _UP_S
+        end = time.monotonic() + _START_S
         while not _answers(ready):
             if process.poll() is not None or time.monotonic() > end:
                 last = log.read_text(errors="replace").splitlines()[-1:]
-                _leave(f"{command[0]} does not come up: {' '.join(last)}; see {log}")
+                _fail(f"{command[0]} did not start: {' '.join(last)}; see {log}")
             time.sleep(0.1)
         yield
     finally:
@@ -193,12 +193,12 @@ def _running(command: list[str], log: Path, ready: str, environment: dict[str, s
 
 
 def _answers(url: str) -> bool:
-    with contextlib.suppress(URLError, OSError), urlopen(url, timeout=2) as response:  # noqa: S310 - of this machine
+    with contextlib.suppress(URLError, OSError), urlopen(url, timeout=2) as response:  # noqa: S310 - a URL of this machine
         return bool(response.status == 200)
     return False
 
 
-def _leave(message: str) -> NoReturn:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 

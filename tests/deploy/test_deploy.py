@@ -1,4 +1,4 @@
-"""Files for `ray up`, what a job uploads, and the cluster on one machine, as far as they go without starting Ray."""
+"""Cluster files for `ray up`, the upload of a job, and the cluster on one machine, all without starting Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """By what `ray up` does before it asks a cloud."""
+    """Validate a configuration as `ray up` does before it calls a cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
@@ -36,7 +36,7 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def test_there_are_a_file_for_aws_and_its_siblings() -> None:
+def test_cluster_files_exist_for_aws_google_cloud_and_own_machines() -> None:
     assert [(file.name, read(file)["provider"]["type"]) for file in FILES] == [
         ("cluster.gcp.yaml", "gcp"),
         ("cluster.local.yaml", "local"),
@@ -45,26 +45,26 @@ def test_there_are_a_file_for_aws_and_its_siblings() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_ray_takes_every_cluster_file(file: Path) -> None:
+def test_ray_accepts_every_cluster_file(file: Path) -> None:
     assert validate(read(file))["cluster_name"] == "han"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 @pytest.mark.parametrize("typo", ["idle_timeout_minuts", "setup_comands"])
-def test_a_typo_is_rejected(file: Path, typo: str) -> None:
+def test_a_typo_in_a_cluster_file_is_rejected(file: Path, typo: str) -> None:
     import jsonschema
 
     with pytest.raises(jsonschema.ValidationError, match=typo):
         validate(read(file) | {typo: 1})
 
 
-def test_a_head_type_that_is_not_described_is_rejected() -> None:
+def test_an_undefined_head_type_is_rejected() -> None:
     with pytest.raises(ValueError, match="head_node_type"):
         validate(read(ROOT / "cluster.yaml") | {"head_node_type": "haed"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_node_asks_for_the_token_and_opens_no_port_that_is_not_needed(file: Path) -> None:
+def test_every_node_requires_the_token_and_opens_no_needless_port(file: Path) -> None:
     config = read(file)
     starts = [command for key in ("head", "worker") for command in config[f"{key}_start_ray_commands"] if "ray start" in command]
     assert len(starts) == 2
@@ -80,7 +80,7 @@ def test_no_cluster_file_holds_a_secret(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "deploy/cluster.gcp.yaml"])
-def test_spot_machines_come_before_machines_at_the_full_price_and_are_the_same(name: str) -> None:
+def test_spot_machines_come_before_equal_machines_at_the_full_price(name: str) -> None:
     types = read(ROOT / name)["available_node_types"]
     assert list(types) == ["head", "gpu_spot", "gpu_on_demand"]
     machines = [types[kind]["node_config"] for kind in ("gpu_spot", "gpu_on_demand")]
@@ -91,7 +91,7 @@ def test_spot_machines_come_before_machines_at_the_full_price_and_are_the_same(n
     assert "spot" not in str(machines[1]).lower()
 
 
-def test_up_refuses_a_file_that_is_not_filled_in(tmp_path: Path) -> None:
+def test_up_refuses_a_file_with_set_me(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", ".venv/.installed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name != ".venv/.installed" else b"")
@@ -120,8 +120,8 @@ def test_a_job_uploads_less_than_a_megabyte_of_code(tmp_path: Path) -> None:
     assert (tmp_path / "package.zip").stat().st_size < 1_000_000
 
 
-def test_the_shipped_model_is_found_where_the_package_is_installed(tmp_path: Path) -> None:
-    """As in a submitted job, whose copy of the code comes without it."""
+def test_the_shipped_model_is_found_in_the_installed_package(tmp_path: Path) -> None:
+    """A submitted job has a copy of the code without the model."""
     shutil.copytree(ROOT / "han", tmp_path / "han", ignore=shutil.ignore_patterns("pretrained", "__pycache__"))
     code = "from han.model import artifact; print(artifact.__file__, artifact.find('imdb'))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
@@ -129,7 +129,7 @@ def test_the_shipped_model_is_found_where_the_package_is_installed(tmp_path: Pat
     assert done.stdout.split() == [str(tmp_path / "han" / "model" / "artifact.py"), str(ROOT / "han" / "pretrained" / "imdb")]
 
 
-def test_a_folder_that_others_may_enter_holds_no_token(tmp_path: Path) -> None:
+def test_no_token_is_written_to_a_folder_that_others_may_enter(tmp_path: Path) -> None:
     folder = tmp_path / "open"
     folder.mkdir(mode=0o755)
     with pytest.raises(Mistake, match="open to other users"):
@@ -145,17 +145,17 @@ def test_a_second_cluster_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         local.start(folder, num_nodes=1, config=local.NodeConfig())
 
 
-def test_a_process_is_a_nodes_by_its_mark_alone(tmp_path: Path) -> None:
+def test_a_process_belongs_to_a_node_only_by_its_mark(tmp_path: Path) -> None:
     node = local.Node(name="node1", ip="127.0.0.3", mark="node1-of-this-test", pid=os.getpid())
-    assert local.processes(node) == [], "the recorded id belongs to a process of somebody else"
+    assert local.processes(node) == [], "the recorded id belongs to another process"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, local.MARK: node.mark}) as process:
-        assert [found.pid for found in local.processes(node)] == [process.pid]
+        assert [each.pid for each in local.processes(node)] == [process.pid]
         local.kill_node(node)
         process.wait(10)
     assert local.processes(node) == []
 
 
-def test_ports_are_free_and_neither_rays_workers_nor_given_to_clients() -> None:
+def test_free_ports_lie_between_the_ranges_of_ray_workers_and_of_clients() -> None:
     ports = local.free_ports(20)
     assert len(set(ports)) == 20
     assert min(ports) >= 20_000

@@ -1,4 +1,4 @@
-"""The image: from an exact tag, not root, nothing compiled, only files that exist and reach the build."""
+"""The image has an exact base tag, does not run as root, compiles nothing, and copies only files that reach the build."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def stages(text: str) -> tuple[dict[str, str], list[Stage]]:
     """The arguments before the first FROM, and the stages."""
     joined = re.sub(r"\\\n", " ", "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#")))
     arguments: dict[str, str] = {}
-    found: list[Stage] = []
+    parsed: list[Stage] = []
     for line in filter(None, map(str.strip, joined.splitlines())):
         instruction, _, rest = line.partition(" ")
         if instruction == "FROM":
             base, _, name = rest.partition(" AS ")
-            found.append(Stage(name, base, []))
-        elif not found:
+            parsed.append(Stage(name, base, []))
+        elif not parsed:
             assert instruction == "ARG", line
             name, _, value = rest.partition("=")
             arguments[name] = value
         else:
-            found[-1].lines.append((instruction, rest))
-    return arguments, found
+            parsed[-1].lines.append((instruction, rest))
+    return arguments, parsed
 
 
 def faults(text: str, ignored: str = IGNORED) -> list[str]:
-    """What is wrong with a Dockerfile, a line each."""
-    arguments, found = stages(text)
-    named = {stage.name: stage for stage in found}
+    """The faults of a Dockerfile, one line each."""
+    arguments, parsed = stages(text)
+    named = {stage.name: stage for stage in parsed}
     wrong = [f"no target {target}" for target in ("cpu", "gpu") if target not in named]
-    for stage in found:
+    for stage in parsed:
         base = re.sub(r"\$\{(\w+)\}", lambda name: arguments.get(name[1], ""), stage.base)
         if stage.base not in named and not re.fullmatch(r"[\w./-]+(:\d+\.\d+\.\d+[\w.-]*|@sha256:[0-9a-f]{64})", base):
             wrong.append(f"{stage.name}: the base {base or stage.base} is not an exact tag")
@@ -83,12 +83,12 @@ def _user(target: str, named: dict[str, Stage]) -> str | None:
 
 
 def _reaches(source: str, ignored: str) -> bool:
-    """Whether .dockerignore lets it through; of its patterns the last that fits counts."""
-    lets = True
+    """Whether .dockerignore includes a file. The last matching pattern decides."""
+    included = True
     for pattern in (line for line in ignored.splitlines() if line and not line.startswith("#")):
         if fnmatch.fnmatch(source, pattern.removeprefix("!")):
-            lets = pattern.startswith("!")
-    return lets
+            included = pattern.startswith("!")
+    return included
 
 
 def test_the_image_has_no_faults() -> None:
@@ -96,7 +96,7 @@ def test_the_image_has_no_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("USER 1000:1000\n", "", "cpu runs as root"),
         ("USER 1000:1000", "USER root", "gpu runs as root"),
@@ -113,13 +113,13 @@ def test_the_image_has_no_faults() -> None:
         ("COPY constraints.txt ./", "ADD constraints.txt ./", "ADD may download"),
     ],
 )
-def test_a_fault_of_the_image_is_found(old: str, new: str, told: str) -> None:
+def test_each_fault_of_a_dockerfile_is_detected(old: str, new: str, message: str) -> None:
     assert old in DOCKERFILE
-    found = faults(DOCKERFILE.replace(old, new))
-    assert [fault for fault in found if told in fault] != [], found
+    reported = faults(DOCKERFILE.replace(old, new))
+    assert [fault for fault in reported if message in fault] != [], reported
 
 
-def test_what_the_package_is_made_of_reaches_the_build() -> None:
+def test_every_package_reaches_the_build() -> None:
     copied = {rest.split()[0] for stage in stages(DOCKERFILE)[1] for instruction, rest in stage.lines if instruction == "COPY"}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     packages = re.search(r"^include = \[(.*)\]$", project, flags=re.MULTILINE)
@@ -127,7 +127,7 @@ def test_what_the_package_is_made_of_reaches_the_build() -> None:
     assert set(re.findall(r'"(\w+)\*"', packages[1])) == {"han", "jobs", "serve"} <= copied
 
 
-def test_the_python_of_the_image_is_one_that_is_tested() -> None:
+def test_the_image_has_a_tested_python_version() -> None:
     version = re.search(r"^ARG BASE=python:(\d+\.\d+)\.", DOCKERFILE, flags=re.MULTILINE)
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert version

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kuberay are what KubeRay and Kubernetes take, keep our rules, and say what the code says."""
+"""The manifests of deploy/kuberay are valid for KubeRay and Kubernetes, follow the project's rules, and agree with the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _worker(manifest: Any) -> Any:
     return cluster_of(manifest)["workerGroupSpecs"][0]["template"]["spec"]
 
 
-# what is changed, where, and what has to be said of it
+# for each fault: the manifest, the change, and a part of the expected message
 MUTATIONS: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "a typo in RayJob": (JOB, lambda m: m["spec"].update(shutdownAfterJobFinish=True), "'shutdownAfterJobFinish' was unexpected"),
     "a typo in the cluster": (
@@ -47,8 +47,8 @@ MUTATIONS: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "a typo in a pod": (JOB, lambda m: _worker(m).update(automountServiceAccountTokens=False), "automountServiceAccountTokens"),
     "a typo in a container": (JOB, lambda m: _worker(m)["containers"][0].update(readynessProbe={}), "readynessProbe"),
     "a typo in a probe": (JOB, lambda m: _worker(m)["containers"][0]["livenessProbe"]["httpGet"].update(Path="/"), "Path"),
-    "an API of the past": (CLUSTER, lambda m: m.update(apiVersion="ray.io/v1alpha1"), "'ray.io/v1' was expected"),
-    "a mode that is none": (JOB, lambda m: m["spec"].update(submissionMode="HTTP"), "'HTTP' is not one of"),
+    "an old version of the API": (CLUSTER, lambda m: m.update(apiVersion="ray.io/v1alpha1"), "'ray.io/v1' was expected"),
+    "an unknown mode": (JOB, lambda m: m["spec"].update(submissionMode="HTTP"), "'HTTP' is not one of"),
     "numbers as start parameters": (
         JOB,
         lambda m: cluster_of(m)["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
@@ -62,34 +62,42 @@ MUTATIONS: dict[str, tuple[str, Callable[[Any], object], str]] = {
         "'valueFrom' is a required property",
     ),
     "no fault tolerance": (SERVICE, lambda m: cluster_of(m).pop("gcsFaultToleranceOptions"), "dies with its head"),
-    "work on the head": (JOB, lambda m: cluster_of(m)["headGroupSpec"]["rayStartParams"].update({"num-cpus": "2"}), "has CPUs to give"),
-    "an open head": (JOB, lambda m: cluster_of(m)["headGroupSpec"].update(serviceType="LoadBalancer"), "open beyond the cluster"),
+    "a head with CPUs": (JOB, lambda m: cluster_of(m)["headGroupSpec"]["rayStartParams"].update({"num-cpus": "2"}), "offers CPUs"),
+    "an open head": (JOB, lambda m: cluster_of(m)["headGroupSpec"].update(serviceType="LoadBalancer"), "open outside the cluster"),
     "root": (JOB, lambda m: _worker(m)["securityContext"].update(runAsUser=0), "may run as root"),
     "a writable root": (JOB, lambda m: _worker(m)["containers"][0]["securityContext"].pop("readOnlyRootFilesystem"), "root file system"),
     "privileges": (JOB, lambda m: _worker(m)["containers"][0]["securityContext"].pop("capabilities"), "keeps privileges"),
     "an autoscaler with privileges": (JOB, lambda m: cluster_of(m)["autoscalerOptions"].update(securityContext={}), "autoscaler: keeps"),
     "no seccomp": (JOB, lambda m: _worker(m)["securityContext"].pop("seccompProfile"), "no seccomp"),
-    "a token on a worker": (JOB, lambda m: _worker(m).pop("automountServiceAccountToken"), "nothing here needs"),
+    "a token on a worker": (JOB, lambda m: _worker(m).pop("automountServiceAccountToken"), "needlessly"),
     "limits above requests": (
         JOB,
         lambda m: _worker(m)["containers"][0]["resources"].update(requests={"cpu": "1", "memory": "1Gi"}),
-        "limits are not its requests",
+        "limits differ from its requests",
     ),
-    "no probe": (JOB, lambda m: _worker(m)["containers"][0].pop("livenessProbe"), "no livenessProbe"),
+    "no liveness probe": (JOB, lambda m: _worker(m)["containers"][0].pop("livenessProbe"), "no livenessProbe"),
     "the latest image": (JOB, lambda m: _worker(m)["containers"][0].update(image="registry.example/han:latest"), "no tag of its own"),
     "an image without a tag": (JOB, lambda m: _worker(m)["containers"][0].update(image="registry.example:5000/han"), "no tag of its own"),
-    "nowhere to write": (JOB, lambda m: _worker(m)["containers"][0].update(volumeMounts=[]), "nothing to write to at /tmp"),
-    "a volume that is not there": (JOB, lambda m: _worker(m).update(volumes=_worker(m)["volumes"][:2]), "that there is none of"),
-    "a Secret nobody made": (SERVICE, lambda m: _worker(m)["volumes"][3]["secret"].update(secretName="other"), "not one of docs"),
-    "fewer than the fewest": (JOB, lambda m: cluster_of(m)["workerGroupSpecs"][0].update(replicas=0), "not between"),
-    "a cluster that stays": (JOB, lambda m: m["spec"].pop("shutdownAfterJobFinishes"), "stays when it is over"),
+    "no writable folder": (JOB, lambda m: _worker(m)["containers"][0].update(volumeMounts=[]), "no writable volume at /tmp"),
+    "a missing volume": (JOB, lambda m: _worker(m).update(volumes=_worker(m)["volumes"][:2]), "that is not defined"),
+    "an unknown Secret": (SERVICE, lambda m: _worker(m)["volumes"][3]["secret"].update(secretName="other"), "not one of docs"),
+    "fewer replicas than the minimum": (JOB, lambda m: cluster_of(m)["workerGroupSpecs"][0].update(replicas=0), "not between"),
+    "a cluster that outlives its job": (JOB, lambda m: m["spec"].pop("shutdownAfterJobFinishes"), "outlives it"),
     "no port for Serve": (SERVICE, lambda m: _worker(m)["containers"][0].pop("ports"), "no port named serve"),
     "a name that is too long": (JOB, lambda m: m["metadata"].update(name="a" * 48), "is too long"),
-    "a share of pods": ("base: PodDisruptionBudget han-serve", lambda m: m["spec"].update(minAvailable="50%"), "has to be a number"),
+    "a disruption budget in percent": (
+        "base: PodDisruptionBudget han-serve",
+        lambda m: m["spec"].update(minAvailable="50%"),
+        "must be a number",
+    ),
     "a typo in a policy": ("base: NetworkPolicy han-serve", lambda m: m["spec"].update(ingres=[]), "ingres"),
-    "a policy for anyone": ("base: NetworkPolicy han-serve", lambda m: m["spec"]["ingress"][1].pop("from"), "from anywhere"),
-    "a policy of one way": ("base: NetworkPolicy han-batch", lambda m: m["spec"].update(policyTypes=["Ingress"]), "lacks Egress"),
-    "a claim of no size": ("base: PersistentVolumeClaim han-shared", lambda m: m["spec"].update(resources={"requests": []}), "requests"),
+    "a policy without a source": ("base: NetworkPolicy han-serve", lambda m: m["spec"]["ingress"][1].pop("from"), "from anywhere"),
+    "a policy for ingress only": ("base: NetworkPolicy han-batch", lambda m: m["spec"].update(policyTypes=["Ingress"]), "lacks Egress"),
+    "a claim without a size": (
+        "base: PersistentVolumeClaim han-shared",
+        lambda m: m["spec"].update(resources={"requests": []}),
+        "requests",
+    ),
 }
 
 
@@ -99,11 +107,11 @@ def test_a_manifest_has_no_faults(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", MUTATIONS)
-def test_a_fault_is_found(change: str) -> None:
-    name, mutate, told = MUTATIONS[change]
-    manifest = copy.deepcopy(yaml.safe_load(yaml.dump(MANIFESTS[name], Dumper=_Plain)))  # without what anchors share
+def test_each_fault_of_a_manifest_is_detected(change: str) -> None:
+    name, mutate, message = MUTATIONS[change]
+    manifest = copy.deepcopy(yaml.safe_load(yaml.dump(MANIFESTS[name], Dumper=_Plain)))  # without objects shared by anchors
     mutate(manifest)
-    assert [fault for fault in faults(manifest) if told in fault] != [], faults(manifest)
+    assert [fault for fault in faults(manifest) if message in fault] != [], faults(manifest)
 
 
 class _Plain(yaml.SafeDumper):
@@ -111,13 +119,13 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def test_there_is_a_job_for_each_verb_a_cluster_and_a_service() -> None:
+def test_the_manifests_define_three_jobs_a_cluster_and_a_service() -> None:
     kinds = sorted((each["kind"], each["metadata"].get("labels", {}).get("run")) for each in MANIFESTS.values() if cluster_of(each))
     assert kinds == [("RayCluster", "cluster"), ("RayJob", "score"), ("RayJob", "train"), ("RayJob", "tune"), ("RayService", None)]
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_versions_are_those_of_the_code(name: str) -> None:
+def test_versions_equal_those_of_the_code(name: str) -> None:
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert f"ray=={CLUSTERS[name]['rayVersion']}\n" in constraints
     images = {container["image"] for _, template in templates(CLUSTERS[name]) for container in template["spec"]["containers"]}
@@ -126,30 +134,30 @@ def test_versions_are_those_of_the_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_is_a_command_that_there_is(name: str) -> None:
+def test_the_command_of_a_job_exists(name: str) -> None:
     for command in JOBS[name].split("&&"):
         python, flag, module, *arguments = shlex.split(command)
         assert (python, flag) == ("python", "-m")
         kind = getattr(importlib.import_module(module), module.rpartition(".")[2].capitalize())
         parsed = cli.parse(kind, arguments)
         assert isinstance(parsed, kind)
-        places = [value for value in arguments if "shared" in value]
-        assert places
-        assert all(value.startswith("/shared/") for value in places)
+        paths = [value for value in arguments if "shared" in value]
+        assert paths
+        assert all(value.startswith("/shared/") for value in paths)
 
 
-def test_the_training_job_finds_its_processors_before_it_starts() -> None:
+def test_the_smallest_cluster_has_the_cpus_of_the_training_job() -> None:
     workers = int(re.search(r"num-workers (\d+)", JOBS[JOB])[1])
     (group,) = CLUSTERS[JOB]["workerGroupSpecs"]
     assert group["minReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) >= workers
 
 
-def test_the_service_is_configured_as_serve_config_yaml_is() -> None:
+def test_the_service_has_the_settings_of_serve_config_yaml() -> None:
     ours = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
     theirs = yaml.safe_load(MANIFESTS[SERVICE]["spec"]["serveConfigV2"])
-    # what is to differ in a cluster: where it listens, the keys that go with it, and two of what must not be one
+    # the deliberate differences: the address, the API keys and the numbers of replicas
     ours |= {"proxy_location": "EveryNode"}
-    ours["http_options"]["host"] = "0.0.0.0"  # noqa: S104 - the keys are asked for
+    ours["http_options"]["host"] = "0.0.0.0"  # noqa: S104 - API keys are required
     (application,) = ours["applications"]
     application["args"]["api_keys_file"] = "/etc/han/keys"
     ingress, model, _ = application["deployments"]
@@ -158,7 +166,7 @@ def test_the_service_is_configured_as_serve_config_yaml_is() -> None:
     assert theirs == ours
 
 
-def test_the_keys_are_where_the_service_looks_for_them() -> None:
+def test_the_api_keys_are_mounted_where_the_service_reads_them() -> None:
     for _, template in templates(CLUSTERS[SERVICE]):
         (container,) = template["spec"]["containers"]
         (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
@@ -166,7 +174,7 @@ def test_the_keys_are_where_the_service_looks_for_them() -> None:
     assert "--from-file=keys=" in DOCS
 
 
-def test_policies_and_budgets_name_labels_that_pods_have() -> None:
+def test_policies_and_budgets_select_labels_of_pods() -> None:
     labels = {template["metadata"]["labels"]["han"] for cluster in CLUSTERS.values() for _, template in templates(cluster)}
     named = {
         (each["spec"].get("podSelector") or each["spec"].get("selector"))["matchLabels"]["han"]
@@ -176,12 +184,12 @@ def test_policies_and_budgets_name_labels_that_pods_have() -> None:
     assert labels == named == {"batch", "serve"}
 
 
-def test_every_secret_is_made_by_a_command_of_the_docs() -> None:
+def test_the_docs_have_a_command_for_every_secret() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
     used = set(re.findall(r"secretName: ([\w-]+)", text)) | set(re.findall(r"secretKeyRef: {name: ([\w-]+)", text))
     assert used == SECRETS == set(re.findall(r"create secret generic ([\w-]+)", DOCS))
 
 
-def test_no_secret_is_in_a_manifest() -> None:
+def test_no_manifest_holds_a_secret() -> None:
     assert [name for name, each in MANIFESTS.items() if each["kind"] == "Secret"] == []
     assert "stringData" not in "".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))

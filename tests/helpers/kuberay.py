@@ -1,7 +1,7 @@
-"""What must hold of the manifests in deploy/kuberay: KubeRay's fields by a schema of ours, core objects by Kubernetes' own, then rules.
+"""Checks of the manifests in deploy/kuberay: KubeRay's fields by the schema below, core objects by Kubernetes' own schemas, then rules.
 
-The schema has the fields of ray.io/v1 (KubeRay 1.7) that these manifests use, by the names, types and values of the operator's API; any
-other key is refused, so that a typo is found here and not by a cluster, which would drop it without a word.
+The schema has the fields of ray.io/v1 (KubeRay 1.7) that these manifests use, with the names, types and values of the operator's API. Any
+other key is refused, because a cluster would silently drop a field with a typo.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jsonschema
 import kubernetes_validate
 
 Manifest = dict[str, Any]
-KUBERNETES = "1.30"  # and later: the oldest that is checked
+KUBERNETES = "1.30"  # the oldest version that is checked
 SECRETS = {"han-ray-token", "han-api-keys", "han-redis"}
 
 
@@ -24,7 +24,7 @@ def _only(required: list[str], **properties: Any) -> Manifest:
 
 _TEXT, _FLAG, _COUNT = {"type": "string", "minLength": 1}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
 _TEXTS = {"type": "object", "additionalProperties": _TEXT}
-_TEMPLATE = {"type": "object"}  # Kubernetes' own schema is asked
+_TEMPLATE = {"type": "object"}  # checked by Kubernetes' own schema
 _SECRET = _only(["valueFrom"], valueFrom=_only(["secretKeyRef"], secretKeyRef=_only(["name", "key"], name=_TEXT, key=_TEXT)))
 _AUTOSCALER = _only(
     ["version", "resources", "securityContext"],
@@ -81,7 +81,7 @@ _SERVICE = _only(
     excludeHeadPodFromServeSvc=_FLAG,
     rayClusterDeletionDelaySeconds=_COUNT,
 )
-_SPECS = {"RayCluster": (_CLUSTER, 53), "RayJob": (_JOB, 47), "RayService": (_SERVICE, 47)}  # and the longest name the operator takes
+_SPECS = {"RayCluster": (_CLUSTER, 53), "RayJob": (_JOB, 47), "RayService": (_SERVICE, 47)}  # schema and maximum length of a name
 
 
 def objects(document: Manifest) -> list[Manifest]:
@@ -89,10 +89,10 @@ def objects(document: Manifest) -> list[Manifest]:
 
 
 def cluster_of(manifest: Manifest) -> Manifest | None:
-    """The Ray cluster that a KubeRay object makes; None for the others."""
+    """The Ray cluster that a KubeRay object creates, or None for other objects."""
     spec: Manifest = manifest["spec"]
-    place = {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec"), "RayService": spec.get("rayClusterConfig")}
-    return place.get(manifest["kind"])
+    clusters = {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec"), "RayService": spec.get("rayClusterConfig")}
+    return clusters.get(manifest["kind"])
 
 
 def templates(cluster: Manifest) -> Iterator[tuple[str, Manifest]]:
@@ -102,17 +102,17 @@ def templates(cluster: Manifest) -> Iterator[tuple[str, Manifest]]:
 
 
 def faults(manifest: Manifest) -> list[str]:
-    """What is wrong with one object, a line each. What breaks a schema is all that is said of it: rules need its shape."""
+    """The faults of one object, one line each. If an object breaks its schema, the rules are not checked, because they need its shape."""
     if manifest["kind"] not in _SPECS:
         return _of_kubernetes(manifest) + _of_core(manifest)
-    found = _of_schema(manifest)
-    if found:
-        return found
+    reported = _of_schema(manifest)
+    if reported:
+        return reported
     cluster = cluster_of(manifest)
     assert cluster is not None
     for name, template in templates(cluster):
-        found += [f"{name}: {fault}" for fault in _of_kubernetes({"apiVersion": "v1", "kind": "PodTemplate", "template": template})]
-    return found or [*_of_cluster(cluster), *_of_object(manifest, cluster)]
+        reported += [f"{name}: {fault}" for fault in _of_kubernetes({"apiVersion": "v1", "kind": "PodTemplate", "template": template})]
+    return reported or [*_of_cluster(cluster), *_of_object(manifest, cluster)]
 
 
 def _of_schema(manifest: Manifest) -> list[str]:
@@ -134,10 +134,10 @@ def _of_kubernetes(manifest: Manifest) -> list[str]:
 def _of_core(manifest: Manifest) -> list[str]:
     spec = manifest["spec"]
     if manifest["kind"] == "PodDisruptionBudget" and not isinstance(spec.get("minAvailable"), int):
-        return ["minAvailable has to be a number: pods of a custom resource have no scale that a share or maxUnavailable could refer to"]
+        return ["minAvailable must be a number: pods of a custom resource have no scale for a percentage or maxUnavailable"]
     if manifest["kind"] == "NetworkPolicy":
-        wide = [rule for rule in spec.get("ingress", []) if not rule.get("from")]
-        return [f"ingress from anywhere: {rule}" for rule in wide] + [
+        open_rules = [rule for rule in spec.get("ingress", []) if not rule.get("from")]
+        return [f"ingress from anywhere: {rule}" for rule in open_rules] + [
             f"policyTypes lacks {kind}" for kind in ("Ingress", "Egress") if kind not in spec["policyTypes"]
         ]
     return []
@@ -148,15 +148,15 @@ def _of_cluster(cluster: Manifest) -> Iterator[str]:
     if cluster["authOptions"]["mode"] != "token":
         yield "authentication is off: whoever reaches the dashboard runs code"
     if head["rayStartParams"]["num-cpus"] != "0":
-        yield "the head has CPUs to give: work on it takes the GCS and the drivers down"
+        yield "the head offers CPUs: work on it could end the GCS and the drivers"
     if head.get("serviceType", "ClusterIP") != "ClusterIP":
-        yield "the head's service is open beyond the cluster"
+        yield "the head's service is open outside the cluster"
     for group in cluster["workerGroupSpecs"]:
         if not group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]:
             yield f"{group['groupName']}: replicas are not between minReplicas and maxReplicas"
     if cluster.get("enableInTreeAutoscaling"):
         if "autoscalerOptions" not in cluster:
-            yield "the autoscaler has no resources and no securityContext of its own"
+            yield "the autoscaler has no resources and no securityContext"
         else:
             yield from _of_container("autoscaler", cluster["autoscalerOptions"])
     for name, template in templates(cluster):
@@ -170,11 +170,11 @@ def _of_pod(template: Manifest, *, is_head: bool) -> Iterator[str]:
     if pod.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "no seccomp profile"
     if not is_head and spec.get("automountServiceAccountToken") is not False:
-        yield "a Kubernetes token is mounted that nothing here needs"
+        yield "a Kubernetes token is mounted needlessly"
     if is_head and spec.get("automountServiceAccountToken") is False:
         yield "no Kubernetes token is mounted, which the autoscaler needs"
     if spec.get("restartPolicy", "Never") != "Never":
-        yield "restartPolicy: autoscaler v2 wants Never"
+        yield "restartPolicy: autoscaler v2 needs Never"
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
     for container in spec["containers"]:
         yield from _of_container(container["name"], container)
@@ -186,10 +186,10 @@ def _of_pod(template: Manifest, *, is_head: bool) -> Iterator[str]:
             yield f"{container['name']}: the image has no tag of its own"
         mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"] if mount["name"] in volumes}
         if len(mounted) < len(container["volumeMounts"]):
-            yield f"{container['name']}: a volume is mounted that there is none of"
+            yield f"{container['name']}: mounts a volume that is not defined"
         for path, medium in (("/tmp", ""), ("/dev/shm", "Memory")):  # noqa: S108 - inside the container
             if mounted.get(path, {}).get("emptyDir", {"medium": None}).get("medium", "") != medium:
-                yield f"{container['name']}: nothing to write to at {path}"
+                yield f"{container['name']}: no writable volume at {path}"
     for volume in volumes.values():
         if "secret" in volume and volume["secret"]["secretName"] not in SECRETS:
             yield f"the Secret {volume['secret']['secretName']} is not one of docs/kubernetes.md"
@@ -202,13 +202,13 @@ def _of_container(name: str, container: Manifest) -> Iterator[str]:
     if not context.get("readOnlyRootFilesystem"):
         yield f"{name}: may write to its root file system"
     if not {"cpu", "memory"} <= size.get("limits", {}).keys() or size["limits"] != size.get("requests"):
-        yield f"{name}: limits are not its requests"
+        yield f"{name}: limits differ from its requests"
 
 
 def _of_object(manifest: Manifest, cluster: Manifest) -> Iterator[str]:
     spec = manifest["spec"]
     if manifest["kind"] == "RayJob" and not spec.get("shutdownAfterJobFinishes"):
-        yield "the cluster of the job stays when it is over"
+        yield "the cluster of the job outlives it"
     if manifest["kind"] == "RayService":
         if "gcsFaultToleranceOptions" not in cluster:
             yield "without GCS fault tolerance the service dies with its head"
