@@ -46,9 +46,10 @@ def main(job: Evaluate) -> None:
     cli.connect()
     from rich.console import Console
 
+    from han.evaluate import registry
     from han.evaluate.evaluation import evaluate
     from han.evaluate.evaluation_page import PAGE, PREDICTIONS
-    from han.model import artifact, metrics, registry
+    from han.model import artifact, metrics
     from jobs.progress import Rows
 
     config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)

@@ -33,7 +33,7 @@ def main(job: Models) -> None:
     folder = cli.local(job.models, "--models")
     if not folder.is_dir():
         raise Mistake(f"there is no folder {folder}: make it with {cli.command('promote')} RUN --models {folder}")
-    from han.model import registry
+    from han.evaluate import registry
 
     versions = registry.versions(folder)
     if job.by != "date":
