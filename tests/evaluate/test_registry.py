@@ -208,7 +208,7 @@ def test_a_second_promotion_at_the_same_time_is_refused_by_name(runs: tuple[Path
 PROMOTE = """
 import sys
 from pathlib import Path
-from han.model import registry
+from han.evaluate import registry
 try:
     registry.promote(Path(sys.argv[1]), Path(sys.argv[2]), failpoint=sys.argv[3] if len(sys.argv) > 3 else None)
 except registry.Mistake as mistake:
