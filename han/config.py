@@ -194,7 +194,7 @@ class SemiSupervisedConfig:
     """networks that label the unlabelled reviews, beside the n-grams"""
     teacher_epochs: int = 3
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
-    student_epochs: int = 1
+    student_epochs: int = 2
     """passes of the model over all reviews with the labels of the teachers"""
     pretraining_passes: int = 1
     """passes over all text that pretrain the word GRU"""
