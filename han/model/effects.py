@@ -71,8 +71,9 @@ def sentence_effects(
     """The effect of every sentence of R reviews, from their sentence vectors.
 
     vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1; logits_RC: the
-    logits of the whole reviews where they are known; weights: of `network.sentences`, from `compile_weights`, where they are kept. Equal to scoring the encoded review without the sentence's tokens, within the
-    rounding of float32, for reviews of at most `reach + 1` sentences.
+    logits of the whole reviews where they are known; weights: of `network.sentences`, from `compile_weights`, where they are kept. Equal
+    to scoring the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1`
+    sentences.
     """
     rows = _Rows(network.sentences, vectors_SD, review_lengths, weights)
     logits_RC = network.read_out(rows.vectors()) if logits_RC is None else logits_RC
