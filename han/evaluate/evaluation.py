@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
+import torch
 
 from han.config import ColumnsConfig, ScoreConfig
 from han.data import sources
-from han.data.sources import BadRecord, Batch
+from han.data.sources import BadRecord, Batch, Shard
+from han.evaluate import faithfulness
 from han.model import artifact, metrics
+from han.model.gru import compiled
+from han.model.network import FoldedHAN
+from han.model.ragged import flat_batch
 from han.score import pool
 from han.score.pool import Item, Report, Task, local_scorer
 from han.score.retries import Attempts
@@ -21,6 +28,7 @@ from han.score.scorer import Scored
 from han.storage import write_json
 from han.types import Mistake
 
+_OURS = {"metrics.json", "settings.toml", "faithfulness.json", "faithfulness.svg"}
 _ANSWERS = pa.schema([("label", pa.int32()), ("rating", pa.int8()), ("num_tokens", pa.int32()), ("logits", pa.list_(pa.float32()))])
 
 
@@ -30,7 +38,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     If the input has a test split, only that split is measured. Records without a label, and records that cannot be scored, are left out and
     counted.
     """
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"metrics.json", "settings.toml"}):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _OURS):
         raise Mistake(f"--out {out} holds something else: give a new folder")
     model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
@@ -67,6 +75,76 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", figures)
     return figures
+
+
+def faithful(
+    source: str, out: Path, *, model: str, columns: ColumnsConfig, num_reviews: int, num_for_words: int, report: Report, seed: int = 0
+) -> dict[str, Any]:
+    """Write the faithfulness report of random reviews of `source` to `out`/faithfulness.json and .svg, and return it.
+
+    The reviews are measured on all CPUs of Ray. If the input has a test split, only that split is read. num_for_words: as many of the
+    reviews are measured at the level of words too, which takes most of the time.
+    """
+    model = artifact.resolve(model)
+    artifact.load(artifact.find(model))
+    shards = sources.find_shards(source, columns, labelled=False)
+    texts = _sample([shard for shard in shards if shard.split == "test"] or shards, columns, num_reviews, seed)
+    if not texts:
+        raise Mistake(f"{source} has no review")
+    parts = [texts[first : first + _REVIEWS_A_TASK] for first in range(0, len(texts), _REVIEWS_A_TASK)]
+    remote = ray.remote(num_cpus=1)(_measure)
+    waiting = [
+        remote.remote(model, part, max(0, num_for_words - number * _REVIEWS_A_TASK), seed + number) for number, part in enumerate(parts)
+    ]
+    measured, left = [], waiting
+    while left:
+        report("reviews measured", len(texts) - sum(len(parts[waiting.index(each)]) for each in left), len(texts))
+        _, left = ray.wait(left, num_returns=1)
+    for each in ray.get(waiting):
+        measured += each
+    report("reviews measured", len(texts), len(texts))
+    if not measured:
+        raise Mistake(f"none of {len(texts)} reviews of {source} can be scored")
+    figures = {**faithfulness.summarise(measured, seed=seed), "model": artifact.load(artifact.find(model)).fingerprint, "data": source}
+    figures["failed_checks"] = faithfulness.failures(figures)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "faithfulness.json", figures)
+    (out / "faithfulness.svg").write_text(faithfulness.plot(figures), encoding="utf-8")
+    return figures
+
+
+_REVIEWS_A_TASK = 25
+
+
+def _sample(shards: Sequence[Shard], columns: ColumnsConfig, number: int, seed: int) -> list[str]:
+    """Random texts of the shards, in random order: every text is equally likely (reservoir sampling, algorithm R)."""
+    generator = np.random.default_rng(seed)
+    chosen: list[str] = []
+    seen = 0
+    for shard in shards:
+        for batch in sources.read(shard, columns, batch_rows=pool.BATCH_ROWS):
+            for text in sources.reviews(batch, shard, columns, labelled=False)["text"].to_pylist():
+                seen += 1
+                if len(chosen) < number:
+                    chosen.append(text)
+                elif (place := int(generator.integers(seen))) < number:
+                    chosen[place] = text
+    return [chosen[place] for place in generator.permutation(len(chosen))]
+
+
+def _measure(model: str, texts: Sequence[str], num_for_words: int, seed: int) -> list[dict[faithfulness.Parts, faithfulness.Measured]]:
+    """The figures of some reviews, in a Ray worker."""
+    torch.set_num_threads(1)
+    loaded = artifact.load(artifact.find(model))
+    network = loaded.network.eval()
+    folded = FoldedHAN(network) if compiled() else network
+    results = []
+    for part, words in ((texts[:num_for_words], True), (texts[num_for_words:], False)):
+        encoded = loaded.encoder.encode_batch(part)
+        if len(encoded.kept):
+            batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+            results.append(faithfulness.measure(network, batch, model=folded, words=words, seed=seed))
+    return results
 
 
 class _Answers:
