@@ -10,6 +10,9 @@ from han.config import ColumnsConfig, ScoreConfig
 from jobs import cli
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
     from rich.table import Table
 
 EXAMPLES = (
@@ -33,6 +36,12 @@ class Evaluate:
     """scoring processes; None uses one for each CPU"""
     gpu: bool = False
     """use one GPU for each process"""
+    faithfulness: bool = False
+    """also measure whether attention and effects rank first what the answer depends on"""
+    faithfulness_reviews: int = 1_000
+    """random reviews of the faithfulness report"""
+    faithfulness_words: int = 200
+    """as many of them are measured at the level of words too: about 1 s a review on one CPU"""
 
 
 def main(job: Evaluate) -> None:
@@ -59,6 +68,8 @@ def main(job: Evaluate) -> None:
     console = Console()
     for table in (_summary(figures), _confusion(figures), *_slices(figures)):
         console.print(table)
+    if job.faithfulness:
+        _measure_faithfulness(data, out, model, job, console)
     split = " (test split)" if figures["test_split"] else ""
     print(
         f"model {figures['model']} on {cli.plural(figures['num_reviews'], 'labelled review')} of {data}{split}; "
@@ -71,6 +82,50 @@ def main(job: Evaluate) -> None:
         print(f"warning: {doubt}")
     page = cli.unused(out.parent / "attention.html")
     print(f"next: {cli.command('explain')} --model {model} --input {data}{cli.columns_flags(job.columns)} --out {page}")
+
+
+def _measure_faithfulness(data: str, out: Path, model: str, job: Evaluate, console: Console) -> None:
+    from han.evaluate.evaluation import faithful
+    from jobs.progress import Rows
+
+    figures = faithful(
+        data,
+        out,
+        model=model,
+        columns=job.columns,
+        num_reviews=job.faithfulness_reviews,
+        num_for_words=job.faithfulness_words,
+        report=Rows(),
+    )
+    for parts in ("sentences", "words"):
+        if parts in figures:
+            console.print(_faithfulness(parts, figures[parts]))
+    for problem in figures["failed_checks"]:
+        print(f"note: a sanity check does not hold: {problem}")
+    print(f"losses are of the calibrated probability; all figures in {out / 'faithfulness.json'}, a plot in {out / 'faithfulness.svg'}")
+
+
+def _faithfulness(parts: str, figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    columns = ("comprehensiveness", "of best", "sufficiency", "wrong signs", "tau")
+    table = Table(parts, *columns, title=f"faithfulness of {parts}, {figures['num_reviews']:,} reviews (tau: with leave-one-out)")
+    for name, method in figures["methods"].items():
+        low, high = method["comprehensiveness_interval"]
+        tau = figures["kendall"].get("leave_one_out", {}).get(name)
+        table.add_row(
+            name.replace("_", " "),
+            f"{method['comprehensiveness']:.3f} ({low:.3f} to {high:.3f})",
+            _known(method.get("comprehensiveness_normalised"), ".0%"),
+            f"{method['sufficiency']:.3f}",
+            _known(method.get("wrong_signs"), ".1%"),
+            _known(tau, ".2f"),
+        )
+    return table
+
+
+def _known(value: float | None, pattern: str) -> str:
+    return "" if value is None else format(value, pattern)
 
 
 def _check(data: str, model: str, out: Path, job: Evaluate) -> None:

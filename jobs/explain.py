@@ -45,7 +45,9 @@ def main(job: Explain) -> None:
     from han.score import load
 
     torch.set_num_threads(1)  # few reviews keep one core busy; more threads only wait for each other
-    answers = load(model).score([text for _, text in reviews], attention="words")
+    answers = load(model).score(
+        [text for _, text in reviews], attention="words", effects="exact_words" if len(reviews) == 1 else "sentences"
+    )
     drawn = [(name, text, answer) for (name, text), answer in zip(reviews, answers, strict=True) if not isinstance(answer, Refusal)]
     refused = [(name, answer) for (name, _), answer in zip(reviews, answers, strict=True) if isinstance(answer, Refusal)]
     for name, refusal in refused:

@@ -12,6 +12,7 @@ from serve.backend import AnswerDetail
 from serve.errors import MEANINGS, Problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
+MAX_EXACT_CHARACTERS = 10_000  # of a text with exact effects of words: their time grows with the words times the sentences
 MAX_CHARACTERS, MAX_TEXTS = 50_000, 32  # defaults, for the document; the limits in force are the model's and the options'
 
 
@@ -63,13 +64,16 @@ class ScoreRequest(BaseModel):
 
     effects: Literal["sentences", "exact_words"] = Field(
         "sentences",
-        description='effects of the sentences, or of every word too, exactly; "exact_words" takes one review, and attention "words"',
+        description='effects of the sentences, or of every word too, exactly; "exact_words" takes one review '
+        f'of at most {MAX_EXACT_CHARACTERS:,} characters, and attention "words"',
     )
 
     @model_validator(mode="after")
     def _check_effects(self) -> ScoreRequest:
         if self.effects == "exact_words" and (self.attention != "words" or len(self.texts) > 1):
             raise PydanticCustomError("invalid", 'effects "exact_words" takes one review, and attention "words"')
+        if self.effects == "exact_words" and len(self.texts[0]) > MAX_EXACT_CHARACTERS:
+            raise PydanticCustomError("invalid", f'effects "exact_words" takes at most {MAX_EXACT_CHARACTERS:,} characters')
         return self
 
     @property

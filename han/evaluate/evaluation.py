@@ -11,13 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
+import torch
 
 from han.config import ColumnsConfig, ScoreConfig
 from han.data import sources
-from han.data.sources import BadRecord, Batch
-from han.evaluate.evaluation_page import METRICS, PAGE, PREDICTIONS, check_out, page
+from han.data.sources import BadRecord, Batch, Shard
+from han.evaluate import faithfulness
+from han.evaluate.evaluation_page import FAITHFULNESS, FAITHFULNESS_PLOT, METRICS, PAGE, PREDICTIONS, check_out, page
 from han.model import artifact, metrics
-from han.score import pool
+from han.model.gru import compiled
+from han.model.network import FoldedHAN
+from han.model.ragged import flat_batch
+from han.score import pool, worker
 from han.score.retries import Attempts
 from han.score.scorer import Scored, Scorer
 from han.score.worker import Item, Report, Task, local_scorer
@@ -121,6 +127,76 @@ def _worst_mistakes(
         for row, score in zip(rows, scores, strict=True)
         if isinstance(score, Score)
     ]
+
+
+def faithful(
+    source: str, out: Path, *, model: str, columns: ColumnsConfig, num_reviews: int, num_for_words: int, report: Report, seed: int = 0
+) -> dict[str, Any]:
+    """Write the faithfulness report of random reviews of `source` to `out`/faithfulness.json and .svg, and return it.
+
+    The reviews are measured on all CPUs of Ray. If the input has a test split, only that split is read. num_for_words: as many of the
+    reviews are measured at the level of words too, which takes most of the time.
+    """
+    model = artifact.resolve(model)
+    artifact.load(artifact.find(model))
+    shards = sources.find_shards(source, columns, labelled=False)
+    texts = _sample([shard for shard in shards if shard.split == "test"] or shards, columns, num_reviews, seed)
+    if not texts:
+        raise Mistake(f"{source} has no review")
+    parts = [texts[first : first + _REVIEWS_A_TASK] for first in range(0, len(texts), _REVIEWS_A_TASK)]
+    remote = ray.remote(num_cpus=1)(_measure)
+    waiting = [
+        remote.remote(model, part, max(0, num_for_words - number * _REVIEWS_A_TASK), seed + number) for number, part in enumerate(parts)
+    ]
+    measured, left = [], waiting
+    while left:
+        report("reviews measured", len(texts) - sum(len(parts[waiting.index(each)]) for each in left), len(texts))
+        _, left = ray.wait(left, num_returns=1)
+    for each in ray.get(waiting):
+        measured += each
+    report("reviews measured", len(texts), len(texts))
+    if not measured:
+        raise Mistake(f"none of {len(texts)} reviews of {source} can be scored")
+    figures = {**faithfulness.summarise(measured, seed=seed), "model": artifact.load(artifact.find(model)).fingerprint, "data": source}
+    figures["failed_checks"] = faithfulness.failures(figures)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / FAITHFULNESS, figures)
+    (out / FAITHFULNESS_PLOT).write_text(faithfulness.plot(figures), encoding="utf-8")
+    return figures
+
+
+_REVIEWS_A_TASK = 25
+
+
+def _sample(shards: Sequence[Shard], columns: ColumnsConfig, number: int, seed: int) -> list[str]:
+    """Random texts of the shards, in random order: every text is equally likely (reservoir sampling, algorithm R)."""
+    generator = np.random.default_rng(seed)
+    chosen: list[str] = []
+    seen = 0
+    for shard in shards:
+        for batch in sources.read(shard, columns, batch_rows=worker.BATCH_ROWS):
+            for text in sources.reviews(batch, shard, columns, labelled=False)["text"].to_pylist():
+                seen += 1
+                if len(chosen) < number:
+                    chosen.append(text)
+                elif (place := int(generator.integers(seen))) < number:
+                    chosen[place] = text
+    return [chosen[place] for place in generator.permutation(len(chosen))]
+
+
+def _measure(model: str, texts: Sequence[str], num_for_words: int, seed: int) -> list[dict[faithfulness.Parts, faithfulness.Measured]]:
+    """The figures of some reviews, in a Ray worker."""
+    torch.set_num_threads(1)
+    loaded = artifact.load(artifact.find(model))
+    network = loaded.network.eval()
+    folded = FoldedHAN(network) if compiled() else network
+    results = []
+    for part, words in ((texts[:num_for_words], True), (texts[num_for_words:], False)):
+        encoded = loaded.encoder.encode_batch(part)
+        if len(encoded.kept):
+            batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+            results.append(faithfulness.measure(network, batch, model=folded, words=words, seed=seed))
+    return results
 
 
 class _Answers:

@@ -14,6 +14,8 @@ from han.model.metrics import doubts
 from han.types import Mistake, Score
 
 METRICS, PREDICTIONS, PAGE, SETTINGS = "metrics.json", "predictions.parquet", "evaluation.html", "settings.toml"
+FAITHFULNESS, FAITHFULNESS_PLOT = "faithfulness.json", "faithfulness.svg"
+_FILES = {METRICS, PREDICTIONS, PAGE, SETTINGS, FAITHFULNESS, FAITHFULNESS_PLOT}
 _WIDTH, _HEIGHT = 430, 320  # of a chart, in its own units
 _FIGURES = {
     "f1": "macro F1",
@@ -26,7 +28,7 @@ _FIGURES = {
 
 def check_out(out: Path) -> None:
     """`Mistake` if the folder exists and holds anything but an evaluation."""
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {METRICS, PREDICTIONS, PAGE, SETTINGS}):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _FILES):
         raise Mistake(f"--out {out} holds something else: give a new folder")
 
 

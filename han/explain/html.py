@@ -14,7 +14,20 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from han.explain.pieces import ODD, TAG, facts, label_class, largest_shares, percent, pieces, visible, warnings
+from han.explain.pieces import (
+    ODD,
+    TAG,
+    balance,
+    facts,
+    label_class,
+    largest_effects,
+    largest_shares,
+    percent,
+    pieces,
+    signed,
+    visible,
+    warnings,
+)
 from han.types import Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
@@ -100,6 +113,8 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
         rows.append(_sample('<span class="number">12.3</span>', choice, live=True))
     elif sentences:
         rows.append(_sample(ramp, f"Behind a sentence: the same share, from none to the largest in that review. {own_scale}"))
+    if any(score.effects for score in scores):
+        rows += _effects_key(scores)
     if 'class="unread"' in drawn:
         rows.append(_sample('<span class="unread">grey</span>', "Not read by the network: markup, or text that a limit cut."))
     if sentences:
@@ -108,6 +123,38 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
             "moved the answer, an unshaded one may have, and no shade says whether a word spoke for the label or against it.</p>"
         )
     return f'<div class="key">{"".join(rows)}</div>'
+
+
+def _effects_key(scores: Sequence[Score]) -> list[str]:
+    words = any(word.effect is not None for score in scores for sentence in score.sentences or () for word in sentence.words or ())
+    switch = '<label><input type="checkbox" class="effects"> Show effects instead of attention.</label>'
+    meaning = (
+        "The effect of a sentence is the evidence (log-odds of the label, in nats) that is lost when the sentence is taken out: "
+        '<span class="for">+ speaks for the label</span>, <span class="against">&minus; against it</span>. They are exact. They need not '
+        "add up to the whole evidence: the rest is the interaction of the sentences."
+    )
+    of_words = (
+        " Behind a word: its effect in the same colours, from none to the largest in the review."
+        if words
+        else " Behind a sentence: its effect in the same colours."
+    )
+    return [
+        _sample("", switch, live=True),
+        _sample(f"{_effect_bar(1, 1)}{_effect_bar(-1, 1)}", meaning + of_words),
+    ]
+
+
+def _effect_bar(effect: float, largest: float) -> str:
+    """Returns a bar that grows from the middle: to the right for the label, to the left against it."""
+    size = 50 * abs(effect) / largest if largest else 0
+    start = 50 if effect >= 0 else 50 - size
+    side = "for" if effect >= 0 else "against"
+    return f'<svg class="bar {side}" aria-hidden="true"><rect x="{start:.2f}%" width="{size:.2f}%" height="100%"/></svg>'
+
+
+def _effect_classes(effect: float | None, largest: float) -> str:
+    shade = round(_NUM_SHADES * abs(effect) / largest) if effect and largest else 0
+    return f" {'for' if effect and effect > 0 else 'against'} e{shade}" if shade else ""
 
 
 def _sample(sample: str, meaning: str, *, live: bool = False) -> str:
@@ -142,10 +189,14 @@ def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", na
     return f"""<article class="han"{anchor}>
 <header>{named}<h2 class="verdict {label_class(score.label, names)}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
 {warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
-<p class="facts">{shown}</p></header>
+<p class="facts">{shown}</p>{_balance(score)}</header>
 {_review(text, score)}
 </article>
 """
+
+
+def _balance(score: Score) -> str:
+    return f'<p class="facts of-effect">{_safe(balance(score.effects, score.label))}</p>' if score.effects else ""
 
 
 def _class(label: str, probability: float, *, hue: str, chosen: bool) -> str:
@@ -170,13 +221,21 @@ def _review(text: str, score: Score) -> str:
         return f'<p class="raw whole" dir="auto">{_between(text, read=True)}</p>'
     starts = [0, *(sentence.start for sentence in score.sentences[1:]), len(text)]
     largest_sentence, largest_share = largest_shares(score.sentences)
+    largest_effect, largest_of_word = largest_effects(score.sentences)
     rows = []
     for number, sentence in enumerate(score.sentences, 1):
-        drawn = _sentence(text, starts[number - 1], starts[number], sentence, largest_share)
+        drawn = _sentence(text, starts[number - 1], starts[number], sentence, largest_share, largest_of_word)
+        hides = " of-attention" if score.effects else ""
+        effect = ""
+        if score.effects:
+            sized = _effect_bar(sentence.effect or 0, largest_effect)
+            effect = f'<div class="share of-effect"><span class="number">{signed(sentence.effect)}</span>{sized}</div>'
+        tint = _effect_classes(sentence.effect, largest_effect) if not largest_of_word else ""
+        bar = _bar(sentence.attention / largest_sentence, chosen=True)
         rows.append(
             f'<li class="row">{_switch(number, len(score.sentences), sentence)}'
-            f'<div class="share">{_number(sentence.attention)}{_bar(sentence.attention / largest_sentence, chosen=True)}</div>'
-            f'<p class="raw" dir="auto">{drawn}</p></li>\n'
+            f'<div class="share{hides}">{_number(sentence.attention)}{bar}</div>{effect}'
+            f'<p class="raw{tint}" dir="auto">{drawn}</p></li>\n'
         )
     return f'<ol class="sentences">\n{"".join(rows)}</ol>'
 
@@ -188,7 +247,7 @@ def _switch(number: int, num_sentences: int, sentence: Sentence) -> str:
     return f'<input type="checkbox" aria-label="Sentence {number} of {num_sentences}: show each word&rsquo;s share of its attention">'
 
 
-def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share: float) -> str:
+def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share: float, largest_effect: float = 0) -> str:
     """Returns text[start:end], which contains the sentence, with its attention."""
     if sentence.words is None:
         shaded = (
@@ -202,7 +261,10 @@ def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share
         else:
             share = word.attention * sentence.attention
             numbers = f'data-word="{escape(percent(word.attention))}" data-review="{escape(percent(share))}"'
-            drawn.append(f'<span class="w{_shade(share / largest_share)}" {numbers}>{_safe(piece)}</span>')
+            if largest_effect:
+                numbers += f' data-effect="{signed(word.effect)}"'
+            classes = f"{_shade(share / largest_share)}{_effect_classes(word.effect, largest_effect)}"
+            drawn.append(f'<span class="w{classes}" {numbers}>{_safe(piece)}</span>')
     return "".join(drawn)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
@@ -22,6 +23,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 import han
 import serve
 from han.explain.html import fragment
+from han.explain.pieces import signed
 from han.model import artifact
 from han.model.artifact import Artifact
 from han.score.scorer import Scorer
@@ -170,6 +172,30 @@ def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, b
         assert drawn(page) == drawn(oracle)
         assert page.locator(numbers).all_text_contents() == oracle.locator(numbers).all_text_contents()
     oracle.close()
+
+
+def test_effects_are_the_scorers_and_what_muting_shows(page: Page, scorer: Scorer) -> None:
+    text = "The first hour is slow. Then the last act is beautifully acted. I loved it!"
+    ask(page, text)
+    page.click("#view")
+    settled(page)
+    [score] = scorer.score([text], effects="exact_words")
+    assert isinstance(score, Score)
+    assert score.sentences
+    shown = [signed(sentence.effect) for sentence in score.sentences]
+    assert page.locator(".sentences .share .number").all_text_contents() == shown
+    expect(page.locator("#balance")).to_contain_text("from their interaction")
+    page.locator(".w", has_text="loved").hover()
+    loved = next(word for word in score.sentences[2].words or () if text[word.start : word.end] == "loved")
+    expect(page.locator("#tip")).to_have_text(f"effect {signed(loved.effect)} nats")
+    [rest] = scorer.score([text[: score.sentences[0].start] + " " * score.sentences[0].end + text[score.sentences[0].end :]])
+    assert isinstance(rest, Score)
+    assert score.effects
+    left = np.log(rest.probabilities[score.label]) - np.log1p(-rest.probabilities[score.label])
+    assert score.sentences[0].effect == pytest.approx(score.effects.evidence - left, abs=1e-5)
+    page.click("#view")
+    settled(page)
+    assert page.locator(".sentences .share .number").first.text_content() == percent(score.sentences[0].attention)
 
 
 def test_every_word_is_the_slice_of_its_span(page: Page, scorer: Scorer) -> None:
