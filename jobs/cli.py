@@ -75,6 +75,10 @@ def run(
         _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
     except BrokenPipeError:
         _leave_closed_pipe()
+    except SystemExit as leaving:
+        if leaving.code == signal.SIGTERM:  # while Ray starts, its own handler is installed
+            _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+        raise
     except TooManyBad as error:
         _exit(f"error: {error}", EXIT_TOO_MANY_BAD)
     except Exception as error:

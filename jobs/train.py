@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
 
-from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig
+from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig, as_json, differences, read_json
+from han.types import Mistake
 from jobs import cli
 
 EXAMPLES = (
@@ -38,6 +40,7 @@ class Train:
 def main(job: Train) -> None:
     data, out = cli.encoded(job.data), cli.local(job.out, "--out")
     cli.check_out(out, "config.json", ".config.json.")
+    _check_same_run(data, out, job)
     cli.show(f"train {data} -> {out}", job)
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     from han.train.trainer import fit
@@ -64,6 +67,17 @@ def main(job: Train) -> None:
         print(f"warning, on the development split: {doubt}")
     evaluation = cli.unused(out.parent / "evaluation")
     print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
+
+
+def _check_same_run(data: Path, out: Path, job: Train) -> None:
+    """Find other settings in the folder of a run before Ray starts; `fit` checks all of them again."""
+    if not (out / "config.json").is_file():
+        return
+    theirs = read_json(out / "config.json")
+    ours = {"data": str(data), "model": as_json(job.model), "train": as_json(job.train)}
+    changed = differences(ours, {name: theirs.get(name) for name in ours})
+    if changed:
+        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
 
 
 def defaults() -> Train | None:

@@ -25,6 +25,7 @@ from tests.everyday.steps import (
     HAN,
     HELP,
     MAKE,
+    MISTAKE_S,
     MISTAKES,
     PYTHON,
     ROOT,
@@ -224,7 +225,9 @@ WAYS = (
         name="train into the folder of another run",
         command=f"{HAN} train --data data --out run {TINY} --train.seed 3",
         code=2,
-        lines=RAY_LINES,
+        lines=(1, 1),
+        says=("train.seed: 1 -> 3",),
+        seconds=MISTAKE_S,
     ),
     Step(
         role="ML engineer",

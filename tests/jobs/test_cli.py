@@ -209,3 +209,14 @@ def test_the_next_command_after_python_m_jobs_has_the_interpreter(monkeypatch: p
     monkeypatch.setattr(sys, "orig_argv", ["some/python", "-m", "jobs", "prepare"])
     monkeypatch.setattr(cli, "invoked_as", ("", "prepare"))
     assert cli.command("train") == "some/python -m jobs train"
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(settings: Score) -> None:
+        sys.exit(15)  # as Ray's handler of SIGTERM does
+
+    monkeypatch.setattr(sys, "argv", ["jobs.score", "--input", "sample", "--out", "scores"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(Score, job)
+    assert stop.value.code == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; run the same command to resume\n"
