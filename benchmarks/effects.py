@@ -46,18 +46,18 @@ def exactness(network: HAN, folded: FoldedHAN, batch: RaggedBatch) -> dict[str, 
     started = time.perf_counter()
     effect = effects.sentence_effects(network, vectors, batch.review_lengths)
     seconds = time.perf_counter() - started
-    worst, empty = 0.0, np.asarray(network.read_out.bias.detach().double())
+    largest_error, empty = 0.0, np.asarray(network.read_out.bias.detach().double())
     review_of = np.repeat(np.arange(batch.num_reviews), batch.review_lengths)
     firsts = (torch.cumsum(batch.review_lengths, 0) - batch.review_lengths).numpy()
-    for place in range(int(batch.review_lengths.max())):
-        reviews = np.flatnonzero((batch.review_lengths.numpy() > place) & (batch.review_lengths.numpy() > 1))
-        taken = np.zeros(len(review_of), dtype=bool)
-        taken[firsts[reviews] + place] = True
-        mask = np.repeat(~taken & np.isin(review_of, reviews), batch.sentence_lengths)
+    for position in range(int(batch.review_lengths.max())):
+        reviews = np.flatnonzero((batch.review_lengths.numpy() > position) & (batch.review_lengths.numpy() > 1))
+        removed = np.zeros(len(review_of), dtype=bool)
+        removed[firsts[reviews] + position] = True
+        mask = np.repeat(~removed & np.isin(review_of, reviews), batch.sentence_lengths)
         logits = torch.from_numpy(faithfulness.logits_of_kept(folded, batch, mask, empty_logits=empty))[reviews]
         expected = effect.evidence[reviews] - effects.evidence(logits, effect.labels[reviews])
-        worst = max(worst, float((expected - effect.effects[firsts[reviews] + place]).abs().max()))
-    return {"largest_error": worst, "forward_seconds": forward, "effects_seconds": seconds}
+        largest_error = max(largest_error, float((expected - effect.effects[firsts[reviews] + position]).abs().max()))
+    return {"largest_error": largest_error, "forward_seconds": forward, "effects_seconds": seconds}
 
 
 def word_times(network: HAN, batch: RaggedBatch) -> dict[str, float]:

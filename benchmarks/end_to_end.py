@@ -1,7 +1,7 @@
-"""Raw text to Parquet with word attention, from command to prompt: `python -m benchmarks.end_to_end --data FILE [--before COMMIT]`.
+"""Time scoring from raw text to Parquet with word attention: `python -m benchmarks.end_to_end --data FILE [--before COMMIT]`.
 
-Each pipeline scores a small and a large part of the same reviews. The difference gives reviews/s once started, the intercept gives the
-start-up. The pipelines alternate, and medians are compared, because the machine may be shared:
+Each pipeline scores a small and a large part of the same reviews. The difference gives reviews/s after start-up, and the intercept gives
+the start-up time. The pipelines alternate and medians are compared, because the machine may be shared:
 
 - this checkout's `jobs.score`;
 - an earlier commit's `jobs.score`, exported with `git archive` into a temporary folder;
@@ -51,7 +51,7 @@ class PeakMemory(Repeated):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One command from its start to its end."""
+    """Measurements of one command, start-up included."""
 
     reviews: int
     seconds: float
@@ -63,8 +63,8 @@ class Result:
     """Medians over the rounds of one pipeline."""
 
     name: str
-    reviews_per_s: float  # once started
-    start_s: float  # of a run without reviews
+    reviews_per_s: float  # after start-up
+    start_s: float  # start-up: time of a run without reviews
     total_s: float  # of the large part
     peak_mb: float  # of the large part
 
@@ -80,17 +80,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet with a column text")
     parser.add_argument("--before", default="575541b", help="commit to compare with; empty leaves it out")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each pipeline")
     parser.add_argument("--limit", type=int, default=25_000, help="reviews of the large part")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="han-bench-") as folder:
         for result in measure(arguments.data, Path(folder), before=arguments.before, rounds=arguments.rounds, limit=arguments.limit):
+<<<<<<< HEAD
             result.show()
 
 
 def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -> list[Result]:
     """Results of every pipeline, this checkout's first."""
     parts = {size: _part(data, folder, size) for size in (SMALL, limit)}
+=======
+            print(
+                f"{result.name:<24} {result.reviews_per_s:>7,.0f} reviews/s after start-up, {result.total_s:>6.1f} s in total, "
+                f"start-up {result.start_s:>5.1f} s, peak {result.peak_mb:,.0f} MB",
+                flush=True,
+            )
+
+
+def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -> list[Result]:
+    """Results of every pipeline; this checkout comes first."""
+    parts = [_part(data, folder, size) for size in (SMALL, limit)]
+>>>>>>> prose
     pipelines: dict[str, Callable[[Path, Path], Sequence[str]]] = {"this checkout": _ours}
     environments = {"this checkout": _environment(ROOT), "straightforward": _environment(ROOT)}
     if before:
@@ -100,17 +113,27 @@ def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -
     runs: dict[str, list[list[Run]]] = {name: [] for name in pipelines}
     for number in range(rounds):
         for name, command in pipelines.items():
+<<<<<<< HEAD
             where = folder / f"{name.replace(' ', '-')}-{number}"
             found = [_run(command(part, Path(f"{where}-{size}")), size, environments[name]) for size, part in parts.items()]
             runs[name].append(found)
     return [_result(name, found) for name, found in runs.items()]
+=======
+            out = folder / f"{name.replace(' ', '-')}-{number}"
+            measured = [
+                _run(command(part, Path(f"{out}-{size}")), size, environments[name])
+                for part, size in zip(parts, (SMALL, limit), strict=True)
+            ]
+            runs[name].append(measured)
+    return [_result(name, rounds) for name, rounds in runs.items()]
+>>>>>>> prose
 
 
 def _part(data: Path, folder: Path, size: int) -> Path:
     path = folder / f"{size}.parquet"
     table = pq.read_table(data, columns=["text"]).slice(0, size)
     if len(table) < size:
-        sys.exit(f"{data} has {len(table):,} reviews: give --limit {len(table)} or another file")
+        sys.exit(f"{data} has {len(table):,} reviews: use --limit {len(table)} or another file")
     pq.write_table(table, path, row_group_size=SHARD_ROWS)
     return path
 
@@ -124,7 +147,7 @@ def _straightforward(part: Path, out: Path) -> Sequence[str]:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    """`checkout` first on the path, in Ray's workers too; no cluster, so that every start-up is counted."""
+    """Put `checkout` first on the path, also in Ray's workers. No running Ray is used, so that every start-up is counted."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**kept, "PYTHONPATH": str(checkout), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
@@ -141,7 +164,7 @@ def _run(command: Sequence[str], reviews: int, environment: dict[str, str]) -> R
     with PeakMemory() as memory:
         done = subprocess.run(command, cwd=environment["PYTHONPATH"], env=environment, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        sys.exit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return Run(reviews=reviews, seconds=time.monotonic() - began, peak_mb=memory.peak_mb)
 
 

@@ -1,9 +1,9 @@
-"""How fast is the network? `python -m benchmarks.network`: this project beside three baselines, forward and training, on one core.
+"""Time the network beside three baselines, forward and training, on one core: `python -m benchmarks.network`.
 
 The baselines are written for this benchmark: a textbook HAN over padded reviews sorted by length, a HAN with `nn.GRU` over packed
-sentences, and ONNX Runtime's GRU with `sequence_lens` (if the packages onnx and onnxruntime are installed). All candidates run by turns,
-and the medians of their processor times are printed, so that other processes disturb the ratios less. The floor is the arithmetic of the
-folded forward pass at the machine's own GEMM rate.
+sentences, and ONNX Runtime's GRU with `sequence_lens` (if the packages onnx and onnxruntime are installed). The candidates alternate, and
+the medians of their processor times are printed, so that other processes disturb the ratios less. The floor is the time of the arithmetic
+of the folded forward pass at the machine's own GEMM rate.
 """
 
 from __future__ import annotations
@@ -37,23 +37,28 @@ Reviews = list[list[NDArray[np.int64]]]  # token ids of every sentence of every 
 
 
 def reviews(num_reviews: int, random: np.random.Generator, lengths: list[list[int]] | None = None, sentences: int | None = None) -> Reviews:
+<<<<<<< HEAD
     """Reviews with IMDB's lengths: of `lengths`, else lognormal (median 17 tokens a sentence, 11 sentences; means 21.6 and 13).
 
     sentences: of every review; None draws them.
     """
     made = []
+=======
+    """Random reviews with lengths from `lengths`, or lognormal lengths like IMDB's (medians 17 tokens a sentence and 11 sentences)."""
+    generated = []
+>>>>>>> prose
     for _ in range(num_reviews):
         if lengths is not None and sentences is None:
             own = lengths[random.integers(len(lengths))]
         else:
             count = sentences or max(1, int(random.lognormal(2.36, 0.62)))
             own = np.clip(random.lognormal(2.84, 0.68, count), 1, 150).astype(int).tolist()
-        made.append([np.minimum(random.zipf(1.25, length), NUM_WORDS - 1) for length in own])
-    return made
+        generated.append([np.minimum(random.zipf(1.25, length), NUM_WORDS - 1) for length in own])
+    return generated
 
 
 def read_lengths(path: Path, num_reviews: int = 2_000) -> list[list[int]]:
-    """Tokens of every sentence of the first reviews of an IMDB Parquet file, cut by NLTK."""
+    """Number of tokens in every sentence of the first reviews of an IMDB Parquet file, tokenised by NLTK."""
     from nltk.tokenize import PunktSentenceTokenizer, wordpunct_tokenize
 
     punkt = PunktSentenceTokenizer()
@@ -68,7 +73,7 @@ def ragged(batch: Reviews) -> RaggedBatch:
 
 
 class PackedHAN(nn.Module):
-    """A HAN over packed sentences, as most public ones are."""
+    """A HAN over packed sentences, like most public implementations."""
 
     def __init__(self, num_words: int = NUM_WORDS, embedding: int = EMBEDDING) -> None:
         super().__init__()
@@ -95,13 +100,13 @@ class PackedHAN(nn.Module):
 
 
 class PaddedHAN(PackedHAN):
-    """The textbook: [reviews, sentences, words], padded in both; reviews of similar length share a piece of eight."""
+    """A textbook HAN on [reviews, sentences, words], padded in sentences and words. Reviews are sorted by length into groups of eight."""
 
     def forward(self, batch: Reviews) -> Tensor:
         batch = sorted(batch, key=lambda review: sum(map(len, review)))
-        return torch.cat([self.piece(batch[first : first + 8]) for first in range(0, len(batch), 8)])
+        return torch.cat([self.forward_group(batch[first : first + 8]) for first in range(0, len(batch), 8)])
 
-    def piece(self, batch: Reviews) -> Tensor:
+    def forward_group(self, batch: Reviews) -> Tensor:
         counts = torch.tensor([len(review) for review in batch])
         longest = max(len(sentence) for review in batch for sentence in review)
         ids, lengths = torch.zeros(len(batch), int(counts.max()), longest, dtype=torch.int64), torch.zeros(len(batch), int(counts.max()))
@@ -115,20 +120,20 @@ class PaddedHAN(PackedHAN):
 
 
 def onnx_words(network: PackedHAN) -> Callable[[Reviews], object] | None:
-    """The word level's GRU alone in ONNX Runtime, sentences sorted into pieces of 64; attention is left out, in its favour."""
+    """Only the GRU of the word level in ONNX Runtime, on sentences sorted into groups of 64. Omitting attention favours this baseline."""
     try:
         import onnxruntime
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         return None
     weights: dict[str, NDArray[np.float32]] = {}
-    order = [1, 0, 2]  # ONNX has the gates as z, r, n
+    order = [1, 0, 2]  # ONNX orders the gates z, r, n
     for name, kinds in (("W", ["weight_ih"]), ("R", ["weight_hh"]), ("B", ["bias_ih", "bias_hh"])):
-        ways = []
-        for way in ("_l0", "_l0_reverse"):
-            gates = [np.stack(np.split(getattr(network.words, kind + way).detach().numpy(), 3))[order] for kind in kinds]
-            ways.append(np.concatenate([gate.reshape(-1, *gate.shape[2:]) for gate in gates]))
-        weights[name] = np.stack(ways)
+        directions = []
+        for suffix in ("_l0", "_l0_reverse"):
+            gates = [np.stack(np.split(getattr(network.words, kind + suffix).detach().numpy(), 3))[order] for kind in kinds]
+            directions.append(np.concatenate([gate.reshape(-1, *gate.shape[2:]) for gate in gates]))
+        weights[name] = np.stack(directions)
     weights["table"] = network.embedding.weight.detach().numpy()
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["x"]),
@@ -157,8 +162,8 @@ def onnx_words(network: PackedHAN) -> Callable[[Reviews], object] | None:
     return run
 
 
-def trained(network: nn.Module, batch: Reviews) -> Callable[[], None]:
-    """One step of a baseline: forward, backward, Adam."""
+def baseline_step(network: nn.Module, batch: Reviews) -> Callable[[], None]:
+    """A training step of a baseline: forward, backward, Adam."""
     optimiser = torch.optim.Adam(network.parameters())
     labels = torch.zeros(len(batch), dtype=torch.int64)
 
@@ -170,19 +175,19 @@ def trained(network: nn.Module, batch: Reviews) -> Callable[[], None]:
     return step
 
 
-def ours(num_reviews: int) -> Learner:
+def project_learner(num_reviews: int) -> Learner:
     torch.manual_seed(0)
     network = HAN(MODEL, num_words=NUM_WORDS, embedding_size=EMBEDDING, num_classes=CLASSES)
     return Learner(network, TrainConfig(), num_reviews=num_reviews, device=torch.device("cpu"))
 
 
-def our_step(learner: Learner, batch: Reviews) -> Callable[[], object]:
+def project_step(learner: Learner, batch: Reviews) -> Callable[[], object]:
     labelled = LabelledBatch(reviews=ragged(batch), labels=torch.zeros(len(batch), dtype=torch.int64))
     return lambda: learner.train_epoch([labelled], seed=1)
 
 
 def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of processor time of each candidate: one round to warm up, then the median over rounds by turns."""
+    """Median processor seconds of each candidate after one warm-up round. The candidates alternate."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(repeats + 1):
         for name, run in candidates.items():
@@ -194,13 +199,13 @@ def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def gemm_rate(repeats: int = 50) -> float:
-    """FLOP/s of one core: [4096, 128] times [128, 320] in float32; the median."""
+    """Median FLOP/s of one core for [4096, 128] times [128, 320] in float32."""
     left, right = torch.randn(4096, 128), torch.randn(128, 320)
     return 2 * 4096 * 128 * 320 / medians({"gemm": lambda: left @ right}, repeats)["gemm"]
 
 
 def floor_flop(batch: RaggedBatch) -> float:
-    """Arithmetic of one forward pass with the projection of words folded; activations are not counted."""
+    """FLOP of one forward pass with the folded projection of words, without activations."""
     word, sentence = MODEL.word_hidden, MODEL.sentence_hidden
     words = 12 * word**2 + 4 * word * MODEL.word_attention
     sentences = 24 * word * sentence + 12 * sentence**2 + 4 * sentence * MODEL.sentence_attention
@@ -225,11 +230,27 @@ class Comparison:
             print(f"  {name:<22} {rate:>8,.0f} reviews/s{against}", flush=True)
 
 
+<<<<<<< HEAD
 def forward(lengths: list[list[int]] | None, repeats: int) -> tuple[Comparison, float]:
     """The forward pass of 64 reviews, and the share of the floor that it reaches."""
     batch = reviews(SIZE, np.random.default_rng(1), lengths)
     flat, packed, padded = ragged(batch), PackedHAN().eval(), PaddedHAN().eval()
     folded = FoldedHAN(ours(10**9).network)
+=======
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--data", type=Path, help="IMDB Parquet file with a column text; its review lengths are used")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    random = np.random.default_rng(1)
+    lengths = read_lengths(arguments.data) if arguments.data else None
+    batch = reviews(64, random, lengths)
+    flat = ragged(batch)
+    print(f"64 reviews, {len(flat.token_ids) / 64:.0f} tokens and {len(flat.sentence_lengths) / 64:.1f} sentences a review")
+    packed, padded, learner = PackedHAN().eval(), PaddedHAN().eval(), project_learner(10**9)
+    folded = FoldedHAN(learner.network)
+>>>>>>> prose
 
     def without_gradients(network: Callable[[Reviews], object]) -> Callable[[], object]:
         def run() -> object:
@@ -246,6 +267,7 @@ def forward(lengths: list[list[int]] | None, repeats: int) -> tuple[Comparison, 
     if (onnx := onnx_words(packed)) is not None:
         candidates[ONNX] = lambda: onnx(batch)
     rate = gemm_rate()
+<<<<<<< HEAD
     seconds = medians(candidates, repeats)
     print(f"{len(flat.token_ids) / SIZE:.0f} tokens and {len(flat.sentence_lengths) / SIZE:.1f} sentences a review")
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / SIZE / 1e6:.1f} MFLOP a review")
@@ -290,6 +312,29 @@ def main() -> None:
     print("cost per token")
     for name, (without, with_gradients) in costs(lengths).items():
         print(f"  {name:<16}  forward {without:6.2f} us   training {with_gradients:6.2f} us")
+=======
+    forward = medians(candidates, arguments.repeats)
+    show("forward, one core", forward, 64)
+    share = floor_flop(flat) / rate / forward["this project"]
+    print(f"  GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / 64e6:.1f} MFLOP a review: {share:.0%} of the floor")
+    training = {
+        "this project": project_step(learner, batch),
+        "textbook padded HAN": baseline_step(PaddedHAN(), batch),
+        "packed nn.GRU": baseline_step(PackedHAN(), batch),
+    }
+    show("training at 64 random reviews a step, one core", medians(training, arguments.repeats), 64)
+    one = ragged(reviews(1, random, lengths))
+    single = medians({"one": lambda: folded(one)}, 200)["one"]
+    print(f"one review of {len(one.token_ids)} tokens: {1e3 * single:.2f} ms forward")
+    print("cost per token")
+    for name, size, sentences in [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)] + [
+        (f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)
+    ]:
+        part = reviews(size, random, lengths, sentences)
+        arrays = ragged(part)
+        times = medians({"forward": lambda arrays=arrays: folded(arrays), "training": project_step(learner, part)}, 3)  # type: ignore[misc]
+        print(f"  {name:<16}", *(f"{kind} {1e6 * seconds / len(arrays.token_ids):6.2f} us" for kind, seconds in times.items()), sep="  ")
+>>>>>>> prose
 
 
 if __name__ == "__main__":

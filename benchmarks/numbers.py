@@ -1,4 +1,4 @@
-"""docs/numbers.md from docs/numbers/*.json: `make numbers`. `record` writes one of them with this commit and this machine."""
+"""Render docs/numbers.md from docs/numbers/*.json: `make numbers`. `record` writes one figure with this commit and this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import tyro
 FOLDER = Path(__file__).parents[1] / "docs" / "numbers"
 HEAD = """# Numbers
 
-Every figure that this project claims: one file each in [docs/numbers](numbers), rendered by `make numbers`. Development figures chose;
-test figures report. What fell short is said beside the figure.
+Every figure that this project claims has a file in [docs/numbers](numbers); `make numbers` renders this page. Figures of the development
+split were used for choices, figures of the test split only for reports. Missed aims are noted beside the figure.
 
 | figure | value | command | commit | measured |
 |---|---|---|---|---|
@@ -29,32 +29,32 @@ class Number:
     """One published figure."""
 
     name: str
-    """file name, and its place in the table"""
+    """name of the file, which also orders the table"""
     what: str
-    """what was measured, on what"""
+    """what was measured, and on which data"""
     value: str
     """the figure with its unit"""
     command: str
-    """what prints it"""
+    """the command that prints the figure"""
     note: str = ""
-    """what fell short, or how to read it"""
+    """missed aims, or how to read the figure"""
     commit: str = ""
-    """the last commit that touched what was measured; empty is the present one"""
+    """the last commit that changed the measured code; empty for the current commit"""
 
 
 def render(folder: Path = FOLDER) -> str:
-    """The page of all figures of a folder."""
+    """The page with all figures of a folder."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         number = json.loads(path.read_text(encoding="utf-8"))
         what = number["what"] + (f" ({number['note']})" if number["note"] else "")
-        where = f"{number['machine']}, {number['date']}"
-        rows.append(f"| {what} | **{number['value']}** | `{number['command']}` | {number['commit']} | {where} |\n")
+        measured = f"{number['machine']}, {number['date']}"
+        rows.append(f"| {what} | **{number['value']}** | `{number['command']}` | {number['commit']} | {measured} |\n")
     return HEAD + "".join(rows)
 
 
 def record(number: Number) -> None:
-    """Write one figure, with the machine and the day."""
+    """Write one figure with the machine and the date."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     facts = asdict(number) | {"commit": number.commit or head.stdout.strip(), "machine": machine, "date": date.today().isoformat()}

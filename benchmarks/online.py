@@ -1,6 +1,7 @@
-"""Speed of the service beside a no-op, in one run and by turns, with Serve's own proxy and with HAProxy: `make bench-online`.
+"""Compare the service with a no-op, with Serve's own proxy and with HAProxy: `make bench-online`.
 
-The no-op (benchmarks/noop.py) is the service without scoring. Clients and servers share this machine, so only ratios count.
+The no-op (benchmarks/noop.py) is the service without scoring. Both are measured alternately in one run. Clients and servers share this
+machine, so only ratios count.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ file:close()
 
 
 def median_reviews(data: str, number: int) -> list[str]:
-    """The reviews whose lengths are nearest to the median."""
+    """The reviews whose lengths are closest to the median."""
     columns = ColumnsConfig()
     texts = [
         text
@@ -57,7 +58,7 @@ def median_reviews(data: str, number: int) -> list[str]:
 
 
 class Bench:
-    """The applications on one Serve, one replica each, and the load that measures them."""
+    """The applications on one Serve, with one replica each, and the load that measures them."""
 
     def __init__(self, cluster: Cluster, texts: Sequence[str], seconds: float) -> None:
         self.texts, self.seconds = texts, seconds
@@ -75,36 +76,36 @@ class Bench:
         ]
         httpx.put(f"{cluster.dashboard}/api/serve/applications/", json=config, timeout=60).raise_for_status()
         sizes = {name: len(self._warm(url)) for name, url in self.urls.items()}
-        print(f"a request is {len(self.body(1)):,} bytes, its answer {sizes['han']:,}", flush=True)
+        print(f"a request has {len(self.body(1)):,} bytes, its response {sizes['han']:,}", flush=True)
 
     def _warm(self, url: str) -> bytes:
-        """Wait for the first answer, then send each request of the measurement once."""
+        """Wait for the first response, then send each request of the measurement once."""
 
-        def answer(num_texts: int) -> httpx.Response:
+        def send(num_texts: int) -> httpx.Response:
             return httpx.post(url, content=self.body(num_texts), headers={"content-type": "application/json"}, timeout=30)
 
-        until(lambda: answer(1).status_code == 200, 180)
-        answers = [answer(num_texts).raise_for_status().content for num_texts in (32, 8, 1)]
-        return answers[-1]
+        until(lambda: send(1).status_code == 200, 180)
+        contents = [send(num_texts).raise_for_status().content for num_texts in (32, 8, 1)]
+        return contents[-1]
 
     def body(self, num_texts: int) -> bytes:
         return json.dumps({"inputs": list(self.texts[:num_texts]) if num_texts > 1 else self.texts[0], "attention": "words"}).encode()
 
     def saturated(self, num_texts: int, rounds: int) -> dict[str, list[float]]:
-        """Requests/s in a closed loop, the applications by turns."""
-        found: dict[str, list[float]] = {name: [] for name in APPS}
+        """Requests/s in a closed loop. The applications alternate."""
+        rates: dict[str, list[float]] = {name: [] for name in APPS}
         for _ in range(rounds):
             for name, url in self.urls.items():
                 with Load(url, [self.body(num_texts)], num_clients=min(CLIENTS, TEXTS_AT_ONCE // num_texts)) as load:
                     time.sleep(self.seconds)
-                bad = sum(reply.status != 200 for reply in load.replies)
-                if bad:
-                    print(f"  {name}: {bad} of {len(load.replies)} requests failed")
-                found[name].append((len(load.replies) - bad) / load.took_s)
-        return found
+                failed = sum(reply.status != 200 for reply in load.replies)
+                if failed:
+                    print(f"  {name}: {failed} of {len(load.replies)} requests failed")
+                rates[name].append((len(load.replies) - failed) / load.took_s)
+        return rates
 
     def latency_ms(self, name: str, per_s: float, seconds: float, percent: float) -> float:
-        """A percentile in an open loop, measured from the time when a request was due."""
+        """A percentile of the latency in an open loop, measured from the time when each request was due."""
         with Load(self.urls[name], [self.body(1)], per_s=per_s) as load:
             time.sleep(seconds)
         return percentile_ms(load.replies, percent)
@@ -122,7 +123,7 @@ class Bench:
 
 
 def measure(mode: str, bench: Bench) -> dict[str, float]:
-    """All figures of one mode of Serve's proxy; prints them as they come."""
+    """All figures of one mode of Serve's proxy. Each is printed as soon as it is measured."""
     figures: dict[str, float] = {}
     rates = bench.saturated(1, ROUNDS)
     for name in APPS:
@@ -132,7 +133,7 @@ def measure(mode: str, bench: Bench) -> dict[str, float]:
     spread = {name: f"{min(each):.0f} to {max(each):.0f}" for name, each in rates.items()}
     print(f"{mode}: requests/s, median (spread) of {ROUNDS} rounds: " + listed(figures, "_per_s"), spread, flush=True)
     print(
-        f"{mode}: of the no-op's {figures['share_of_noop']:.0%}, of a cached answer's {figures['share_of_cached']:.0%}",
+        f"{mode}: {figures['share_of_noop']:.0%} of the no-op's rate, {figures['share_of_cached']:.0%} of the cached response's",
         flush=True,
     )
     low: dict[str, list[float]] = {name: [] for name in APPS}
@@ -142,14 +143,14 @@ def measure(mode: str, bench: Bench) -> dict[str, float]:
     for name in APPS:
         figures[f"{name}_p50_ms"] = statistics.median(low[name])
     figures["over_ms"] = statistics.median(ours - theirs for ours, theirs in zip(low["han"], low["noop"], strict=True))
-    print(f"{mode}: p50 at {LOW_PER_S:g}/s, ms: {listed(figures, '_p50_ms')}; over the no-op {figures['over_ms']:.1f} ms", flush=True)
+    print(f"{mode}: p50 at {LOW_PER_S:g}/s, ms: {listed(figures, '_p50_ms')}; {figures['over_ms']:.1f} ms above the no-op", flush=True)
     for name in ("han", "noop"):
         figures[f"{name}_p99_ms"] = bench.latency_ms(name, 0.7 * figures[f"{name}_per_s"], 4 * bench.seconds, 99)
-    print(f"{mode}: p99 at 70% of its own requests/s, ms: {listed(figures, '_p99_ms')}", flush=True)
+    print(f"{mode}: p99 at 70% of the maximum requests/s, ms: {listed(figures, '_p99_ms')}", flush=True)
     for num_texts in (8, 32):
         for name, each in bench.saturated(num_texts, 1).items():
             figures[f"{name}_{num_texts}_texts"] = num_texts * each[0]
-        print(f"{mode}: texts/s with {num_texts} a request: {listed(figures, f'_{num_texts}_texts')}", flush=True)
+        print(f"{mode}: texts/s with {num_texts} texts a request: {listed(figures, f'_{num_texts}_texts')}", flush=True)
     if shutil.which("wrk"):
         for name in APPS:
             figures[f"{name}_wrk"] = bench.wrk_per_s(name)
@@ -167,22 +168,22 @@ def write(mode: str, figures: dict[str, float], *, data: str, command: str) -> N
     texts = ", ".join(f"{num}: {figures[f'han_{num}_texts']:.0f}" for num in (8, 32))
     values = {
         "share": (
-            f"requests/s beside the no-op's: {subject}",
+            f"requests/s compared with a no-op: {subject}",
             f"{figures['share_of_noop']:.0%} ({figures['han_per_s']:.0f} of {figures['noop_per_s']:.0f})",
         ),
-        "over": (f"p50 over the no-op's at {LOW_PER_S:g}/s: {subject}", f"{figures['over_ms']:.1f} ms"),
+        "over": (f"p50 above a no-op's at {LOW_PER_S:g} requests/s: {subject}", f"{figures['over_ms']:.1f} ms"),
         "p99": (f"p99 at 70% load: {subject}", f"{figures['han_p99_ms']:.0f} ms"),
         "texts": (f"texts/s with 1, 8, 32 texts a request: {subject}", f"1: {figures['han_per_s']:.0f}, {texts}"),
     }
-    for name, (meant, value) in values.items():
-        record(Number(name=f"60-online-{mode}-{name}", what=meant, value=value, command=command))
+    for name, (what, value) in values.items():
+        record(Number(name=f"60-online-{mode}-{name}", what=what, value=value, command=command))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="sample", help="reviews, of which the median one is sent: a file, a folder or sample")
-    parser.add_argument("--modes", nargs="+", choices=("default", "haproxy"), default=["default", "haproxy"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of one turn")
+    parser.add_argument("--data", default="sample", help="reviews (a file, a folder or sample); those of median length are sent")
+    parser.add_argument("--modes", nargs="+", choices=("default", "haproxy"), default=["default", "haproxy"], help="proxies to measure")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
     parser.add_argument("--record", action="store_true", help="write the figures to docs/numbers")
     arguments = parser.parse_args()
     texts = median_reviews(arguments.data, 32)
@@ -192,12 +193,10 @@ def main() -> None:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(mode == "haproxy"))
         with head() as cluster:
             figures = measure(mode, Bench(cluster, texts, arguments.seconds))
-        short = [
-            name
-            for name, holds in (("share", figures["share_of_noop"] >= MIN_SHARE), ("p50", figures["over_ms"] <= MAX_OVER_MS))
-            if not holds
+        missed = [
+            name for name, met in (("share", figures["share_of_noop"] >= MIN_SHARE), ("p50", figures["over_ms"] <= MAX_OVER_MS)) if not met
         ]
-        print(f"{mode}: {'below target: ' + ', '.join(short) if short else 'both targets are met'}", flush=True)
+        print(f"{mode}: {'missed targets: ' + ', '.join(missed) if missed else 'both targets are met'}", flush=True)
         if arguments.record:
             data = "the bundled reviews" if arguments.data == "sample" else Path(arguments.data).name
             write(mode, figures, data=data, command=f"make bench-online ARGS='--data {Path(arguments.data).name}'")

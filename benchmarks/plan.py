@@ -1,8 +1,9 @@
-"""What N reviews cost: a small model, fitted to some measured runs and checked against others. No Ray, no clock: numbers in, numbers out.
+"""A small model of the cost of N reviews, fitted to some measured runs and checked against others. It uses neither Ray nor a clock.
 
-Scoring takes  start + (reviews * review_s + shards * shard_s) / speed(processes)  seconds. speed is 1 for one process, `two` for two on
-two cores, and no more than the cores allow. An epoch of training takes  tokens * token_s / min(workers, cores) + steps * (step_s + what
-an exchange of gradients costs), where a ring of w workers moves 2 (w - 1) / w of the gradients.
+Scoring takes  start + (reviews * review_s + shards * shard_s) / speed(processes)  seconds. speed is 1 for one process and `two` for two
+processes on two cores; it is limited by the number of cores. An epoch of training takes
+tokens * token_s / min(workers, cores) + steps * (step_s + exchange)  seconds, where a ring of w workers exchanges 2 (w - 1) / w of the
+gradients.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-ROWS_PER_SHARD = 5_000  # `tables.SLICED_ROWS`: what a large Parquet file is cut into
-BATCH_TOKENS = 16_384  # a step, over all workers, as `TrainConfig` has it
+ROWS_PER_SHARD = 5_000  # size of a shard of a large Parquet file
+BATCH_TOKENS = 16_384  # tokens in a step over all workers, the default of `TrainConfig`
 SIZES = (10**6, 10**9, 10**11)
 
 
@@ -51,11 +52,11 @@ class ScoreFit:
     start_s: float
     review_s: float
     shard_s: float
-    two: float  # speed of two processes over that of one
-    cores: int  # of the machine it was measured on
+    two: float  # speed of two processes divided by the speed of one
+    cores: int  # of the measured machine
 
     def speed(self, actors: int, cores: int) -> float:
-        """Of so many processes on so many cores, one process on an idle core being 1."""
+        """Speed of `actors` processes on `cores` cores, in units of one process on an idle core."""
         busy = min(actors, cores)
         return busy * (1.0 if busy == 1 else self.two / 2)
 
@@ -67,7 +68,7 @@ class ScoreFit:
 class TrainFit:
     token_s: float
     step_s: float
-    exchange_s: float  # of a step of two workers
+    exchange_s: float  # exchange of gradients in a step of two workers
     cores: int
 
     def exchange(self, workers: int) -> float:
@@ -78,11 +79,11 @@ class TrainFit:
 
 
 def fit_scoring(runs: Sequence[ScoreRun], cores: int) -> ScoreFit:
-    """Least squares on the runs of one process, then `two` from those of two. Held-out runs are not looked at."""
+    """Least squares on the runs of one process, then `two` from the runs of two. Held-out runs are not used."""
     used = [run for run in runs if not run.held_out]
     alone = [run for run in used if run.actors == 1]
     rows = np.array([[1.0, run.reviews, run.shards] for run in alone])
-    # by relative error, so that a short run counts as much as a long one
+    # relative errors, so that a short run counts as much as a long one
     seconds = np.array([run.seconds for run in alone])
     start_s, review_s, shard_s = np.linalg.lstsq(rows / seconds[:, None], np.ones(len(alone)), rcond=None)[0].tolist()
     pairs = [run for run in used if run.actors == 2]
@@ -91,7 +92,7 @@ def fit_scoring(runs: Sequence[ScoreRun], cores: int) -> ScoreFit:
 
 
 def fit_training(runs: Sequence[TrainRun], cores: int) -> TrainFit:
-    """Tokens and steps from the runs of one worker, the exchange from those of two. Held-out runs are not looked at."""
+    """Costs of tokens and steps from the runs of one worker, of the exchange from the runs of two. Held-out runs are not used."""
     used = [run for run in runs if not run.held_out]
     alone = [run for run in used if run.workers == 1]
     rows = np.array([[run.tokens, run.steps] for run in alone], dtype=float)
@@ -102,47 +103,47 @@ def fit_training(runs: Sequence[TrainRun], cores: int) -> TrainFit:
 
 
 def score_errors(fit: ScoreFit, runs: Sequence[ScoreRun]) -> list[tuple[ScoreRun, float, float]]:
-    """Each run with what the model says of it, in seconds, and by how much that is off, as a share of what was measured."""
-    told = [(run, fit.seconds(run.actors, run.reviews, run.shards, fit.cores)) for run in runs]
-    return [(run, predicted, predicted / run.seconds - 1) for run, predicted in told]
+    """Each run with its predicted seconds and the relative error of the prediction."""
+    predictions = [(run, fit.seconds(run.actors, run.reviews, run.shards, fit.cores)) for run in runs]
+    return [(run, predicted, predicted / run.seconds - 1) for run, predicted in predictions]
 
 
 def train_errors(fit: TrainFit, runs: Sequence[TrainRun]) -> list[tuple[TrainRun, float, float]]:
-    """The same of training."""
-    told = [(run, fit.seconds(run.workers, run.tokens, run.steps, fit.cores)) for run in runs]
-    return [(run, predicted, predicted / run.seconds - 1) for run, predicted in told]
+    """The same for training."""
+    predictions = [(run, fit.seconds(run.workers, run.tokens, run.steps, fit.cores)) for run in runs]
+    return [(run, predicted, predicted / run.seconds - 1) for run, predicted in predictions]
 
 
 def worst(errors: Sequence[tuple[ScoreRun, float, float]] | Sequence[tuple[TrainRun, float, float]]) -> float:
-    """The largest error of a held-out run, as a share."""
+    """The largest relative error of a held-out run."""
     return max(abs(error) for run, _, error in errors if run.held_out)
 
 
 def limits(driver: Mapping[str, float], memory_gb: float) -> list[dict[str, Any]]:
-    """What grows with the shards, what a shard adds, what is too much of it, and at how many reviews that is; the first comes first."""
-    grows = [
-        ("the list of shards, of which every process has a copy", "items_bytes", "bytes", 1e9, "1 GB a process"),
+    """Costs that grow with the shards: the cost of a shard, its limit, and the reviews that reach it. The lowest limit comes first."""
+    costs = [
+        ("the list of shards, copied to every process", "items_bytes", "bytes", 1e9, "1 GB a process"),
         (
-            "the driver's memory: shards, records, the manifest as objects and text",
+            "the driver's memory: shards, records, and the manifest as objects and text",
             "driver_bytes",
             "bytes",
             memory_gb * 1e9 / 2,
             "half a node",
         ),
         ("the manifest, one JSON file", "manifest_bytes", "bytes", 1e9, "1 GB"),
-        ("looking at the input, a file at a time", "plan_s", "s", 3600.0, "an hour"),
-        ("handing out shards: CPU time of the busiest process of the head", "dispatch_s", "s", 24 * 3600.0, "a day"),
-        ("publishing: check, rename, record each part", "publish_s", "s", 3600.0, "an hour"),
+        ("listing the input, one file at a time", "plan_s", "s", 3600.0, "an hour"),
+        ("dispatching shards: CPU time of the busiest process of the head", "dispatch_s", "s", 24 * 3600.0, "a day"),
+        ("publishing: check, rename and record each part", "publish_s", "s", 3600.0, "an hour"),
     ]
     rows = [
-        {"what": what, "per_shard": driver[key], "unit": unit, "limit": told, "reviews": limit / driver[key] * ROWS_PER_SHARD}
-        for what, key, unit, limit, told in grows
+        {"what": what, "per_shard": driver[key], "unit": unit, "limit": limit_text, "reviews": limit / driver[key] * ROWS_PER_SHARD}
+        for what, key, unit, limit, limit_text in costs
     ]
     return sorted(rows, key=lambda row: row["reviews"])
 
 
 def cost(reviews: int, fit: ScoreFit, measured: Mapping[str, Any], prices: Mapping[str, Any]) -> dict[str, Any]:
-    """What scoring so many reviews takes, as the code is. Money is None where a price is unknown."""
+    """The cost of scoring `reviews` reviews with the current code. Amounts of money are None if a price is unknown."""
     node, driver = prices["node"], measured["driver"]
     shards = math.ceil(reviews / ROWS_PER_SHARD)
     speed = prices["core_speed"]["value"] or 1.0
@@ -174,13 +175,13 @@ def cost(reviews: int, fit: ScoreFit, measured: Mapping[str, Any], prices: Mappi
 
 
 def epoch(reviews: int, fit: TrainFit, tokens_per_review: float, workers: int, batch_tokens: int = BATCH_TOKENS) -> float:
-    """Seconds of a pass over so many reviews, one worker a core."""
+    """Seconds of one pass over `reviews` reviews, with one worker on each core."""
     tokens = reviews * tokens_per_review
     return fit.seconds(workers, round(tokens), math.ceil(tokens / batch_tokens), workers)
 
 
 def as_measured(measured: Mapping[str, Any]) -> tuple[ScoreFit, list[ScoreRun], TrainFit, list[TrainRun]]:
-    """Runs from their JSON, and what is fitted to them."""
+    """The runs of a JSON document, and the models fitted to them."""
     scoring = [ScoreRun(**run) for run in measured["scoring"]]
     training = [TrainRun(**run) for run in measured["training"]]
     cores = measured["cores"]

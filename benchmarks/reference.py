@@ -1,4 +1,4 @@
-"""docs/reference.md from the code: `make reference`. What a job, the service or a file is given a name for, is listed by that name."""
+"""Render docs/reference.md from the code: flags, options, columns, figures, metrics and exit codes. `make reference` writes it."""
 
 from __future__ import annotations
 
@@ -31,35 +31,41 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
-Made from the code by `make reference`; a test fails where it is not what the code says. Meanings, promises and limits are elsewhere: batch
-scoring in [reliability.md](reliability.md), the service in [serving.md](serving.md), operations in [runbook.md](runbook.md).
+`make reference` renders this page from the code, and a test compares them. For explanations see [reliability.md](reliability.md) (batch
+scoring), [serving.md](serving.md) (the service) and [runbook.md](runbook.md) (operations).
 """
 COLUMNS = {
-    "label": "the answer",
-    "probability": "of that label, calibrated on the development split",
+    "label": "the predicted label",
+    "probability": "probability of that label, calibrated on the development split",
     "probabilities": "one for each label; they sum to 1",
     "sentences": "spans are code points of the raw text, end exclusive; attention sums to 1 over a review, and over a sentence's words",
     "num_tokens": "tokens read",
+<<<<<<< HEAD
     "num_unknown": "of them, not in the vocabulary",
     "num_characters_cut": "characters of the text that `max_sentences` and `max_tokens` left out",
     "unfamiliar": "whether the share of unknown tokens is above 30% (or the artifact's `unfamiliar_above`): do not trust the answer",
     "uncertain": "whether `probability` is below the artifact's `uncertain_below`; false for an artifact without it",
+=======
+    "num_unknown": "tokens outside the vocabulary",
+    "num_characters_cut": "characters of the text that were cut by `max_sentences` and `max_tokens`",
+>>>>>>> prose
     "model": "fingerprint of the artifact",
 }
 ENCODED = {
-    "review_id": "of the input, or `<file name>:<row>`",
-    "label": "place in the labels of `encoding.json`; null is unlabelled",
-    "token_ids": "line in `vocab.txt`, from 0, which is `<unk>`",
+    "review_id": "id in the input, or `<file name>:<row>`",
+    "label": "index in the labels of `encoding.json`; null if the review has no label",
+    "token_ids": "line numbers in `vocab.txt`, from 0; 0 is `<unk>`",
     "sentence_lengths": "tokens of each sentence",
 }
 FIGURES = {
     "num_reviews": "labelled reviews that were scored",
-    "accuracy": "share of them that were answered with their label",
+    "accuracy": "share of reviews whose label was predicted",
     "accuracy_interval": "its 95% interval (Wilson)",
-    "log_loss": "nats a review",
-    "brier": "squared error of the probabilities, summed over the labels, a review",
+    "log_loss": "mean cross-entropy of a review, in nats",
+    "brier": "mean over reviews of the squared error of the probabilities, summed over the labels",
     "f1": "mean of the F1 of each label",
     "f1_by_label": "F1 of each label",
+<<<<<<< HEAD
     "precision_by_label": "precision of each label",
     "recall_by_label": "recall of each label",
     "majority": "most frequent label, and the accuracy of always answering it",
@@ -72,17 +78,24 @@ FIGURES = {
     "accuracy_at_coverage": "accuracy of the most confident 5, 10, ... 100% of the reviews, and the lowest probability among them",
     "num_unfamiliar": "reviews that are flagged as unfamiliar",
     "num_uncertain": "answers that are flagged as uncertain",
+=======
+    "auc": "area under the ROC curve; with more than two labels, the mean of each label against the rest",
+    "expected_calibration_error": "difference between confidence and accuracy, over bins of equally many reviews",
+    "confusion": "number of reviews by label and by predicted label",
+    "accuracy_by_length": "accuracy in each tenth of the reviews by length in tokens",
+    "accuracy_by_rating": "accuracy by rating, if the data has ratings",
+>>>>>>> prose
     "model": "fingerprint of the artifact",
-    "temperature": "by which the logits were divided when the model was made",
-    "data": "what it was compared with",
+    "temperature": "temperature of the model, which divides the logits",
+    "data": "path of the labelled reviews",
     "test_split": "whether the figures are of a test split",
     "rows_in": "records read",
-    "unlabelled": "of them, without a label",
-    "quarantined": "of them, such as cannot be scored",
-    "epoch": "from 1",
-    "train_loss": "mean over the epoch, dropout included",
+    "unlabelled": "records without a label",
+    "quarantined": "records that cannot be scored",
+    "epoch": "number of the epoch, from 1",
+    "train_loss": "mean over the epoch, with dropout",
     "reviews_per_s": "training reviews a second, over all workers",
-    "train_s": "seconds of training, validation left out",
+    "train_s": "seconds of training without validation",
 }
 EVALUATED = (
     *("calibration", "accuracy_at_coverage", "num_unfamiliar", "num_uncertain"),
@@ -92,30 +105,30 @@ EVALUATED = (
 
 def render() -> str:
     """The whole page."""
-    return HEAD + "".join(f"\n{part}" for part in (_jobs(), _exit_codes(), _files(), _serving(), _metrics(), _verbs()))
+    return HEAD + "".join(f"\n{part}" for part in (_jobs(), _exit_codes(), _files(), _serving(), _metrics(), _make_targets()))
 
 
 def modules() -> dict[str, ModuleType]:
-    """Every job by its name: a module of jobs/ that can be run."""
-    found = (path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "def run() -> None:" in path.read_text(encoding="utf-8"))
-    return {name: importlib.import_module(f"jobs.{name}") for name in found}
+    """The runnable modules of jobs/ by name."""
+    names = (path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "def run() -> None:" in path.read_text(encoding="utf-8"))
+    return {name: importlib.import_module(f"jobs.{name}") for name in names}
 
 
 def kind(module: ModuleType) -> type[Any]:
-    """The dataclass from which a job's command line is made: it bears the job's name."""
+    """The dataclass of a job's command line. It has the job's name."""
     name = module.__name__.rpartition(".")[2]
-    found: type[Any] = getattr(module, "".join(part.capitalize() for part in name.split("_")))
-    return found
+    settings: type[Any] = getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    return settings
 
 
 def _jobs() -> str:
-    parts = ["## Jobs\n\nEach is run as `python -m jobs.NAME`. A flag with a dot belongs to a group of settings.\n"]
+    parts = ["## Jobs\n\n`python -m jobs.NAME` runs a job, like `han NAME`. A flag with a dot belongs to a group of settings.\n"]
     for name, module in modules().items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to list what it made
+            warnings.simplefilter("ignore", DeprecationWarning)  # tyro offers no other way to list the flags
             parser = tyro.extras.get_parser(kind(module), config=cli.STYLE)
-        told = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
-        parts.append(f"### jobs.{name}\n\n{told}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
+        description = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
+        parts.append(f"### jobs.{name}\n\n{description}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
     return "\n".join(parts)
 
 
@@ -125,14 +138,14 @@ def _flags(parser: argparse.ArgumentParser) -> Iterable[Sequence[str]]:
             for name, chosen in action.choices.items():
                 yield from ((f"`{name}` {flag}", *others) for flag, *others in _flags(chosen))
         elif action.dest != "help":
-            told, _, default = (action.help or "").rpartition(" (default: ")
+            meaning, _, default = (action.help or "").rpartition(" (default: ")
             needed = not default or action.required
             if needed:
-                told = (action.help or "").removesuffix(" (required)").removesuffix("(required)")
+                meaning = (action.help or "").removesuffix(" (required)").removesuffix("(required)")
             default = default.removesuffix(")").replace(str(Path.home()), "~")
             name = ", ".join(action.option_strings) or action.dest.upper()
             value = str(action.metavar).replace("{None}|", "").strip("{}").replace("[STR [STR ...]]", "STR ...").replace(",", ", ")
-            yield f"`{name}`", value, "**required**" if needed else f"`{default}`" if default else "", told
+            yield f"`{name}`", value, "**required**" if needed else f"`{default}`" if default else "", meaning
 
 
 def _exit_codes() -> str:
@@ -185,26 +198,26 @@ def _serving() -> str:
     return (
         "## Options of the service\n\n`serve run serve.app:build name=value`, `make serve ARGS='name=value'`, or `args` in "
         f"`serve/config.yaml`.\n\n{_table(('option', 'type', 'default', ''), options)}"
-        f"\n## Failures over HTTP\n\n{_table(('status', 'code and meaning'), [(str(code), told) for code, told in MEANINGS.items()])}"
+        f"\n## Failures over HTTP\n\n{_table(('status', 'code and meaning'), [(str(code), meaning) for code, meaning in MEANINGS.items()])}"
     )
 
 
 def _metrics() -> str:
-    """Every module that names metrics does so in FAMILIES (see `_families`)."""
+    """The metrics of every module that defines FAMILIES (see `_families`)."""
     rows = []
     for path in sorted(path for folder in ("han", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")):
         if any(_assigns(node, "FAMILIES") for node in ast.parse(path.read_text(encoding="utf-8")).body):
             names = path.relative_to(ROOT).with_suffix("").parts
             module = importlib.import_module(".".join(names))
-            rows += [(f"`{name}`", what, told, names[0]) for name, what, told in _families(module.FAMILIES)]
+            rows += [(f"`{name}`", kind, meaning, names[0]) for name, kind, meaning in _families(module.FAMILIES)]
     return f"## Metrics for Prometheus\n\n{_table(('metric', 'kind', '', 'of'), rows)}"
 
 
-def _families(found: Any) -> list[tuple[str, str, str]]:
-    """Name, kind and meaning: of a dict of names, or of a tuple of families, whose labels are told as well."""
-    if isinstance(found, dict):
-        return [(name, kind, told) for name, (kind, told) in found.items()]
-    return [(family.name, family.kind, f"{family.help}; by {', '.join(family.labels)}") for family in found]
+def _families(families: Any) -> list[tuple[str, str, str]]:
+    """Name, kind and meaning of each metric, from a dict of names or a tuple of families with labels."""
+    if isinstance(families, dict):
+        return [(name, kind, meaning) for name, (kind, meaning) in families.items()]
+    return [(family.name, family.kind, f"{family.help}; by {', '.join(family.labels)}") for family in families]
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:
@@ -212,9 +225,9 @@ def _assigns(node: ast.stmt, name: str) -> bool:
     return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
-def _verbs() -> str:
-    found = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return f"## Verbs of make\n\n{_table(('verb', ''), [(f'`make {verb}`', told) for verb, told in found])}"
+def _make_targets() -> str:
+    targets = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return f"## Make targets\n\n{_table(('target', ''), [(f'`make {target}`', meaning) for target, meaning in targets])}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -222,10 +235,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(told: str) -> str:
-    """Markdown that shows these characters: outside of code, < would begin a tag."""
-    parts = " ".join(told.split()).replace("|", "\\|").split("`")
-    return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts))
+def _cell(text: str) -> str:
+    """Markdown that shows the text. Outside of code, < is escaped, because it would begin a tag."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/scale.md: benchmarks/scale.template.md with what was measured (scaling.json) and what things cost (prices.json) put into it."""
+"""Render docs/scale.md: benchmarks/scale.template.md filled with the measurements (scaling.json) and the prices (prices.json)."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def _measured(
 
 
 def _planned(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, Any]) -> dict[str, str]:
-    node, grows = prices["node"], plan.limits(measured["driver"], prices["node"]["memory_gb"])
+    node, limits = prices["node"], plan.limits(measured["driver"], prices["node"]["memory_gb"])
     rows = [
         f"| {row['what']} | {_per_shard(row)} | {row['limit']} | {row['reviews'] / ROWS_PER_SHARD:,.0f} | {row['reviews']:.1e} |"
-        for row in grows
+        for row in limits
     ]
     unknown = [name for name, entry in prices.items() if entry.get("value", 0) is None]
     unknown += ["node.usd_per_hour"] if node["usd_per_hour"] is None else []
@@ -76,8 +76,8 @@ def _planned(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, An
         **{f"{detail}_bytes": f"{size:,.0f}" for detail, size in measured["output_bytes"].items()},
         "micro_shards": str(measured["driver"]["shards"]),
         "limit_rows": "\n".join(rows),
-        "first": grows[0]["what"],
-        "first_reviews": f"{grows[0]['reviews']:.0e}",
+        "first": limits[0]["what"],
+        "first_reviews": f"{limits[0]['reviews']:.0e}",
         "shard_work": _time(ROWS_PER_SHARD * fit.review_s),
         "record_bytes": f"{measured['driver']['record_bytes']:,.0f}",
         "unknown": ", ".join(unknown) or "nothing",
@@ -89,12 +89,12 @@ def _plan_rows(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, 
     price, hours = prices["node"]["usd_per_hour"], prices["target_hours"]["value"]
     lines: list[tuple[str, list[str]]] = [
         ("processor time", [_time(each["core_s"]) for each in costs]),
-        (f"nodes, so that scoring takes at most {hours:g} h", [f"{each['nodes']:,}" for each in costs]),
-        ("looking at the input, where each file is a shard", [_time(each["plan_s"]) for each in costs]),
+        (f"nodes for scoring in at most {hours:g} h", [f"{each['nodes']:,}" for each in costs]),
+        ("listing the input, if each file is a shard", [_time(each["plan_s"]) for each in costs]),
         ("scoring", [_time(each["pool_s"]) for each in costs]),
-        ("handing out shards, meanwhile", [_time(each["dispatch_s"]) for each in costs]),
-        ("publishing, on a disk", [_time(each["publish_s"]) for each in costs]),
-        ("**time in all, as the code is**", [f"**{_time(each['seconds'])}**" for each in costs]),
+        ("dispatching shards, at the same time", [_time(each["dispatch_s"]) for each in costs]),
+        ("publishing on a disk", [_time(each["publish_s"]) for each in costs]),
+        ("**total time with the current code**", [f"**{_time(each['seconds'])}**" for each in costs]),
         ("node-hours", [f"{each['node_hours']:,.2f}" if each["node_hours"] < 10 else f"{each['node_hours']:,.0f}" for each in costs]),
         (f"money, at {'an unknown price' if price is None else f'${price:g}'} a node-hour", [_money(each["usd"]) for each in costs]),
         ("input", [_size(each["input_gb"]) for each in costs]),
@@ -102,7 +102,7 @@ def _plan_rows(measured: Mapping[str, Any], fit: ScoreFit, prices: Mapping[str, 
         ("storage of the output, a month", [_money(each["storage_usd"], f"{each['output_gb']:,.0f} GB x unknown") for each in costs]),
         ("shards, and files written", [f"{each['shards']:,}" for each in costs]),
         ("list of shards, a copy in every process", [_size(each["items_gb"]) for each in costs]),
-        ("memory of the driver for them", [_size(each["driver_gb"]) for each in costs]),
+        ("memory of the driver for the shards", [_size(each["driver_gb"]) for each in costs]),
         ("manifest", [_size(each["manifest_gb"]) for each in costs]),
     ]
     return [f"| {name} | {' | '.join(values)} |" for name, values in lines]
@@ -128,7 +128,7 @@ def _trained(fit: TrainFit, runs: Sequence[TrainRun]) -> dict[str, str]:
 
 
 def _rate(fit: ScoreFit, runs: Sequence[ScoreRun], actors: int) -> float:
-    """Reviews a second once started, in the run of so many processes with most reviews a shard."""
+    """Reviews a second after start-up, in the run of `actors` processes with the most reviews in a shard."""
     run = max((run for run in runs if run.actors == actors), key=lambda run: run.reviews / run.shards)
     return run.reviews / (run.seconds - fit.start_s)
 

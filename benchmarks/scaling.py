@@ -1,7 +1,7 @@
-"""How does it scale? `python -m benchmarks.scaling [--data FILE]` (make bench-scaling, under 8 minutes) writes docs/scale.md.
+"""Measure scaling and write docs/scale.md: `python -m benchmarks.scaling [--data FILE]` (make bench-scaling, under 8 minutes).
 
-Scoring and training on 1, 2 and 4 processes, and what a shard costs the driver, into benchmarks/scaling.json. Some of the runs are held
-out: benchmarks/plan.py is not fitted to them, and says how far off it is. `--render` writes the page again from what was measured.
+It measures scoring and training on 1, 2 and 4 processes, and the cost of a shard for the driver, and writes benchmarks/scaling.json. The
+model of benchmarks/plan.py is not fitted to held-out runs; they show its error. `--render` writes the page again without measuring.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED, PRICES, PAGE = ROOT / "benchmarks" / "scaling.json", ROOT / "benchmarks" / "prices.json", ROOT / "docs" / "scale.md"
 COLUMNS = ColumnsConfig()
 
-# actors, reviews, shards, held out. A shard of one review shows what a shard costs.
+# actors, reviews, shards, held out. Shards of one review show the cost of a shard.
 SCORING = [
     (1, 1_500, 4, False),
     (1, 4_500, 4, False),
@@ -61,7 +61,7 @@ MICRO_SHARDS = 300
 
 
 class Busy(Repeated):
-    """CPU seconds of this process and of the head's from `begin` to the end of the body, by kind, looked at ten times a second."""
+    """CPU seconds of this process and the head's processes by kind, from `begin` to the end of the body, polled ten times a second."""
 
     every_s = 0.1
 
@@ -70,10 +70,10 @@ class Busy(Repeated):
         self._seconds: dict[tuple[str, int], float] = {}
 
     def begin(self) -> None:
-        """Leave out what was spent so far: processes that start, and load torch."""
+        """Start counting. CPU time before this call (start of processes, import of torch) is left out."""
         if not self._begun:
             self._own = time.process_time()
-            self._before = {process.pid: sum(process.cpu_times()[:2]) for process in _below()}
+            self._before = {process.pid: sum(process.cpu_times()[:2]) for process in _descendants()}
             self._begun = True
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ class Busy(Repeated):
             self.by_kind[kind] = max(self.by_kind.get(kind, 0.0), seconds)
 
     def look(self) -> None:
-        for process in _below() if self._begun else []:
+        for process in _descendants() if self._begun else []:
             try:
                 kind, spent = _kind(process.cmdline()), sum(process.cpu_times()[:2])
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -93,20 +93,20 @@ class Busy(Repeated):
                 self._seconds[kind, process.pid] = spent - self._before.get(process.pid, 0.0)
 
 
-def _below() -> list[psutil.Process]:
+def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
 def _kind(command: list[str]) -> str | None:
-    """What of the head grows with the shards; the scorers themselves are spread over all nodes."""
-    told = " ".join(command)
+    """The kind of a process of the head whose work grows with the shards, else None. Scorers are spread over all nodes."""
+    line = " ".join(command)
     return next(
-        (name for mark, name in (("ray::_Counter", "counter"), ("raylet/raylet", "raylet"), ("gcs_server", "gcs")) if mark in told), None
+        (name for mark, name in (("ray::_Counter", "counter"), ("raylet/raylet", "raylet"), ("gcs_server", "gcs")) if mark in line), None
     )
 
 
 def write_dump(folder: Path, texts: Sequence[str], *, reviews: int, shards: int) -> str:
-    """Files of like size, one shard each."""
+    """Write files of equal size, one for each shard."""
     folder.mkdir()
     for shard in range(shards):
         some = [texts[row % len(texts)] for row in range(shard * reviews // shards, (shard + 1) * reviews // shards)]
@@ -117,9 +117,9 @@ def write_dump(folder: Path, texts: Sequence[str], *, reviews: int, shards: int)
 def measure_scoring(
     folder: Path, texts: Sequence[str], runs: Sequence[tuple[int, int, int, bool]]
 ) -> tuple[list[ScoreRun], list[dict[str, float]]]:
-    """Each run from a plan to a published folder, and the CPU seconds of the head's processes in it."""
-    found, busy = [], []
-    for number, (actors, reviews, shards, held_out) in enumerate([(1, 64, 2, False), *runs]):  # the first fills caches and is not kept
+    """Time each run from its plan to its published folder, and the CPU seconds of the head's processes."""
+    measured, busy = [], []
+    for number, (actors, reviews, shards, held_out) in enumerate([(1, 64, 2, False), *runs]):  # the first run only fills caches
         dump = write_dump(folder / f"dump-{number}", texts, reviews=reviews, shards=shards)
         with Busy() as spent:
             began = time.monotonic()
@@ -127,10 +127,10 @@ def measure_scoring(
             batch_job.score(plan, lambda what, done, total, *, exact=True: spent.begin())
             seconds = time.monotonic() - began
         if number:
-            found.append(ScoreRun(actors=actors, reviews=reviews, shards=shards, seconds=seconds, held_out=held_out))
+            measured.append(ScoreRun(actors=actors, reviews=reviews, shards=shards, seconds=seconds, held_out=held_out))
             busy.append(spent.by_kind | {"shards": shards})
             print(f"scoring: {actors} processes, {reviews:,} reviews, {shards} shards: {seconds:.1f} s", spent.by_kind, flush=True)
-    return found, busy
+    return measured, busy
 
 
 def _plan(dump: str, out: Path, actors: int) -> batch_job.Plan:
@@ -139,16 +139,16 @@ def _plan(dump: str, out: Path, actors: int) -> batch_job.Plan:
 
 
 def measure_driver(folder: Path, shards: int) -> dict[str, float]:
-    """What a shard of one short review costs the driver, alone in this process: bytes and seconds."""
+    """Bytes and seconds that a shard of one short review costs the driver, measured in this process."""
     from ray import cloudpickle
 
     dump = write_dump(folder / "micro", ["Good film."], reviews=shards, shards=shards)
     single = write_dump(folder / "single", ["Good film."], reviews=1, shards=1)
-    sources.find_shards(single, COLUMNS, labelled=False)  # loads what it needs
+    sources.find_shards(single, COLUMNS, labelled=False)  # the first call imports modules
     began = time.monotonic()
     sources.find_shards(dump, COLUMNS, labelled=False)
     plan_s = time.monotonic() - began
-    # the first loads what stays, and all of them hold the model
+    # the first call loads what stays in memory, and all of them hold the model
     held_bytes = [_held_bytes(partial(_plan, source, folder / "micro-scores", 1)) for source in (single, single, dump)]
     plan = _plan(dump, folder / "micro-scores", 1)
     scorer = Scorer(artifact.load(artifact.find("imdb")))
@@ -174,48 +174,48 @@ def measure_driver(folder: Path, shards: int) -> dict[str, float]:
         "items_bytes": len(cloudpickle.dumps(list(plan.items))) / shards,
         "manifest_bytes": manifest_bytes / shards,
         "driver_bytes": (held_bytes[2] - held_bytes[1] + 2 * record_bytes + 2 * manifest_bytes)
-        / shards,  # records once more, and as text, for the manifest
+        / shards,  # the manifest holds the records again, and as text
         "plan_s": plan_s / shards,
         "publish_s": publish_s / shards,
     }
 
 
 def _held_bytes(make: Callable[[], object]) -> int:
-    """What Python allocates for what `make` returns."""
+    """Bytes that Python allocates for the object that `make` returns."""
     tracemalloc.start()
-    made = make()
+    result = make()
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    del made
+    del result
     return held
 
 
 def dispatch_s(busy: Sequence[dict[str, float]]) -> tuple[float, str]:
-    """CPU seconds that a shard costs the busiest process of the head, and which one, from the run with most shards."""
+    """CPU seconds that a shard costs the busiest process of the head, and its kind, from the run with the most shards."""
     most = max(busy, key=lambda each: each["shards"])
     return max((most[kind] / most["shards"], kind) for kind in most if kind != "shards")
 
 
 def measure_bytes(texts: Sequence[str]) -> dict[str, Any]:
-    """Bytes of Parquet a review: text alone in, text and answers out, by how much of the attention is kept."""
+    """Bytes of Parquet for a review: its text (input), and its text with scores (output) for each detail of attention."""
     scorer = Scorer(artifact.load(artifact.find("imdb")))
     scored = scorer.score_flat(texts)
-    given = pa.table({"text": list(texts)})
+    table = pa.table({"text": list(texts)})
 
-    def size(table: pa.Table) -> float:
+    def size(part: pa.Table) -> float:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(part, sink, compression="zstd")
         return sink.getvalue().size / len(texts)
 
     out = {
-        detail: size(given) + size(to_arrow(scored, labels=scorer.labels, fingerprint=scorer.fingerprint, attention=detail))
+        detail: size(table) + size(to_arrow(scored, labels=scorer.labels, fingerprint=scorer.fingerprint, attention=detail))
         for detail in ("words", "sentences", "none")
     }
-    return {"input_bytes": size(given), "output_bytes": out}
+    return {"input_bytes": size(table), "output_bytes": out}
 
 
 def measure_training(folder: Path, texts: Sequence[str], reviews: int, runs: Sequence[tuple[int, int, bool]]) -> list[TrainRun]:
-    """The second of two epochs of each run: the first one starts things."""
+    """Time the second of two epochs of each run; the first includes start-up."""
     labelled = pa.table({"text": [texts[row % len(texts)] for row in range(reviews)], "label": ["ab"[row % 2] for row in range(reviews)]})
     pq.write_table(labelled, folder / "train.parquet")
     config = PrepareConfig(vectors=VectorsConfig(source="random"))
@@ -224,7 +224,7 @@ def measure_training(folder: Path, texts: Sequence[str], reviews: int, runs: Seq
     tokens = sum(
         len(row) for name in data.files["train"] for row in pq.read_table(folder / "data" / "train" / name)["token_ids"].to_pylist()
     )
-    found = []
+    measured = []
     for number, (workers, batch_tokens, held_out) in enumerate(runs):
         settings = TrainConfig(num_workers=workers, batch_tokens=batch_tokens, epochs=2)
         second = fit(folder / "data", folder / f"run-{number}", ModelConfig(), settings).history[1]
@@ -232,15 +232,15 @@ def measure_training(folder: Path, texts: Sequence[str], reviews: int, runs: Seq
         run = TrainRun(
             workers=workers, batch_tokens=batch_tokens, reviews=count, tokens=tokens, seconds=second["train_s"], held_out=held_out
         )
-        found.append(run)
+        measured.append(run)
         print(f"training: {workers} workers, {batch_tokens:,} tokens a step: {second['reviews_per_s']:.0f} reviews/s", flush=True)
-    return found
+    return measured
 
 
 def measure(data: Path | None, share: float, folder: Path) -> dict[str, Any]:
-    """Everything, in one Ray. share: of the reviews of each run."""
+    """All measurements, in one Ray. share: share of the reviews of each run that is used."""
     texts = pq.read_table(data, columns=["text"])["text"].to_pylist() if data else [each.text for each in planted.generate(5_000, seed=1)]
-    texts = texts[:: max(1, len(texts) // 5_000)][:5_000]  # from all of the file, which may be sorted
+    texts = texts[:: max(1, len(texts) // 5_000)][:5_000]  # spread over the whole file, which may be sorted
     load = os.getloadavg()[0]
     os.environ["PYTHONPATH"] = str(ROOT)
     micro = measure_driver(folder, math.ceil(MICRO_SHARDS * share))
@@ -277,7 +277,7 @@ def write_page() -> None:
 
 
 def write_numbers() -> None:
-    """The figures of the page that the list of all figures repeats."""
+    """Record the two figures of the page that docs/numbers.md repeats."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     scoring, runs, training, epochs = model.as_measured(measured)
     for name, what, errors in (
@@ -288,7 +288,7 @@ def write_numbers() -> None:
         record(
             Number(
                 name=name,
-                what=f"docs/scale.md's model of {what} against {len(held)} runs it was not fitted to: largest error ({measured['data']})",
+                what=f"the model of {what} in docs/scale.md: largest error on {len(held)} held-out runs ({measured['data']})",
                 value=f"{max(map(abs, held)):.0%}",
                 command=measured["command"],
                 note=", ".join(f"{error:+.0%}" for error in held),
@@ -298,9 +298,9 @@ def write_numbers() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="Parquet with a column text; generated reviews without it")
-    parser.add_argument("--share", type=float, default=1.0, help="of the reviews of each run: less is for trying this script")
-    parser.add_argument("--render", action="store_true", help="measure nothing: write docs/scale.md from benchmarks/scaling.json")
+    parser.add_argument("--data", type=Path, help="Parquet with a column text; without it, reviews are generated")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the reviews of each run; below 1 to try this script")
+    parser.add_argument("--render", action="store_true", help="write docs/scale.md from benchmarks/scaling.json without measuring")
     arguments = parser.parse_args()
     if not arguments.render:
         began = time.monotonic()

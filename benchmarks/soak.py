@@ -1,7 +1,7 @@
-"""Whether the memory and the speed of scoring stay constant: `python -m benchmarks.soak [--num-reviews 200000] [--data FILE]` (make soak).
+"""Check that memory and speed of scoring stay constant: `python -m benchmarks.soak [--num-reviews 200000] [--data FILE]` (make soak).
 
-A tenth of the reviews is scored, then all of them, with word attention. Peak resident memory is the largest of any process of the job's
-Ray. The rate of a tenth is that of its shards in the order in which they finished, without start-up.
+It scores a tenth of the reviews, then all of them, with word attention. Peak memory is the largest resident memory of any process of the
+job's Ray. The speeds of the first and the last tenth of the shards, in the order in which they finished, are compared without start-up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.helpers.cluster import Cluster, head
 
 ROOT = Path(__file__).parents[1]
 SHARD_ROWS = 2_000
-MOST_GROWTH, LEAST_SPEED = 1.2, 0.85
+MAX_GROWTH, MIN_SPEED = 1.2, 0.85
 
 
 class Memory(Repeated):
@@ -68,7 +68,7 @@ def write_dump(path: Path, num_reviews: int, data: Path | None) -> None:
 
 
 def soak(cluster: Cluster, dump: Path, out: Path) -> tuple[dict[str, float], float, float]:
-    """Peak memory by kind of process, rows a second, and the rate of the last tenth over that of the first."""
+    """Peak memory by kind of process, rows a second, and the speed of the last tenth divided by the speed of the first."""
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     command = [sys.executable, "-m", "jobs.score", "--input", str(dump), "--out", str(out), "--num-actors", "2"]
     finished: dict[str, float] = {}
@@ -80,7 +80,7 @@ def soak(cluster: Cluster, dump: Path, out: Path) -> tuple[dict[str, float], flo
                 finished.setdefault(path.name, now)
             time.sleep(0.1)
     if process.returncode:
-        sys.exit(f"jobs.score ended with {process.returncode}")
+        sys.exit(f"jobs.score failed with exit code {process.returncode}")
     times = np.sort(list(finished.values()))
     tenth = max(2, len(times) // 10)
     first, last = times[tenth] - times[0], times[-1] - times[-1 - tenth]
@@ -90,8 +90,8 @@ def soak(cluster: Cluster, dump: Path, out: Path) -> tuple[dict[str, float], flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-reviews", type=int, default=200_000)
-    parser.add_argument("--data", type=Path, help="Parquet with a column text; generated reviews without it")
+    parser.add_argument("--num-reviews", type=int, default=200_000, help="reviews to score")
+    parser.add_argument("--data", type=Path, help="Parquet with a column text; without it, reviews are generated")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="han-soak-"))
     try:
@@ -109,7 +109,7 @@ def main() -> None:
         growth = {name: peaks[1][name] / peaks[0][name] for name in peaks[0]}
         reliability(
             "SOAK",
-            ok=max(growth.values()) <= MOST_GROWTH and steadiness >= LEAST_SPEED,
+            ok=max(growth.values()) <= MAX_GROWTH and steadiness >= MIN_SPEED,
             reviews=arguments.num_reviews,
             rows_per_s=rate,
             last_tenth_over_first=steadiness,

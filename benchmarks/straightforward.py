@@ -1,6 +1,6 @@
-"""What a careful engineer writes first: NLTK and `nn.GRU` over packed sentences, in an actor pool of Ray Data, then `write_parquet`.
+"""A straightforward baseline: NLTK and `nn.GRU` over packed sentences in an actor pool of Ray Data, then `write_parquet`.
 
-`python -m benchmarks.straightforward --input FILE --out FOLDER` scores with the weights of the shipped model, so its answers are the same.
+`python -m benchmarks.straightforward --input FILE --out FOLDER` uses the weights of the shipped model, so its predictions are the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Level(nn.Module):
 
 
 class Score:
-    """An actor: loads the model, then scores batches of rows."""
+    """An actor that loads the model once and scores batches of rows."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -62,35 +62,39 @@ class Score:
         texts = batch["text"].to_pylist()
         with torch.inference_mode():
             rows = [self._score(texts[first : first + BATCH]) for first in range(0, len(texts), BATCH)]
-        found = [row for some in rows for row in some]
-        return batch.append_column("score", pa.array(found))
+        scores = [row for some in rows for row in some]
+        return batch.append_column("score", pa.array(scores))
 
     def _score(self, texts: list[str]) -> list[dict[str, Any]]:
         reviews = [self._tokenise(text) for text in texts]
         sentences = [torch.tensor([self.ids.get(word.lower(), 0) for word, _, _ in words]) for review in reviews for words in review]
         embedded = [self.embedding(sentence) for sentence in sentences]
         vectors, word_weights = self.words(pack_sequence(embedded, enforce_sorted=False))
-        of_reviews = vectors.split([len(review) for review in reviews])
-        documents, sentence_weights = self.sentences(pack_sequence(list(of_reviews), enforce_sorted=False))
+        split = vectors.split([len(review) for review in reviews])
+        documents, sentence_weights = self.sentences(pack_sequence(list(split), enforce_sorted=False))
         probabilities = self.read_out(documents).softmax(dim=1).numpy()
-        answers, place = [], 0
+        scores, index = [], 0
         for review, weights, row in zip(reviews, sentence_weights, probabilities, strict=True):
             parts = []
             for words, weight in zip(review, weights.tolist(), strict=True):
-                own = word_weights[place].tolist()
-                place += 1
-                listed = [{"start": start, "end": end, "attention": share} for (_, start, end), share in zip(words, own, strict=True)]
+                shares = word_weights[index].tolist()
+                index += 1
+                listed = [{"start": start, "end": end, "attention": share} for (_, start, end), share in zip(words, shares, strict=True)]
                 parts.append({"start": words[0][1], "end": words[-1][2], "attention": weight, "words": listed})
-            answers.append({"label": self.labels[int(np.argmax(row))], "probability": float(row.max()), "sentences": parts})
-        return answers
+            scores.append({"label": self.labels[int(np.argmax(row))], "probability": float(row.max()), "sentences": parts})
+        return scores
 
     def _tokenise(self, text: str) -> list[list[tuple[str, int, int]]]:
+<<<<<<< HEAD
         found = []
         text = blank_tags(text)
+=======
+        sentences = []
+>>>>>>> prose
         for first, last in self.sentence_tokeniser.span_tokenize(text):
             sentence = text[first:last]
-            found.append([(sentence[a:b], first + a, first + b) for a, b in self.word_tokeniser.span_tokenize(sentence)])
-        return found
+            sentences.append([(sentence[a:b], first + a, first + b) for a, b in self.word_tokeniser.span_tokenize(sentence)])
+        return sentences
 
 
 def _level(level: Any) -> Level:
@@ -99,8 +103,8 @@ def _level(level: Any) -> Level:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", required=True)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--input", required=True, help="Parquet with a column text")
+    parser.add_argument("--out", required=True, help="folder of the scores")
     arguments = parser.parse_args()
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,7 +1,7 @@
-"""Are texts encoded as NLTK's own loops encode them, and how much faster? `python -m benchmarks.text --data FILE [FILE ...] [--all]`.
+"""Compare the encoder with NLTK's own loops, results and time: `python -m benchmarks.text --data FILE [FILE ...] [--all]`.
 
-Both sides blank tags, find sentences and words with their spans, lower-case the words and look them up, on one core. The blocks of reviews
-alternate between them, and the times are those of the processor, so another process on the machine disturbs less.
+Both blank tags, find sentences and words with their spans, lower-case the words and look them up, on one core. They encode blocks of
+reviews alternately. The times are processor times, so that other processes on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLE, BLOCK = 2_000, 500
 
 
 class NltkLoops:
-    """NLTK as its documentation uses it, review by review."""
+    """NLTK used as in its documentation, one review at a time."""
 
     def __init__(self, punkt: dict[str, Any], words: Sequence[str]) -> None:
         parameters = PunktParameters()
@@ -56,7 +56,7 @@ class NltkLoops:
 
 
 def blocks(files: Sequence[Path], every: bool) -> Iterator[list[str]]:
-    """Lists of BLOCK reviews: of every review, or of SAMPLE reviews at equal distances in each file."""
+    """Lists of BLOCK reviews, from all reviews or from SAMPLE reviews at equal distances in each file."""
     for file in files:
         texts = pq.read_table(file, columns=["text"])["text"].to_pylist()
         if not every:
@@ -64,13 +64,13 @@ def blocks(files: Sequence[Path], every: bool) -> Iterator[list[str]]:
         yield from (texts[first : first + BLOCK] for first in range(0, len(texts), BLOCK))
 
 
-def count_differences(texts: Sequence[str], wanted: Sequence[tuple[list[int], list[tuple[int, int]], list[int]]], batch: Any) -> int:
-    """How many reviews have other ids, other spans or other sentences. A refused review is one without a word."""
-    expected = {place: answer for place, answer in enumerate(wanted) if len(answer[0]) or place in batch.kept}
+def count_differences(texts: Sequence[str], reference: Sequence[tuple[list[int], list[tuple[int, int]], list[int]]], batch: Any) -> int:
+    """Number of reviews with different ids, spans or sentences. Reviews without a word are refused and not in `batch`."""
+    expected = {index: encoded for index, encoded in enumerate(reference) if len(encoded[0]) or index in batch.kept}
     tokens, sentences = np.cumsum(batch.num_tokens), np.cumsum(batch.review_lengths)
     different = 0
-    for row, place in enumerate(batch.kept.tolist()):
-        ids, spans, lengths = expected.pop(place)
+    for row, index in enumerate(batch.kept.tolist()):
+        ids, spans, lengths = expected.pop(index)
         own = slice(tokens[row] - batch.num_tokens[row], tokens[row])
         rows = slice(sentences[row] - batch.review_lengths[row], sentences[row])
         different += not (
@@ -81,6 +81,7 @@ def count_differences(texts: Sequence[str], wanted: Sequence[tuple[list[int], li
     return different + len(expected)
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """Both sides over the same reviews, on one core."""
@@ -96,17 +97,28 @@ def compare(files: Sequence[Path], *, every: bool, model: Path = MODEL) -> Found
     """Encode the same blocks of reviews in both ways."""
     punkt, vocab = json.loads((model / "punkt.json").read_text()), Vocab.read(model / "vocab.txt")
     encoder, nltk = Encoder(TextConfig(), punkt, vocab), NltkLoops(punkt, vocab.words)
+=======
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="Parquet files with a column text")
+    parser.add_argument("--all", action="store_true", help=f"compare all reviews instead of {SAMPLE:,} of each file")
+    parser.add_argument("--model", type=Path, default=ROOT / "han/pretrained/imdb", help="folder with punkt.json and vocab.txt")
+    arguments = parser.parse_args()
+    punkt, vocab = json.loads((arguments.model / "punkt.json").read_text()), Vocab.read(arguments.model / "vocab.txt")
+    began_s = time.perf_counter()
+    encoder = Encoder(TextConfig(), punkt, vocab)
+>>>>>>> prose
     encoder.encode("It was good.")
     nltk_s, ours_s, ratios, different, count = 0.0, 0.0, [], 0, 0
     for texts in blocks(files, every):
         began = time.process_time()
-        wanted = [nltk.encode(text) for text in texts]
+        reference = [nltk.encode(text) for text in texts]
         between = time.process_time()
         batch = encoder.encode_batch(texts)
         ended = time.process_time()
         nltk_s, ours_s = nltk_s + between - began, ours_s + ended - between
         ratios.append((between - began) / (ended - between))
-        different += count_differences(texts, wanted, batch)
+        different += count_differences(texts, reference, batch)
         count += len(texts)
     return Found(count=count, different=different, nltk_ms=1e3 * nltk_s / count, ours_ms=1e3 * ours_s / count, ratios=ratios)
 

@@ -1,4 +1,4 @@
-"""The model behind docs/scale.md finds what its runs were made of, does not look at held-out ones, and the page says what was measured."""
+"""The cost model of docs/scale.md recovers known parameters and ignores held-out runs, and the page shows the measurements."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ MEASURED: dict[str, Any] = {
 is_measured = pytest.mark.skipif(not RESULTS.exists(), reason="not measured yet: make bench-scaling")
 
 
-def test_scoring_is_fitted_to_what_made_the_runs() -> None:
+def test_the_fit_of_scoring_recovers_the_parameters_of_simulated_runs() -> None:
     fit = plan.fit_scoring(SCORED, 2)
     assert (fit.start_s, fit.review_s, fit.shard_s, fit.two) == pytest.approx((6.0, 0.003, 0.03, 1.8))
 
 
-def test_training_is_fitted_to_what_made_the_runs() -> None:
+def test_the_fit_of_training_recovers_the_parameters_of_simulated_runs() -> None:
     fit = plan.fit_training(TRAINED, 2)
     assert (fit.token_s, fit.step_s, fit.exchange_s) == pytest.approx((2e-5, 0.02, 0.03))
 
 
-def test_runs_that_are_held_out_change_no_fit_and_show_their_error() -> None:
+def test_held_out_runs_do_not_change_the_fit_and_show_their_error() -> None:
     scored = [*SCORED, score_run(4, 6_000, 8, held_out=True, off=2.0)]
     trained = [*TRAINED, train_run(4, 16_384, held_out=True, off=2.0)]
     assert plan.fit_scoring(scored, 2) == plan.fit_scoring(SCORED, 2)
@@ -79,28 +79,28 @@ def test_runs_that_are_held_out_change_no_fit_and_show_their_error() -> None:
     assert plan.worst(plan.train_errors(plan.fit_training(trained, 2), trained)) == pytest.approx(0.5)
 
 
-def test_four_processes_on_two_cores_are_as_fast_as_two_and_no_faster_than_their_shards() -> None:
+def test_cores_and_shards_limit_the_predicted_speed() -> None:
     assert SCORE.seconds(4, 6_000, 8, 2) == SCORE.seconds(2, 6_000, 8, 2)
     assert SCORE.seconds(2, 6_000, 1, 2) == SCORE.seconds(1, 6_000, 1, 2)
 
 
-def test_ten_times_the_reviews_cost_ten_times_the_processors_and_the_storage() -> None:
+def test_ten_times_the_reviews_need_ten_times_the_processor_time_and_storage() -> None:
     small, large = (plan.cost(size, SCORE, MEASURED, PRICES) for size in (10**9, 10**10))
     assert [large[key] / small[key] for key in ("core_s", "input_gb", "output_gb", "manifest_gb")] == pytest.approx([10] * 4)
 
 
-def test_the_nodes_of_the_plan_are_done_in_the_hours_that_were_asked_for() -> None:
+def test_the_planned_nodes_score_within_the_target_hours() -> None:
     for size in plan.SIZES:
         assert plan.cost(size, SCORE, MEASURED, PRICES)["pool_s"] <= PRICES["target_hours"]["value"] * 3600 + SCORE.start_s
 
 
-def test_what_breaks_first_is_what_reaches_its_limit_with_fewest_reviews() -> None:
+def test_limits_are_sorted_by_the_number_of_reviews() -> None:
     driver = {**MEASURED["driver"], "manifest_bytes": 1e9}
     assert plan.limits(driver, 16)[0]["what"] == "the manifest, one JSON file"
     assert plan.limits(driver, 16)[0]["reviews"] == plan.ROWS_PER_SHARD
 
 
-def test_an_unknown_price_is_a_formula_and_a_known_one_is_money() -> None:
+def test_the_page_shows_a_formula_for_an_unknown_price_and_money_for_a_known_one() -> None:
     unknown, known = copy.deepcopy(PRICES), copy.deepcopy(PRICES)
     unknown["node"]["usd_per_hour"] = None
     known["storage_usd_per_gb_month"]["value"] = 0.02
@@ -115,14 +115,14 @@ def test_every_price_has_a_source_and_a_date() -> None:
     assert [name for name, entry in PRICES.items() if not (entry["source"] and entry["date"])] == []
 
 
-def test_errors_of_held_out_runs_stand_in_the_page() -> None:
+def test_the_page_shows_the_errors_of_held_out_runs() -> None:
     page = render(MEASURED, PRICES)
     assert "held out, -9% |" in page
     assert "held out, +25% |" in page
-    assert "**Rows that were held out are off by 25% at most.**" in page
+    assert "**The largest error of a held-out row is 25%.**" in page
 
 
-def test_the_page_holds_for_every_size_what_the_plan_says_of_it() -> None:
+def test_the_page_has_the_plan_for_every_size() -> None:
     page = render(MEASURED, PRICES)
     for size in plan.SIZES:
         assert f"{plan.cost(size, plan.fit_scoring(SCORED, 2), MEASURED, PRICES)['shards']:,}" in page
@@ -131,13 +131,13 @@ def test_the_page_holds_for_every_size_what_the_plan_says_of_it() -> None:
 
 @is_measured
 @pytest.mark.parametrize(("kind", "processes"), [("scoring", "actors"), ("training", "workers")])
-def test_a_model_was_checked_on_three_runs_that_it_was_not_fitted_to(kind: str, processes: str) -> None:
+def test_each_model_was_checked_on_at_least_three_held_out_runs(kind: str, processes: str) -> None:
     runs = json.loads(RESULTS.read_text(encoding="utf-8"))[kind]
     assert sum(run["held_out"] for run in runs) >= 3
     assert {run[processes] for run in runs} == {1, 2, 4}
 
 
 @is_measured
-def test_the_page_says_what_was_measured() -> None:
+def test_the_page_is_rendered_from_the_measurements() -> None:
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "scale.md").read_text(encoding="utf-8") == render(measured, PRICES)

@@ -1,4 +1,4 @@
-"""The reference is what the code says."""
+"""docs/reference.md agrees with the code."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from jobs import cli
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_reference_says_what_the_code_says() -> None:
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.render(), "docs/reference.md is old: make reference"
+def test_the_reference_is_rendered_from_the_code() -> None:
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.render(), "docs/reference.md is outdated: run make reference"
 
 
 def test_the_reference_has_every_job_and_every_exit_code() -> None:
@@ -22,12 +22,12 @@ def test_the_reference_has_every_job_and_every_exit_code() -> None:
         assert [code for code in codes if f"| {code} | {module.__name__} |" not in page] == []
 
 
-def test_the_runbook_says_what_to_do_after_every_exit_code() -> None:
+def test_the_runbook_explains_every_exit_code() -> None:
     page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert [code for code in cli.EXIT_CODES if f"| {code} | " not in page] == []
 
 
-def test_no_flag_and_no_option_is_without_a_word_of_help() -> None:
+def test_every_flag_option_and_metric_has_help() -> None:
     rows = [line.split(" | ") for line in reference.render().splitlines() if line.startswith(("| `--", "| `han_"))]
     assert len(rows) > 100
     assert [row[0] for row in rows if len(row[3].strip(" |")) < 5] == []
