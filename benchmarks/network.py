@@ -37,16 +37,11 @@ Reviews = list[list[NDArray[np.int64]]]  # token ids of every sentence of every 
 
 
 def reviews(num_reviews: int, random: np.random.Generator, lengths: list[list[int]] | None = None, sentences: int | None = None) -> Reviews:
-<<<<<<< HEAD
     """Reviews with IMDB's lengths: of `lengths`, else lognormal (median 17 tokens a sentence, 11 sentences; means 21.6 and 13).
 
     sentences: of every review; None draws them.
     """
-    made = []
-=======
-    """Random reviews with lengths from `lengths`, or lognormal lengths like IMDB's (medians 17 tokens a sentence and 11 sentences)."""
     generated = []
->>>>>>> prose
     for _ in range(num_reviews):
         if lengths is not None and sentences is None:
             own = lengths[random.integers(len(lengths))]
@@ -230,27 +225,11 @@ class Comparison:
             print(f"  {name:<22} {rate:>8,.0f} reviews/s{against}", flush=True)
 
 
-<<<<<<< HEAD
 def forward(lengths: list[list[int]] | None, repeats: int) -> tuple[Comparison, float]:
     """The forward pass of 64 reviews, and the share of the floor that it reaches."""
     batch = reviews(SIZE, np.random.default_rng(1), lengths)
     flat, packed, padded = ragged(batch), PackedHAN().eval(), PaddedHAN().eval()
-    folded = FoldedHAN(ours(10**9).network)
-=======
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--data", type=Path, help="IMDB Parquet file with a column text; its review lengths are used")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    random = np.random.default_rng(1)
-    lengths = read_lengths(arguments.data) if arguments.data else None
-    batch = reviews(64, random, lengths)
-    flat = ragged(batch)
-    print(f"64 reviews, {len(flat.token_ids) / 64:.0f} tokens and {len(flat.sentence_lengths) / 64:.1f} sentences a review")
-    packed, padded, learner = PackedHAN().eval(), PaddedHAN().eval(), project_learner(10**9)
-    folded = FoldedHAN(learner.network)
->>>>>>> prose
+    folded = FoldedHAN(project_learner(10**9).network)
 
     def without_gradients(network: Callable[[Reviews], object]) -> Callable[[], object]:
         def run() -> object:
@@ -267,7 +246,6 @@ def main() -> None:
     if (onnx := onnx_words(packed)) is not None:
         candidates[ONNX] = lambda: onnx(batch)
     rate = gemm_rate()
-<<<<<<< HEAD
     seconds = medians(candidates, repeats)
     print(f"{len(flat.token_ids) / SIZE:.0f} tokens and {len(flat.sentence_lengths) / SIZE:.1f} sentences a review")
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / SIZE / 1e6:.1f} MFLOP a review")
@@ -278,14 +256,18 @@ def main() -> None:
 def training(lengths: list[list[int]] | None, repeats: int) -> Comparison:
     """Steps of 64 random reviews."""
     batch = reviews(SIZE, np.random.default_rng(1), lengths)
-    candidates = {OURS: our_step(ours(10**9), batch), PADDED: trained(PaddedHAN(), batch), PACKED: trained(PackedHAN(), batch)}
+    candidates = {
+        OURS: project_step(project_learner(10**9), batch),
+        PADDED: baseline_step(PaddedHAN(), batch),
+        PACKED: baseline_step(PackedHAN(), batch),
+    }
     seconds = medians(candidates, repeats)
     return Comparison(title="training, 64 reviews a step, one core", reviews_per_s={name: SIZE / value for name, value in seconds.items()})
 
 
 def costs(lengths: list[list[int]] | None) -> dict[str, tuple[float, float]]:
     """Microseconds a token, forward and training, by the size of the batch and by the sentences of a review."""
-    learner, random = ours(10**9), np.random.default_rng(2)
+    learner, random = project_learner(10**9), np.random.default_rng(2)
     folded = FoldedHAN(learner.network)
     sizes: list[tuple[str, int, int | None]] = [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)]
     sizes += [(f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)]
@@ -293,7 +275,7 @@ def costs(lengths: list[list[int]] | None) -> dict[str, tuple[float, float]]:
     for name, size, sentences in sizes:
         batch = reviews(size, random, lengths, sentences)
         flat = ragged(batch)
-        times = medians({"forward": functools.partial(folded, flat), "training": our_step(learner, batch)}, 3)
+        times = medians({"forward": functools.partial(folded, flat), "training": project_step(learner, batch)}, 3)
         found[name] = (1e6 * times["forward"] / len(flat.token_ids), 1e6 * times["training"] / len(flat.token_ids))
     return found
 
@@ -312,29 +294,6 @@ def main() -> None:
     print("cost per token")
     for name, (without, with_gradients) in costs(lengths).items():
         print(f"  {name:<16}  forward {without:6.2f} us   training {with_gradients:6.2f} us")
-=======
-    forward = medians(candidates, arguments.repeats)
-    show("forward, one core", forward, 64)
-    share = floor_flop(flat) / rate / forward["this project"]
-    print(f"  GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / 64e6:.1f} MFLOP a review: {share:.0%} of the floor")
-    training = {
-        "this project": project_step(learner, batch),
-        "textbook padded HAN": baseline_step(PaddedHAN(), batch),
-        "packed nn.GRU": baseline_step(PackedHAN(), batch),
-    }
-    show("training at 64 random reviews a step, one core", medians(training, arguments.repeats), 64)
-    one = ragged(reviews(1, random, lengths))
-    single = medians({"one": lambda: folded(one)}, 200)["one"]
-    print(f"one review of {len(one.token_ids)} tokens: {1e3 * single:.2f} ms forward")
-    print("cost per token")
-    for name, size, sentences in [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)] + [
-        (f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)
-    ]:
-        part = reviews(size, random, lengths, sentences)
-        arrays = ragged(part)
-        times = medians({"forward": lambda arrays=arrays: folded(arrays), "training": project_step(learner, part)}, 3)  # type: ignore[misc]
-        print(f"  {name:<16}", *(f"{kind} {1e6 * seconds / len(arrays.token_ids):6.2f} us" for kind, seconds in times.items()), sep="  ")
->>>>>>> prose
 
 
 if __name__ == "__main__":

@@ -85,12 +85,8 @@ class Score:
         return scores
 
     def _tokenise(self, text: str) -> list[list[tuple[str, int, int]]]:
-<<<<<<< HEAD
-        found = []
-        text = blank_tags(text)
-=======
         sentences = []
->>>>>>> prose
+        text = blank_tags(text)
         for first, last in self.sentence_tokeniser.span_tokenize(text):
             sentence = text[first:last]
             sentences.append([(sentence[a:b], first + a, first + b) for a, b in self.word_tokeniser.span_tokenize(sentence)])

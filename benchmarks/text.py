@@ -81,7 +81,6 @@ def count_differences(texts: Sequence[str], reference: Sequence[tuple[list[int],
     return different + len(expected)
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """Both sides over the same reviews, on one core."""
@@ -97,17 +96,6 @@ def compare(files: Sequence[Path], *, every: bool, model: Path = MODEL) -> Found
     """Encode the same blocks of reviews in both ways."""
     punkt, vocab = json.loads((model / "punkt.json").read_text()), Vocab.read(model / "vocab.txt")
     encoder, nltk = Encoder(TextConfig(), punkt, vocab), NltkLoops(punkt, vocab.words)
-=======
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="Parquet files with a column text")
-    parser.add_argument("--all", action="store_true", help=f"compare all reviews instead of {SAMPLE:,} of each file")
-    parser.add_argument("--model", type=Path, default=ROOT / "han/pretrained/imdb", help="folder with punkt.json and vocab.txt")
-    arguments = parser.parse_args()
-    punkt, vocab = json.loads((arguments.model / "punkt.json").read_text()), Vocab.read(arguments.model / "vocab.txt")
-    began_s = time.perf_counter()
-    encoder = Encoder(TextConfig(), punkt, vocab)
->>>>>>> prose
     encoder.encode("It was good.")
     nltk_s, ours_s, ratios, different, count = 0.0, 0.0, [], 0, 0
     for texts in blocks(files, every):
