@@ -43,6 +43,7 @@ COLUMNS = {
     "num_unknown": "of them, not in the vocabulary",
     "num_characters_cut": "characters of the text that `max_sentences` and `max_tokens` left out",
     "model": "fingerprint of the artifact",
+    "effects": "evidence of the label in nats, the sum of the effects of the sentences, and the rest; null unless `--effects`",
 }
 ENCODED = {
     "review_id": "of the input, or `<file name>:<row>`",

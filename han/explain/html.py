@@ -155,7 +155,7 @@ def _errors_switch(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[s
     switch = (
         f'<label><input type="checkbox" class="errors"> Show only the {num_wrong:,} wrong of {num_labelled:,} labelled answers.</label>'
     )
-    return f'<div class="key"><p class="meaning live">{switch}</p></div>'
+    return f'<div class="key"><p class="caveat live">{switch}</p></div>'
 
 
 def _is_right(score: Score, label: str | None) -> str:
