@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+from han.explain.gallery import is_wrong
 from han.explain.pieces import (
     ODD,
     TAG,
     balance,
-    facts,
     label_class,
     largest_effects,
     largest_shares,
@@ -34,22 +34,24 @@ _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no st
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 
 
-def page(reviews: Iterable[tuple[str, str, Score]], *, title: str) -> str:
+def page(reviews: Iterable[tuple[str, str, Score]], *, title: str, labels: Sequence[str | None] = ()) -> str:
     """Returns one self-contained HTML page of the reviews, each a caption, the raw text and its Score, in this order.
 
-    The page has no script and loads nothing: no other file, no other host.
+    labels: the known label of each review or None; wrong answers are marked, and a switch shows only them. The page has no script and
+    loads nothing: no other file, no other host. A browser draws only the reviews in view, so thousands of reviews do not freeze it.
     """
     reviews = list(reviews)
+    known = list(labels) or [None] * len(reviews)
     models = {score.model for _, _, score in reviews}
     about = f"{len(reviews):,} review{'s' * (len(reviews) != 1)}" + "".join(f" · {_model(model)}" for model in models if len(models) == 1)
     drawn = "".join(
-        _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1)
-        for number, (caption, text, score) in enumerate(reviews, 1)
+        _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1, label=label)
+        for number, ((caption, text, score), label) in enumerate(zip(reviews, known, strict=True), 1)
     )
     body = f"""<main>
 <div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
 {_key([score for _, _, score in reviews], drawn)}
-{_index(reviews) if len(reviews) > 1 else ""}</div>
+{_errors_switch(reviews, known)}{_index(reviews, known) if len(reviews) > 1 else ""}</div>
 {drawn}</main>"""
     return document(body, title=escape(visible(title)), style=stylesheet())
 
@@ -163,11 +165,31 @@ def _sample(sample: str, meaning: str, *, live: bool = False) -> str:
     return f'<div class="sample{where}" aria-hidden="true">{sample}</div><p class="meaning{where}">{meaning}</p>'
 
 
-def _index(reviews: Sequence[tuple[str, str, Score]]) -> str:
+def _errors_switch(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[str | None]) -> str:
+    num_labelled = sum(label is not None for label in labels)
+    if not num_labelled:
+        return ""
+    num_wrong = sum(is_wrong(score, label) for (_, _, score), label in zip(reviews, labels, strict=True))
+    switch = (
+        f'<label><input type="checkbox" class="errors"> Show only the {num_wrong:,} wrong of {num_labelled:,} labelled answers.</label>'
+    )
+    return f'<div class="key"><p class="caveat live">{switch}</p></div>'
+
+
+def _is_right(score: Score, label: str | None) -> str:
+    return "" if is_wrong(score, label) else ' class="right"'
+
+
+def _wrong(score: Score, label: str | None) -> str:
+    return f' <span class="wrong">labelled <bdi>{_safe(label or "")}</bdi></span>' if is_wrong(score, label) else ""
+
+
+def _index(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[str | None]) -> str:
     rows = "".join(
-        f'<tr><td><a href="#review-{number}"><bdi>{_safe(caption)}</bdi></a></td><td><bdi>{_safe(score.label)}</bdi></td>'
+        f'<tr{_is_right(score, label)}><td><a href="#review-{number}"><bdi>{_safe(caption)}</bdi></a></td>'
+        f"<td><bdi>{_safe(score.label)}</bdi>{_wrong(score, label)}</td>"
         f"<td>{_number(score.probability)}</td><td><bdi>{_safe(_opening(text))}</bdi></td></tr>\n"
-        for number, (caption, text, score) in enumerate(reviews, 1)
+        for number, ((caption, text, score), label) in enumerate(zip(reviews, labels, strict=True), 1)
     )
     head = "<tr><th>Review</th><th>Label</th><th>Probability</th><th>First words</th></tr>"
     return f'<table class="index"><thead>{head}</thead><tbody>\n{rows}</tbody></table>'
@@ -177,17 +199,16 @@ def _opening(text: str) -> str:
     return " ".join(TAG.sub(" ", text[:400]).split())[:100]
 
 
-def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True) -> str:
+def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True, label: str | None = None) -> str:
     names = list(score.probabilities)
     classes = "".join(
-        _class(label, probability, hue=label_class(label, names), chosen=label == score.label)
-        for label, probability in score.probabilities.items()
+        _class(name, share, hue=label_class(name, names), chosen=name == score.label) for name, share in score.probabilities.items()
     )
-    shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
+    hue = label_class(score.label, names)
     warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
-    return f"""<article class="han"{anchor}>
-<header>{named}<h2 class="verdict {label_class(score.label, names)}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
+    return f"""<article class="han{"" if is_wrong(score, label) else " right"}"{anchor}>
+<header>{named}<h2 class="verdict {hue}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}</h2>
 {warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
 <p class="facts">{shown}</p>{_balance(score)}</header>
 {_review(text, score)}

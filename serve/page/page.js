@@ -65,7 +65,7 @@ const exactly = (text) => (effects && Array.from(text).length <= LONGEST_EXACT ?
 /** Switch between attention and effects. The effects of the sentences are at hand, those of the words are fetched. */
 function switchView() {
   effects = !effects;
-  $("view").setAttribute("aria-pressed", effects);
+  $("view").textContent = effects ? "Show attention" : "Show effects";
   reading.effects = effects;
   hide();
   if (reading.now) drawNumbers(reading);

@@ -226,3 +226,18 @@ def test_an_answer_is_uncertain_only_below_the_threshold_of_its_model(tiny_model
         thresholded = Scorer(dataclasses.replace(model, metrics={**model.metrics, "uncertain_below": threshold}))
         assert [answer.uncertain for answer in answers(thresholded, TEXTS[:1])] == [flagged]
         assert table(thresholded, TEXTS[:1])["uncertain"].to_pylist() == [flagged]
+
+
+def test_the_documented_query_finds_the_words_that_did_most(scorer: Scorer, tmp_path: Path) -> None:
+    texts = ["The film was good. Not dull!", "Bad film. It was bad, dull."] * 30
+    (tmp_path / "scores" / "scores").mkdir(parents=True)
+    scores = table(scorer, texts, effects="words")
+    scores = scores.append_column("text", pa.array(texts)).append_column("review_id", pa.array([f"r{row:02}" for row in range(60)]))
+    pq.write_table(scores, tmp_path / "scores" / "scores" / "part.parquet")
+    document = (Path(__file__).parents[2] / "docs" / "explanations.md").read_text(encoding="utf-8")
+    query = document.partition("```sql\n")[2].partition("```")[0].replace("scores/scores", str(tmp_path / "scores" / "scores"))
+    found = duckdb.connect().execute(query).fetchall()
+    rows = [word for row in scores.to_pylist() for sentence in row["sentences"] for word in sentence["words"]]
+    assert sum(total for _, _, total, _, _, _ in found) == pytest.approx(sum(word["effect"] for word in rows), abs=1e-3)
+    assert {(word, times) for _, word, _, _, times, _ in found} >= {("good", 30), ("bad", 60)}
+    assert {example for *_, example in found} == {"r00", "r01"}
