@@ -19,6 +19,7 @@ from han.explain.pieces import (
     ODD,
     TAG,
     balance,
+    facts,
     label_class,
     largest_effects,
     largest_shares,
@@ -205,6 +206,7 @@ def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", na
         _class(name, share, hue=label_class(name, names), chosen=name == score.label) for name, share in score.probabilities.items()
     )
     hue = label_class(score.label, names)
+    shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
     warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
     return f"""<article class="han{"" if is_wrong(score, label) else " right"}"{anchor}>
