@@ -10,7 +10,7 @@ after it do not change, so only the other half of the states is computed again, 
 is linear in the length of the row. Rows of at most `REACH + 1` elements are exact. In longer rows, the states beyond are those of the
 unedited row.
 
-Without a word, the n-grams of the two words after it are others. In a network with n-grams the inputs of these two words are computed again.
+Without a word, the n-grams of the two words after it change. In a network with n-grams the inputs of these two words are recomputed.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def edited(
     """
     rows = _Rows(level, inputs_TE, lengths)
     parts = [slice(first, first + EDITS_AT_ONCE) for first in range(0, len(places), EDITS_AT_ONCE)]
-    vectors = [rows.edit(places[part], *(new if new is None else new[part] for new in (replacements, following)), reach) for part in parts]
+    vectors = []
+    for part in parts:
+        new, after = (given if given is None else given[part] for given in (replacements, following))
+        vectors.append(rows.edit(places[part], new, after, reach))
     return torch.cat(vectors) if vectors else inputs_TE.new_empty(0, level.size)
 
 
@@ -184,7 +187,7 @@ class _Rows:
         return self._vectors(mass)
 
     def _follow(self, following: Tensor, places: Tensor, end: Tensor, state: Tensor, mass: Tensor) -> list[Tensor]:
-        """Add the elements after an edit, with their new inputs, to `mass`; returns the states [N, H] that leave them in both directions."""
+        """Add the elements after an edit, with their new inputs, to `mass`; returns the states [N, H] that leave them, both ways."""
         assert self.level.gru is not None  # noqa: S101
         projected = [torch.split(self.level.gru.project(new), 3 * self.hidden, dim=1) for new in following.unbind(1)]
         exists = [(places + number <= end)[:, None] for number in range(1, FOLLOWING + 1)]
