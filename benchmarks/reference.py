@@ -65,6 +65,7 @@ FIGURES = {
     "accuracy_by_rating": "accuracy by rating, where there are ratings",
     "model": "fingerprint of the artifact",
     "temperature": "by which the logits were divided when the model was made",
+    "uncertain_below": "probability below which an answer is uncertain",
     "data": "what it was compared with",
     "test_split": "whether the figures are of a test split",
     "rows_in": "records read",
@@ -138,12 +139,12 @@ def _files() -> str:
     measured = metrics.measure(
         metrics.softmax(logits), labels, label_names=("a", "b"), num_tokens=np.array([1, 2, 3]), ratings=np.array([1.0, 2.0, 2.0])
     )
-    history = trainer._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"))
+    history = trainer._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"), 0.9)
     reasons = ", ".join(f"`{reason}`" for reason in (*get_args(types.Reason), *get_args(files.BadReason)))
     return (
         "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"
         f"{answers}\nReasons in `_quarantine/*.jsonl`: {reasons}.\n"
-        f"\n### Columns of an encoded folder (`train/`, `development/`)\n\n{encoded}"
+        f"\n### Columns of an encoded folder (`train/`, `development/`, `unlabelled/`)\n\n{encoded}"
         f"\n### Figures of `jobs.evaluate` (`metrics.json`)\n\n{_figures([*measured, *EVALUATED])}"
         f"\n### Figures of an epoch on the development split (`history.jsonl` of a run)\n\n{_figures(history)}"
     )
