@@ -51,7 +51,8 @@ def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: 
     assert model.network.ngrams is not None
     assert model.network.ngram_projection is not None
     assert model.network.ngram_projection.any()
-    assert model.uncertain_below is not None and 0 < model.uncertain_below < 1
+    assert model.uncertain_below is not None
+    assert 0 < model.uncertain_below < 1
     assert set(model.provenance["semi_supervised"]) == {"n-grams", "teacher 1", "teacher 2", "all"}
     stages = tmp_path / "run" / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.glob("*.*")}
