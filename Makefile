@@ -31,8 +31,8 @@ CPUS ?= 2
 # a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
 THERE = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test demo train serve watch tensorboard jupyter wheel numbers reference clean \
-	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench-online bench-scaling \
+.PHONY: help setup check format test everyday demo train serve watch tensorboard jupyter wheel numbers reference clean \
+	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List all tasks
@@ -65,6 +65,9 @@ test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
+
+everyday: $(READY) ## Take the steps of an analyst, engineers, a developer and an operator, each with mistakes, minutes [ARGS='--only score']
+	$(RUN) -m tests.everyday $(ARGS)
 
 demo: $(READY) ## See it work in two minutes: train on generated reviews, score the bundled ones, write attention.html
 	$(RUN) -m jobs.demo
@@ -116,6 +119,11 @@ chaos-cluster: $(READY) ## Kill one of three nodes under training, a sweep, scor
 soak: $(READY) ## Score 200,000 reviews and check that memory is flat and speed steady [ARGS='--data FILE']
 	$(RUN) -m benchmarks.soak $(ARGS)
 
+bench: $(READY) ## Measure the speed of every step beside baselines, about 10 minutes on an idle machine: DATA=file.parquet [ARGS=--record]
+	@test -n "$(DATA)" || { echo "make bench needs DATA: Parquet with a column text, such as IMDB's test split" >&2; exit 2; }
+	$(PIP) -c constraints.txt onnx onnxruntime
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.speed --data "$(DATA)" $(ARGS)
+
 bench-online: $(READY) ## Measure requests/s and latency beside an endpoint that does nothing [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
 
@@ -141,22 +149,22 @@ attach: $(READY) ## Open a shell on the remote head and forward its dashboard to
 	RAY_AUTH_MODE=token $(BIN)/ray attach $(CLUSTER) --port-forward 8265
 
 doctor: $(READY) ## Check whether jobs fit the cluster: [ARGS='--data path --train.num-workers 8']
-	@$(THERE) && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
+	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
 
 submit: $(READY) ## Run a job on the cluster: JOB=train ARGS='--data path --out path' [WAIT=--no-wait]
 	@test -n "$(JOB)" || { echo "make submit needs JOB: prepare, train, tune, evaluate, score, verify, doctor, e.g. make submit JOB=doctor" >&2; exit 2; }
-	@$(THERE) && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
+	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
 
 status: $(READY) ## Show the nodes and jobs of the cluster
-	@$(THERE) && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
+	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
 
 logs: $(READY) ## Follow the output of a submitted job: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make logs needs ID: make status lists them" >&2; exit 2; }
-	@$(THERE) && $(BIN)/ray job logs --follow $(ID)
+	@$(THERE) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job logs --follow $(ID)
 
 stop-job: $(READY) ## Stop a submitted job; the same command resumes it: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make stop-job needs ID: make status lists them" >&2; exit 2; }
-	@$(THERE) && $(BIN)/ray job stop $(ID)
+	@$(THERE) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job stop $(ID)
 
 clean: ## Remove .venv, caches and builds; trained models in out/ are kept
 	if [ -e $(READY) ]; then rm -rf .venv; fi

@@ -68,6 +68,13 @@ class Result:
     total_s: float  # of the large part
     peak_mb: float  # of the large part
 
+    def show(self) -> None:
+        print(
+            f"{self.name:<24} {self.reviews_per_s:>7,.0f} reviews/s once started, {self.total_s:>6.1f} s from command to prompt, "
+            f"start-up {self.start_s:>5.1f} s, peak {self.peak_mb:,.0f} MB",
+            flush=True,
+        )
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,16 +85,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="han-bench-") as folder:
         for result in measure(arguments.data, Path(folder), before=arguments.before, rounds=arguments.rounds, limit=arguments.limit):
-            print(
-                f"{result.name:<24} {result.reviews_per_s:>7,.0f} reviews/s after start-up, {result.total_s:>6.1f} s in total, "
-                f"start-up {result.start_s:>5.1f} s, peak {result.peak_mb:,.0f} MB",
-                flush=True,
-            )
+            result.show()
 
 
 def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -> list[Result]:
-    """Results of every pipeline; this checkout comes first."""
-    parts = [_part(data, folder, size) for size in (SMALL, limit)]
+    """Results of every pipeline, this checkout's first."""
+    parts = {size: _part(data, folder, size) for size in (SMALL, limit)}
     pipelines: dict[str, Callable[[Path, Path], Sequence[str]]] = {"this checkout": _ours}
     environments = {"this checkout": _environment(ROOT), "straightforward": _environment(ROOT)}
     if before:
@@ -97,13 +100,10 @@ def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -
     runs: dict[str, list[list[Run]]] = {name: [] for name in pipelines}
     for number in range(rounds):
         for name, command in pipelines.items():
-            out = folder / f"{name.replace(' ', '-')}-{number}"
-            measured = [
-                _run(command(part, Path(f"{out}-{size}")), size, environments[name])
-                for part, size in zip(parts, (SMALL, limit), strict=True)
-            ]
-            runs[name].append(measured)
-    return [_result(name, rounds) for name, rounds in runs.items()]
+            where = folder / f"{name.replace(' ', '-')}-{number}"
+            found = [_run(command(part, Path(f"{where}-{size}")), size, environments[name]) for size, part in parts.items()]
+            runs[name].append(found)
+    return [_result(name, found) for name, found in runs.items()]
 
 
 def _part(data: Path, folder: Path, size: int) -> Path:
@@ -116,7 +116,7 @@ def _part(data: Path, folder: Path, size: int) -> Path:
 
 
 def _ours(part: Path, out: Path) -> Sequence[str]:
-    return [sys.executable, "-m", "jobs.score", "--input", str(part), "--out", str(out), "--num-actors", "2"]
+    return [sys.executable, "-m", "jobs.score", "--input", str(part), "--out", str(out)]
 
 
 def _straightforward(part: Path, out: Path) -> Sequence[str]:

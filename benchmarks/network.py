@@ -9,9 +9,11 @@ of the folded forward pass at the machine's own GEMM rate.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,17 @@ from han.model.ragged import flat_batch
 from han.train.learn import LabelledBatch, Learner
 from han.types import RaggedBatch
 
-NUM_WORDS, EMBEDDING, CLASSES = 40_000, 100, 2
+NUM_WORDS, EMBEDDING, CLASSES, SIZE = 40_000, 100, 2, 64
+OURS, PADDED, PACKED, ONNX = "this project", "textbook padded HAN", "packed nn.GRU", "ONNX Runtime's GRU"
 MODEL = ModelConfig()
 Reviews = list[list[NDArray[np.int64]]]  # token ids of every sentence of every review
 
 
 def reviews(num_reviews: int, random: np.random.Generator, lengths: list[list[int]] | None = None, sentences: int | None = None) -> Reviews:
-    """Random reviews with lengths from `lengths`, or lognormal lengths like IMDB's (medians 17 tokens a sentence and 11 sentences)."""
+    """Reviews with IMDB's lengths: of `lengths`, else lognormal (median 17 tokens a sentence, 11 sentences; means 21.6 and 13).
+
+    sentences: of every review; None draws them.
+    """
     generated = []
     for _ in range(num_reviews):
         if lengths is not None and sentences is None:
@@ -201,25 +207,29 @@ def floor_flop(batch: RaggedBatch) -> float:
     return len(batch.token_ids) * words + len(batch.sentence_lengths) * sentences
 
 
-def show(title: str, times: dict[str, float], num_reviews: int) -> None:
-    print(title)
-    for name, seconds in times.items():
-        print(f"  {name:<22} {num_reviews / seconds:>8,.0f} reviews/s   {seconds / times['this project']:.1f} times this project's time")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Reviews/s of one core, by candidate."""
+
+    title: str
+    reviews_per_s: dict[str, float]
+
+    def times(self, other: str) -> float:
+        """How many times as fast as another candidate this project is."""
+        return self.reviews_per_s[OURS] / self.reviews_per_s[other]
+
+    def show(self) -> None:
+        print(self.title)
+        for name, rate in self.reviews_per_s.items():
+            against = "" if name == OURS else f"   this project is {self.times(name):.1f} times as fast"
+            print(f"  {name:<22} {rate:>8,.0f} reviews/s{against}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--data", type=Path, help="IMDB Parquet file with a column text; its review lengths are used")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    random = np.random.default_rng(1)
-    lengths = read_lengths(arguments.data) if arguments.data else None
-    batch = reviews(64, random, lengths)
-    flat = ragged(batch)
-    print(f"64 reviews, {len(flat.token_ids) / 64:.0f} tokens and {len(flat.sentence_lengths) / 64:.1f} sentences a review")
-    packed, padded, learner = PackedHAN().eval(), PaddedHAN().eval(), project_learner(10**9)
-    folded = FoldedHAN(learner.network)
+def forward(lengths: list[list[int]] | None, repeats: int) -> tuple[Comparison, float]:
+    """The forward pass of 64 reviews, and the share of the floor that it reaches."""
+    batch = reviews(SIZE, np.random.default_rng(1), lengths)
+    flat, packed, padded = ragged(batch), PackedHAN().eval(), PaddedHAN().eval()
+    folded = FoldedHAN(project_learner(10**9).network)
 
     def without_gradients(network: Callable[[Reviews], object]) -> Callable[[], object]:
         def run() -> object:
@@ -229,34 +239,61 @@ def main() -> None:
         return run
 
     candidates: dict[str, Callable[[], object]] = {
-        "this project": lambda: folded(flat),
-        "textbook padded HAN": without_gradients(padded),
-        "packed nn.GRU": without_gradients(packed),
+        OURS: lambda: folded(flat),
+        PADDED: without_gradients(padded),
+        PACKED: without_gradients(packed),
     }
     if (onnx := onnx_words(packed)) is not None:
-        candidates["ONNX Runtime's GRU"] = lambda: onnx(batch)
+        candidates[ONNX] = lambda: onnx(batch)
     rate = gemm_rate()
-    forward = medians(candidates, arguments.repeats)
-    show("forward, one core", forward, 64)
-    share = floor_flop(flat) / rate / forward["this project"]
-    print(f"  GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / 64e6:.1f} MFLOP a review: {share:.0%} of the floor")
-    training = {
-        "this project": project_step(learner, batch),
-        "textbook padded HAN": baseline_step(PaddedHAN(), batch),
-        "packed nn.GRU": baseline_step(PackedHAN(), batch),
+    seconds = medians(candidates, repeats)
+    print(f"{len(flat.token_ids) / SIZE:.0f} tokens and {len(flat.sentence_lengths) / SIZE:.1f} sentences a review")
+    print(f"GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / SIZE / 1e6:.1f} MFLOP a review")
+    found = Comparison(title="forward, one core", reviews_per_s={name: SIZE / value for name, value in seconds.items()})
+    return found, floor_flop(flat) / rate / seconds[OURS]
+
+
+def training(lengths: list[list[int]] | None, repeats: int) -> Comparison:
+    """Steps of 64 random reviews."""
+    batch = reviews(SIZE, np.random.default_rng(1), lengths)
+    candidates = {
+        OURS: project_step(project_learner(10**9), batch),
+        PADDED: baseline_step(PaddedHAN(), batch),
+        PACKED: baseline_step(PackedHAN(), batch),
     }
-    show("training at 64 random reviews a step, one core", medians(training, arguments.repeats), 64)
-    one = ragged(reviews(1, random, lengths))
-    single = medians({"one": lambda: folded(one)}, 200)["one"]
-    print(f"one review of {len(one.token_ids)} tokens: {1e3 * single:.2f} ms forward")
+    seconds = medians(candidates, repeats)
+    return Comparison(title="training, 64 reviews a step, one core", reviews_per_s={name: SIZE / value for name, value in seconds.items()})
+
+
+def costs(lengths: list[list[int]] | None) -> dict[str, tuple[float, float]]:
+    """Microseconds a token, forward and training, by the size of the batch and by the sentences of a review."""
+    learner, random = project_learner(10**9), np.random.default_rng(2)
+    folded = FoldedHAN(learner.network)
+    sizes: list[tuple[str, int, int | None]] = [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)]
+    sizes += [(f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)]
+    found = {}
+    for name, size, sentences in sizes:
+        batch = reviews(size, random, lengths, sentences)
+        flat = ragged(batch)
+        times = medians({"forward": functools.partial(folded, flat), "training": project_step(learner, batch)}, 3)
+        found[name] = (1e6 * times["forward"] / len(flat.token_ids), 1e6 * times["training"] / len(flat.token_ids))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--data", type=Path, help="IMDB Parquet file with a column text; its review lengths are used")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lengths = read_lengths(arguments.data) if arguments.data else None
+    found, share = forward(lengths, arguments.repeats)
+    found.show()
+    print(f"  {share:.0%} of the floor")
+    training(lengths, arguments.repeats).show()
     print("cost per token")
-    for name, size, sentences in [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)] + [
-        (f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)
-    ]:
-        part = reviews(size, random, lengths, sentences)
-        arrays = ragged(part)
-        times = medians({"forward": lambda arrays=arrays: folded(arrays), "training": project_step(learner, part)}, 3)  # type: ignore[misc]
-        print(f"  {name:<16}", *(f"{kind} {1e6 * seconds / len(arrays.token_ids):6.2f} us" for kind, seconds in times.items()), sep="  ")
+    for name, (without, with_gradients) in costs(lengths).items():
+        print(f"  {name:<16}  forward {without:6.2f} us   training {with_gradients:6.2f} us")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ COLUMNS = {
     "num_tokens": "tokens read",
     "num_unknown": "tokens outside the vocabulary",
     "num_characters_cut": "characters of the text that were cut by `max_sentences` and `max_tokens`",
+    "effects": "what the sentences are worth to the predicted label, in nats: `evidence` is the label's logit against all others, which is "
+    "`nothing` (of an empty text) plus `sum` (of the effects of the sentences) plus `interaction`; null without `--effects`",
+    "unfamiliar": "whether the share of unknown tokens is above 30% (or the artifact's `unfamiliar_above`): do not trust the answer",
+    "uncertain": "whether `probability` is below the artifact's `uncertain_below`; false for an artifact without it",
     "model": "fingerprint of the artifact",
 }
 ENCODED = {
@@ -58,13 +62,21 @@ FIGURES = {
     "brier": "mean over reviews of the squared error of the probabilities, summed over the labels",
     "f1": "mean of the F1 of each label",
     "f1_by_label": "F1 of each label",
+    "precision_by_label": "precision of each label",
+    "recall_by_label": "recall of each label",
+    "majority": "most frequent label, and the accuracy of always answering it",
     "auc": "area under the ROC curve; with more than two labels, the mean of each label against the rest",
     "expected_calibration_error": "difference between confidence and accuracy, over bins of equally many reviews",
     "confusion": "number of reviews by label and by predicted label",
     "accuracy_by_length": "accuracy in each tenth of the reviews by length in tokens",
     "accuracy_by_rating": "accuracy by rating, if the data has ratings",
+    "calibration": "the bins of the calibration error: confidence, accuracy, its interval, reviews",
+    "accuracy_at_coverage": "accuracy of the most confident 5, 10, ... 100% of the reviews, and the lowest probability among them",
+    "num_unfamiliar": "reviews that are flagged as unfamiliar",
+    "num_uncertain": "answers that are flagged as uncertain",
     "model": "fingerprint of the artifact",
     "temperature": "temperature of the model, which divides the logits",
+    "uncertain_below": "probability below which an answer is uncertain, for `--train.coverage` of the development reviews",
     "data": "path of the labelled reviews",
     "test_split": "whether the figures are of a test split",
     "rows_in": "records read",
@@ -75,7 +87,10 @@ FIGURES = {
     "reviews_per_s": "training reviews a second, over all workers",
     "train_s": "seconds of training without validation",
 }
-EVALUATED = ("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined")
+EVALUATED = (
+    *("calibration", "accuracy_at_coverage", "num_unfamiliar", "num_uncertain"),
+    *("model", "temperature", "data", "test_split", "rows_in", "unlabelled", "quarantined"),
+)
 
 
 def render() -> str:
@@ -138,7 +153,7 @@ def _files() -> str:
     measured = metrics.measure(
         metrics.softmax(logits), labels, label_names=("a", "b"), num_tokens=np.array([1, 2, 3]), ratings=np.array([1.0, 2.0, 2.0])
     )
-    history = trainer._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"))
+    history = trainer._line(1, Seen(num_reviews=3, num_tokens=9, loss=1.0, learning_rate=0.001), 1.0, logits, labels, ("a", "b"), 0.9)
     reasons = ", ".join(f"`{reason}`" for reason in (*get_args(types.Reason), *get_args(files.BadReason)))
     return (
         "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"

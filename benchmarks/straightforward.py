@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from han.model import artifact
+from han.text.raw import blank_tags
 
 BATCH = 64
 
@@ -85,6 +86,7 @@ class Score:
 
     def _tokenise(self, text: str) -> list[list[tuple[str, int, int]]]:
         sentences = []
+        text = blank_tags(text)
         for first, last in self.sentence_tokeniser.span_tokenize(text):
             sentence = text[first:last]
             sentences.append([(sentence[a:b], first + a, first + b) for a, b in self.word_tokeniser.span_tokenize(sentence)])
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="Parquet with a column text")
     parser.add_argument("--out", required=True, help="folder of the scores")
     arguments = parser.parse_args()
-    ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.read_parquet(arguments.input).repartition(target_num_rows_per_block=512)
     dataset.map_batches(Score, batch_size=512, batch_format="pyarrow", compute=ActorPoolStrategy(size=2), num_cpus=1).write_parquet(

@@ -42,6 +42,30 @@ def env(folder: Path = local.FOLDER) -> None:
     print("".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items() if name != "RAY_ADDRESS"))
 
 
+def reach(job_id: str | None = None) -> None:
+    """Check that the cluster of `env` answers, and that it has the job; one line says what to do if not.
+
+    Args:
+        job_id: a submitted job
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", local.FORWARDED["RAY_API_SERVER_ADDRESS"])
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise Mistake(
+            f"no cluster answers at {address}: make cluster starts one here, make attach forwards a remote one ({reason})"
+        ) from None
+    if job_id is None:
+        return
+    try:
+        client.get_job_info(job_id)
+    except RuntimeError:
+        raise Mistake(f"the cluster at {address} has no job {job_id}: make status lists its jobs") from None
+
+
 def kill(name: str, folder: Path = local.FOLDER) -> None:
     """Kill all processes of one node (SIGKILL).
 
@@ -65,7 +89,7 @@ def down(folder: Path = local.FOLDER) -> None:
 
 if __name__ == "__main__":
     try:
-        tyro.extras.subcommand_cli_from_dict({"up": up, "env": env, "kill": kill, "down": down}, prog="python -m deploy")
+        tyro.extras.subcommand_cli_from_dict({"up": up, "env": env, "reach": reach, "kill": kill, "down": down}, prog="python -m deploy")
     except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

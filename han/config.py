@@ -165,13 +165,44 @@ class TrainConfig:
     """bfloat16 uses autocast; GPUs only"""
     max_failures: int = 3
     """restarts from the last checkpoint after workers die"""
+    soft_labels: str | None = None
+    """Parquet file, or folder of scores, with probabilities of the unlabelled reviews: columns review_id and probabilities (a struct with
+    a number for each label); the training then includes these reviews"""
+    semi_supervised: bool = False
+    """also learn from the unlabelled reviews: fits n-grams, pretrains the word GRU on all text, trains teachers, and trains the model on
+    the teachers' answers; a killed run resumes after its last finished stage"""
+    coverage: float = 0.9
+    """share of the development reviews whose answers are not called uncertain; sets the threshold in the model"""
 
     def __post_init__(self) -> None:
         _at_least(self, epochs=1, patience=1, batch_tokens=1, num_workers=1, cpus_per_worker=1, max_failures=0)
+        if not 0 < self.coverage <= 1:
+            raise Mistake(f"coverage is {self.coverage}: give a share above 0, at most 1")
+        if self.semi_supervised and self.soft_labels is not None:
+            raise Mistake("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
         if self.learning_rate <= 0:
             raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
             raise Mistake("precision bfloat16 needs --train.gpu: on CPUs it makes small recurrent networks no faster")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemiSupervisedConfig:
+    """How the unlabelled reviews are used with --train.semi-supervised."""
+
+    teachers: int = 4
+    """networks that label the unlabelled reviews, beside the n-grams"""
+    teacher_epochs: int = 3
+    """passes of a teacher over the labelled reviews; few reviews get more passes"""
+    student_epochs: int = 2
+    """passes of the model over all reviews with the labels of the teachers"""
+    pretraining_passes: int = 1
+    """passes over all text that pretrain the word GRU"""
+    stages: str | None = None
+    """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, teachers=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +271,8 @@ class OutputConfig:
 
     attention: AttentionDetail = "words"
     """detail of the attention in the output"""
+    effects: Literal["none", "sentences", "words"] = "none"
+    """effects in the output, where attention is not none: of sentences (exact), or of words too (an estimate, about 8 times as slow)"""
     carry: tuple[str, ...] | None = None
     """columns of the input to keep; None keeps all"""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
@@ -253,6 +286,8 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, rows_per_file=1)
+        if self.effects != "none" and self.attention != "words" and self.attention != self.effects:
+            raise Mistake(f"effects is {self.effects}, but attention is {self.attention}: the attention must have at least that detail")
         if not 0 <= self.max_bad_ratio <= 1:
             raise Mistake(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
 

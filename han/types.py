@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a tokenising worker never loads torch
 Int32s: TypeAlias = NDArray[np.int32]
 Float32s: TypeAlias = NDArray[np.float32]
 AttentionDetail: TypeAlias = Literal["none", "sentences", "words"]
+EffectDetail: TypeAlias = Literal["none", "sentences", "words", "exact_words"]  # see `Effects.word_method` for the last two
 Reason: TypeAlias = Literal["empty_text", "too_long"]
 
 
@@ -79,6 +80,7 @@ class RaggedBatch:
     token_ids: Tensor  # int64 [T], 0 is <unk>
     sentence_lengths: Tensor  # int64 [S], tokens in each sentence, all >= 1, always on the CPU
     review_lengths: Tensor  # int64 [R], sentences in each review, all >= 1, always on the CPU
+    ngrams: Tensor | None = None  # float32 [T, F], inputs from n-grams; None: the network looks them up, if it has a table
 
     @property
     def num_reviews(self) -> int:
@@ -92,6 +94,7 @@ class Attention:
     logits: Tensor  # float [R, C]
     word_attention: Tensor  # float [T], sums to 1 in each sentence
     sentence_attention: Tensor  # float [S], sums to 1 in each review
+    sentence_vectors: Tensor  # float [S, D], the outputs of the word level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,7 @@ class Word:
     start: int  # code point in the raw text
     end: int  # exclusive
     attention: float  # share of its sentence, 0 to 1
+    effect: float | None = None  # nats, as of a sentence; None if not computed, and for the only word of a review
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,22 @@ class Sentence:
     end: int  # end of its last word, exclusive
     attention: float  # share of its review, 0 to 1
     words: tuple[Word, ...] | None  # None unless words were asked for
+    effect: float | None = None  # nats: evidence of the review minus that without the sentence; None for the only one or if not computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """The evidence of a review for its label, and what its sentences contribute: evidence = nothing + sum + interaction, in nats.
+
+    Evidence is the log-odds of the label, ln(p / (1 - p)), from the calibrated logits. See `model.effects`.
+    """
+
+    evidence: float
+    nothing: float  # of a review without any sentence
+    sum: float | None  # of the effects of the sentences; None for a review of one sentence
+    interaction: float | None  # the part of the evidence that the effects do not explain; None for a review of one sentence
+    method: str  # of the sentences: leave_one_out, exact by definition
+    word_method: str | None  # of the words: leave_one_out (exact) or the name of an estimate; None without effects of words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,4 +140,7 @@ class Score:
     num_tokens: int
     num_unknown: int  # tokens that are not in the vocabulary
     num_characters_cut: int
+    unfamiliar: bool  # the share of unknown tokens is above `Artifact.unfamiliar_above`: do not trust the answer
+    uncertain: bool  # the probability is below `Artifact.uncertain_below`
     model: str  # fingerprint of the artifact
+    effects: Effects | None = None  # None if not computed

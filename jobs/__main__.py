@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a model on labelled reviews",
     "compare": "show runs side by side",
     "promote": "make a model the best of a folder of models",
+    "models": "list the promoted models with their metrics",
     "trim": "make a smaller model with fewer words",
     "doctor": "check whether jobs fit the cluster",
     "demo": "train, score and explain once on this machine",
@@ -50,8 +51,8 @@ def main() -> None:
 
 
 def _program() -> str:
-    """How `han` was called: its path, or `python -m han`."""
-    return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else "han"
+    """How `han` was called: its path; empty after `python -m jobs`."""
+    return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else ""
 
 
 def _print_help() -> None:

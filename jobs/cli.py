@@ -48,7 +48,7 @@ _OUT_OF_MEMORY = (
     "a worker ran out of memory: use fewer workers (--num-actors, --train.num-workers) or smaller batches, then run the command to resume"
 )
 
-invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed, and the subcommand
+invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed (empty after `python -m jobs`), and the subcommand
 verbose = False  # --verbose: show the lines of Ray and of libraries
 
 
@@ -75,6 +75,10 @@ def run(
         _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
     except BrokenPipeError:
         _leave_closed_pipe()
+    except SystemExit as leaving:
+        if leaving.code == signal.SIGTERM:  # while Ray starts, its own handler is installed
+            _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+        raise
     except TooManyBad as error:
         _exit(f"error: {error}", EXIT_TOO_MANY_BAD)
     except Exception as error:
@@ -123,6 +127,8 @@ def command(job: str | None = None) -> str:
 
     job: another command than the one that runs.
     """
+    if invoked_as and not invoked_as[0]:
+        return f"{shlex.quote(next(iter(sys.orig_argv), 'python'))} -m jobs {job or invoked_as[1]}"
     if invoked_as:
         path, own = invoked_as
         name = Path(path).name if shutil.which(Path(path).name) == path else path
@@ -172,6 +178,39 @@ def local(value: str, flag: str) -> Path:
     return Path(path(value, flag))
 
 
+def model(value: str) -> str:
+    """`imdb`, or the absolute path of a model. A path that holds no model is a `Mistake`, before torch is loaded."""
+    from han.model import artifact
+
+    named = value if value == "imdb" else path(value, "--model")
+    if "://" not in named:
+        artifact.find(named)
+    return named
+
+
+def encoded(value: str, flag: str = "--data") -> Path:
+    """The absolute path of an encoded folder; any other folder is a `Mistake`."""
+    folder = local(value, flag)
+    if not (folder / "encoding.json").is_file():
+        raise Mistake(f"{folder} is not an encoded folder: it has no encoding.json. Make one with {command('prepare')}")
+    return folder
+
+
+def check_out(out: str | Path, *names: str) -> None:
+    """`Mistake` if the folder of --out has files but none of `names`, which the job writes first, or if it cannot be written."""
+    folder = Path(out)
+    if "://" in str(out):
+        return
+    if folder.exists() and not folder.is_dir():
+        raise Mistake(f"--out {folder} is a file: give a folder")
+    there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    if there and not any(name.startswith(names) for name in there):
+        raise Mistake(f"--out {folder} holds something else ({there[0]}): give a new folder")
+    parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise Mistake(f"--out {folder} cannot be made: {parent} is not a folder that this user can write to")
+
+
 def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray here with at least `at_least` logical CPUs.
 
@@ -185,7 +224,8 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about GPUs that are not used
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": {"env_vars": quiet}}
+    environment = {"env_vars": quiet, "worker_process_setup_hook": _name_own_ray()}
+    options: dict[str, Any] = {"log_to_driver": workers_print, "logging_level": "ERROR", "runtime_env": environment}
     if not ray.is_initialized():
         if not verbose:
             _hide_lines_of_ray()
@@ -195,7 +235,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
                 ray.init(**options)
             else:
                 ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare Exception if a node does not start in time
             if _cause(error, Mistake):
                 raise
             where = os.environ.get("RAY_ADDRESS")
@@ -214,6 +254,19 @@ def is_connected() -> bool:
     import ray
 
     return bool(ray.is_initialized())
+
+
+def _name_own_ray() -> Callable[[], None]:
+    """What a worker calls when it starts: Ray Train looks up its Ray there, and fails if several Rays run on this machine."""
+
+    def name_own_ray() -> None:  # nested, so that a worker need not import this module
+        import os
+
+        import ray
+
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+    return name_own_ray
 
 
 def num_cpus() -> int:
@@ -431,11 +484,13 @@ def _explain(error: Exception) -> None:
 
 def _cause(error: BaseException | None, kind: type[Caused]) -> Caused | None:
     """An error of that kind inside one that Ray may have wrapped."""
-    while error is not None:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, kind):
-            return cause
-        if isinstance(error, kind) and not hasattr(error, "as_instanceof_cause"):  # Ray's wrapper is of both kinds, its text a traceback
-            return error
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
+    if error is None:
+        return None
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, kind):
+        return cause
+    if isinstance(error, kind) and not hasattr(error, "as_instanceof_cause"):  # Ray's wrapper is of both kinds, its text a traceback
+        return error
+    inside = [cause if isinstance(cause, BaseException) else error.__cause__, getattr(error, "controller_failure", None)]
+    inside += getattr(error, "worker_failures", {}).values()  # of Ray Train
+    return next(filter(None, (_cause(each, kind) for each in inside)), None)

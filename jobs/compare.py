@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -32,24 +31,33 @@ class Compare:
 
 
 def main(job: Compare) -> None:
-    if job.out is not None and Path(cli.path(job.out, "--out")).exists():
-        raise Mistake(f"--out {job.out} exists already: give a new name")
+    out = None if job.out is None else cli.local(job.out, "--out")
+    folders = [cli.local(run, "RUN") for run in job.runs]
+    if out is not None and out.exists():
+        raise Mistake(f"--out {out} exists already: give a new name")
+    if out is not None and not out.parent.is_dir():
+        raise Mistake(f"--out {out}: there is no folder {out.parent}; make it, or give another name")
     from rich.console import Console
 
     from han.evaluate import compare
 
-    runs = compare.read([cli.local(run, "RUN") for run in job.runs])
+    runs = compare.read(folders)
     console = Console(markup=False, highlight=False)
     about = [("state", [run.state for run in runs]), ("data", [run.data or "unknown" for run in runs])]
+    measured = [
+        (name, [f"{value} (best)" if best else value for value, best in zip(values, compare.best_of(runs, name), strict=True)])
+        for name, values in compare.measured(runs)
+    ]
     console.print(_table("settings that differ", runs, compare.differing(runs)))
-    console.print(_table("best epoch, on the development split", runs, about + compare.measured(runs)))
+    console.print(_table("best epoch, on the development split", runs, about + measured))
     console.print(_table("development accuracy by epoch", runs, _by_epoch(runs)))
+    if verdict := compare.verdict(runs):
+        print(verdict)
     for warning in compare.warnings(runs):
         print(f"note: {warning}")
-    if job.out is not None:
-        path = Path(cli.path(job.out, "--out"))
-        path.write_text(compare.page(runs, title=f"{len(runs)} runs compared"), encoding="utf-8")
-        print(f"with curves: {os.path.relpath(path)}")
+    if out is not None:
+        out.write_text(compare.page(runs, title=f"{len(runs)} runs compared"), encoding="utf-8")
+        print(f"with curves: {os.path.relpath(out)}")
 
 
 def _by_epoch(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:

@@ -23,7 +23,8 @@ class Demo:
 
 
 def main(job: Demo) -> None:
-    out = cli.local(job.out, "--out")
+    out, model = cli.local(job.out, "--out"), cli.model(job.model)
+    cli.check_out(out, "planted.jsonl")
     out.mkdir(parents=True, exist_ok=True)
     cli.connect(job.num_workers + 1)
     from han.data import samples
@@ -57,7 +58,7 @@ def main(job: Demo) -> None:
     )
     print(f"\n3. Score the bundled reviews to Parquet with the model {job.model}, with word attention")
     config, output = ScoreConfig(num_actors=2), OutputConfig()
-    plan = batch_job.plan("sample", str(out / "scores"), model=job.model, columns=ColumnsConfig(), config=config, output=output, limit=None)
+    plan = batch_job.plan("sample", str(out / "scores"), model=model, columns=ColumnsConfig(), config=config, output=output, limit=None)
     scores = batch_job.score(plan, Rows())
     counts = scores.manifest["counts"]
     print(
@@ -65,9 +66,9 @@ def main(job: Demo) -> None:
         f"they are in {out / 'scores' / 'scores'}"
     )
     print("\n4. Draw the attention of that model")
-    explain.main(explain.Explain(input="sample", out=str(out / "attention.html"), model=job.model, num_reviews=12))
+    explain.main(explain.Explain(input="sample", out=str(out / "attention.html"), model=model, num_reviews=12))
     print(
-        f"\nThe small model of step 2 knows only generated reviews; the page and the scores are of {job.model}."
+        f"\nThe small model of step 2 knows only generated reviews; the page and the scores are of {model}."
         f"\nOpen {out / 'attention.html'} in a browser."
         f'\nYour own review:   {cli.command("predict")} "I wanted to like it."'
         f"\nYour own reviews:  {cli.command('score')} --input reviews.csv --out scores    (bundled examples: {samples.REVIEWS})"

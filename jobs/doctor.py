@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +56,10 @@ class Doctor:
 
 def main(job: Doctor) -> None:
     places = {"data": job.data, "model": job.model, "input": job.input, "out": job.out}
+    if not os.environ.get("RAY_ADDRESS"):  # this machine is the only node
+        for name, value in places.items():
+            if value and name != "out" and "://" not in value and value not in ("imdb", "sample") and not glob.glob(value):
+                raise Mistake(f"--{name} {value} is missing on this machine: give an existing path")
     from han.cluster import doctor, nodes
 
     asked = [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from han.config import ColumnsConfig, ScoreConfig
 from jobs import cli
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
     from rich.table import Table
 
 EXAMPLES = (
@@ -24,7 +28,7 @@ class Evaluate:
     data: str
     """labelled reviews: a file, a glob or a folder of Parquet, CSV, JSONL (.gz, .zst), an aclImdb folder or archive, `sample` or `imdb`"""
     out: str
-    """folder for metrics.json: new, or from the same command"""
+    """folder for evaluation.html, metrics.json and predictions.parquet: new, or from the same command"""
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -32,6 +36,12 @@ class Evaluate:
     """scoring processes; None uses one for each CPU"""
     gpu: bool = False
     """use one GPU for each process"""
+    faithfulness: bool = False
+    """also measure whether attention and effects rank first what the answer depends on"""
+    faithfulness_reviews: int = 1_000
+    """random reviews of the faithfulness report"""
+    faithfulness_words: int = 200
+    """as many of them are measured at the level of words too: about 1 s a review on one CPU"""
 
 
 def main(job: Evaluate) -> None:
@@ -39,37 +49,93 @@ def main(job: Evaluate) -> None:
 
     out = cli.local(job.out, "--out")
     data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else cli.path(job.data, "--data")
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     cli.show(f"evaluate {model} on {data}", job)
-    _check(data, model, job)
+    _check(data, model, out, job)
     cli.connect()
     from rich.console import Console
 
+    from han.evaluate import registry
     from han.evaluate.evaluation import evaluate
+    from han.evaluate.evaluation_page import PAGE, PREDICTIONS
+    from han.model import artifact, metrics
     from jobs.progress import Rows
 
     config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)
     figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
     cli.write_settings(job, out)
+    registry.keep_test(artifact.find(model), figures)
     console = Console()
     for table in (_summary(figures), _confusion(figures), *_slices(figures)):
         console.print(table)
+    if job.faithfulness:
+        _measure_faithfulness(data, out, model, job, console)
     split = " (test split)" if figures["test_split"] else ""
     print(
         f"model {figures['model']} on {cli.plural(figures['num_reviews'], 'labelled review')} of {data}{split}; "
         f"{figures['rows_in']:,} read, {figures['unlabelled']:,} without a label, {figures['quarantined']:,} that cannot be scored"
     )
-    print(f"accuracy {figures['accuracy']:.2%}; all metrics in {out / 'metrics.json'}")
+    print(
+        f"accuracy {figures['accuracy']:.2%}; page in {out / PAGE}, all metrics in {out / 'metrics.json'}, answers in {out / PREDICTIONS}"
+    )
+    for doubt in metrics.doubts(figures):
+        print(f"warning: {doubt}")
     page = cli.unused(out.parent / "attention.html")
     print(f"next: {cli.command('explain')} --model {model} --input {data}{cli.columns_flags(job.columns)} --out {page}")
 
 
-def _check(data: str, model: str, job: Evaluate) -> None:
-    """Find errors in the model's path and in the data before Ray starts."""
+def _measure_faithfulness(data: str, out: Path, model: str, job: Evaluate, console: Console) -> None:
+    from han.evaluate.evaluation import faithful
+    from jobs.progress import Rows
+
+    figures = faithful(
+        data,
+        out,
+        model=model,
+        columns=job.columns,
+        num_reviews=job.faithfulness_reviews,
+        num_for_words=job.faithfulness_words,
+        report=Rows(),
+    )
+    for parts in ("sentences", "words"):
+        if parts in figures:
+            console.print(_faithfulness(parts, figures[parts]))
+    for problem in figures["failed_checks"]:
+        print(f"note: a sanity check does not hold: {problem}")
+    print(f"losses are of the calibrated probability; all figures in {out / 'faithfulness.json'}, a plot in {out / 'faithfulness.svg'}")
+
+
+def _faithfulness(parts: str, figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    columns = ("comprehensiveness", "of best", "sufficiency", "wrong signs", "tau")
+    table = Table(parts, *columns, title=f"faithfulness of {parts}, {figures['num_reviews']:,} reviews (tau: with leave-one-out)")
+    for name, method in figures["methods"].items():
+        low, high = method["comprehensiveness_interval"]
+        tau = figures["kendall"].get("leave_one_out", {}).get(name)
+        table.add_row(
+            name.replace("_", " "),
+            f"{method['comprehensiveness']:.3f} ({low:.3f} to {high:.3f})",
+            _known(method.get("comprehensiveness_normalised"), ".0%"),
+            f"{method['sufficiency']:.3f}",
+            _known(method.get("wrong_signs"), ".1%"),
+            _known(tau, ".2f"),
+        )
+    return table
+
+
+def _known(value: float | None, pattern: str) -> str:
+    return "" if value is None else format(value, pattern)
+
+
+def _check(data: str, model: str, out: Path, job: Evaluate) -> None:
+    """Find errors in --out, in the model's path and in the data before Ray starts."""
     from han.data import sources
+    from han.evaluate.evaluation_page import check_out
     from han.model import artifact
 
-    labels = artifact.load(artifact.find(model)).labels
+    check_out(out)
+    labels = artifact.read_labels(artifact.find(model))
     sources.find_shards(data, replace(job.columns, label_names=job.columns.label_names or labels), labelled=True)
 
 
@@ -78,6 +144,7 @@ def _summary(figures: dict[str, Any]) -> Table:
 
     table = Table("metric", "value", title=f"{figures['num_reviews']:,} reviews")
     table.add_row("accuracy", f"{figures['accuracy']:.2%} {_interval(figures)}")
+    table.add_row(f"majority class ({figures['majority']['label']})", f"{figures['majority']['accuracy']:.2%}")
     for name in ("f1", "auc", "log_loss", "brier", "expected_calibration_error"):
         table.add_row(name.replace("_", " "), "-" if figures[name] is None else f"{figures[name]:.4f}")
     return table

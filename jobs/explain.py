@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from han.config import ColumnsConfig
+from han.explain import gallery
+from han.explain.gallery import Order
 from han.types import Mistake, Refusal
 from jobs import cli
 
-EXAMPLES = ("--input 'dump/*.parquet' --out attention.html", "--text 'I wanted to like it.' --out attention.html")
+EXAMPLES = (
+    "--input 'dump/*.parquet' --out attention.html",
+    "--input test.csv --order wrong --num-reviews 200 --candidates 5000",
+    "--text 'I wanted to like it.' --out attention.html",
+)
 _OUR_PAGE = 'class="han-page"'
 
 
@@ -27,48 +33,80 @@ class Explain:
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     num_reviews: int = 20
-    """number of reviews to draw, from the start of the input"""
+    """number of reviews to draw"""
+    order: Order = "input"
+    """which reviews, first to last; `wrong` needs labels, `most_changed` means the largest effect of one sentence"""
+    candidates: int = 1_000
+    """reviews of the start of the input to choose from, unless --order is input"""
+    seed: int = 0
+    """seed of --order random"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
 def main(job: Explain) -> None:
     out = cli.local(job.out, "--out")
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     if (job.input is None) == (job.text is None):
         raise Mistake("give either --input (reviews to draw) or --text (one review)")
     if out.exists() and not (out.is_file() and _OUR_PAGE in out.read_text(encoding="utf-8", errors="replace")):
         raise Mistake(f"--out {out} is something else: give a new file")
-    reviews = list(islice(_read(job), job.num_reviews))
+    reviews = list(islice(_read(job), job.num_reviews if job.order == "input" else job.candidates))
     import torch
 
     from han.explain.html import page
     from han.score import load
 
     torch.set_num_threads(1)  # few reviews keep one core busy; more threads only wait for each other
-    answers = load(model).score([text for _, text in reviews], attention="words")
-    drawn = [(name, text, answer) for (name, text), answer in zip(reviews, answers, strict=True) if not isinstance(answer, Refusal)]
-    refused = [(name, answer) for (name, _), answer in zip(reviews, answers, strict=True) if isinstance(answer, Refusal)]
+    scorer = load(model)
+    answers = scorer.score([text for _, text, _ in reviews], attention="words", effects="exact_words" if len(reviews) == 1 else "sentences")
+    both = list(zip(reviews, answers, strict=True))
+    scored = [(name, text, answer, _label(label, scorer.labels)) for (name, text, label), answer in both if not isinstance(answer, Refusal)]
+    refused = [(name, answer) for (name, _, _), answer in both if isinstance(answer, Refusal)]
+    places = gallery.choose(
+        [answer for _, _, answer, _ in scored], [each[3] for each in scored], order=job.order, number=job.num_reviews, seed=job.seed
+    )
+    drawn = [scored[place] for place in places]
     for name, refusal in refused:
         print(f"{name} cannot be scored ({refusal.reason}): {refusal.message}")
     if not drawn:
-        raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be drawn")
+        reason = "none is wrong, or none has a label" if job.order == "wrong" and scored else "none can be scored"
+        raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be drawn: {reason}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(drawn, title="Where the network looked"), encoding="utf-8")
+    out.write_text(
+        page(
+            [(name, text, answer) for name, text, answer, _ in drawn],
+            title="Where the network looked",
+            labels=[label for _, _, _, label in drawn],
+        ),
+        encoding="utf-8",
+    )
     print(f"{cli.plural(len(drawn), 'review')} drawn, {len(refused)} refused: {out}")
     print("next: open it in a browser")
 
 
-def _read(job: Explain) -> Iterator[tuple[str, str]]:
+def _label(label: str | None, labels: Sequence[str]) -> str | None:
+    """The label by its name; an integer label means the same as for the model."""
+    return labels[int(label)] if label is not None and label.isdecimal() and int(label) < len(labels) else label
+
+
+def _read(job: Explain) -> Iterator[tuple[str, str, str | None]]:
+    """Yields the name, the text and the label (if known) of each review."""
     if job.text is not None:
-        yield "your review", job.text
+        yield "your review", job.text, None
         return
     from han.data import sources
 
     source = "sample" if job.input in ("sample", None) else cli.path(job.input, "--input")
     for shard in sources.find_shards(source, job.columns, labelled=False):
+        labelled = job.columns.label in shard.schema.names
         for batch in sources.read(shard, job.columns, batch_rows=max(1, min(job.num_reviews, 1024))):
-            reviews = sources.reviews(batch, shard, job.columns, labelled=False)
-            yield from zip(reviews["review_id"].to_pylist(), reviews["text"].to_pylist(), strict=True)
+            reviews = sources.reviews(batch, shard, job.columns, labelled=labelled)
+            labels = reviews["label"].to_pylist() if labelled else [None] * len(reviews)
+            yield from zip(reviews["review_id"].to_pylist(), reviews["text"].to_pylist(), map(_name, labels), strict=True)
+
+
+def _name(label: object) -> str | None:
+    return None if label is None else str(label)
 
 
 def run() -> None:

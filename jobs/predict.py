@@ -8,10 +8,11 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from han.types import AttentionDetail, Mistake, Refusal
+from han.types import AttentionDetail, EffectDetail, Mistake, Refusal
 from jobs import cli
 
 EXAMPLES = (
@@ -31,11 +32,14 @@ class Predict:
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     attention: AttentionDetail = "words"
     """detail of the attention"""
+    effects: Literal["none", "sentences", "exact_words"] = "sentences"
+    """effects: the evidence that is lost without each sentence, or without each word too (some 10 ms for a review)"""
     json: bool = False
     """print one JSON object for each review, with the fields of the scores in Parquet"""
 
 
 def main(job: Predict) -> None:
+    model = cli.model(job.model)
     texts = [_text(given) for given in job.texts or ("-",)]
     import torch
 
@@ -43,7 +47,7 @@ def main(job: Predict) -> None:
     from han.score import as_json, load
 
     torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
-    answers = load(job.model if job.model == "imdb" else cli.path(job.model, "--model")).score(texts, attention=job.attention)
+    answers = load(model).score(texts, attention=job.attention, effects=_effects(job))
     refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
     if refusal is not None:
         raise Mistake(f"a review cannot be scored ({refusal.reason}): {refusal.message}")
@@ -56,6 +60,12 @@ def main(job: Predict) -> None:
         terminal(text, score, width=shutil.get_terminal_size().columns, colour=colour) for text, score in zip(texts, scores, strict=True)
     ]
     print("\n".join(drawn), end="")
+
+
+def _effects(job: Predict) -> EffectDetail:
+    if job.effects == "exact_words" and job.attention != "words":
+        raise Mistake(f"--effects exact_words needs --attention words, not {job.attention}")
+    return "none" if job.attention == "none" else job.effects
 
 
 def _text(given: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
+from han.types import Mistake
 from jobs import cli
 
 EXAMPLES = (
@@ -37,8 +38,11 @@ def main(job: Prepare) -> None:
     vectors = job.vectors.source if known else str(fetch(job.vectors.source)) if glove else cli.path(job.vectors.source, "--vectors.source")
     beside = Path(source) / "dev_ids.txt"
     dev_ids = Path(cli.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
+    if dev_ids is not None and not dev_ids.is_file():
+        raise Mistake(f"--dev-ids {dev_ids} is missing: give a file with one id a line")
     cli.show(f"prepare {source} -> {out}", job)
     print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)
+    cli.check_out(out, "encoding.json", ".staging")
     _check(source, job)
     cli.connect()
     from han.train.prepare import prepare
@@ -50,8 +54,8 @@ def main(job: Prepare) -> None:
     cli.write_settings(job, out)
     counts = folder.counts
     print(
-        f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews used "
-        f"for words; {counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
+        f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews; "
+        f"{counts['copies_dropped']:,} copies dropped, {counts['refused']:,} refused; {len(folder.encoder.vocab):,} words, "
         f"vectors of {folder.vectors.shape[1]}; labels {', '.join(folder.labels)}; encoding {folder.fingerprint}"
     )
     print(f"next: {cli.command('train')} --data {out} --out {cli.unused(out.parent / 'run')}")

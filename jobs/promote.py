@@ -33,7 +33,8 @@ def main(job: Promote, *, failpoint: str | None = None) -> None:
     """failpoint: where this process is to die (see `Failpoint`)."""
     if (job.run is not None) + job.rollback + job.list != 1:
         raise Mistake("give one of: the folder of a run, --rollback, --list")
-    from han.model import artifact, registry
+    from han.evaluate import registry
+    from han.model import artifact
 
     folder = cli.local(job.models, "--models")
     if job.list:

@@ -56,8 +56,9 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     """ask: makes what an actor scores with, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
     out = cli.path(job.out, "--out")
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     cli.show(f"score {source} -> {out}", job)
+    _check(source, out, job)
     print("loading the model", flush=True)
     from han.score import batch_job, publish
     from han.score.worker import local_scorer
@@ -105,6 +106,16 @@ def _processes_here(plan: Plan) -> int | None:
         return None
     print("a small input: scoring it here without Ray (--num-actors N starts Ray)", flush=True)
     return cli.num_cpus()
+
+
+def _check(source: str, out: str, job: Score) -> None:
+    """Find errors in the input and in --out before torch and Ray are loaded."""
+    from han.data import sources
+    from han.score.manifest import MANIFEST, STAGING
+
+    if not job.dry_run:
+        cli.check_out(out, STAGING, MANIFEST)
+    sources.find_shards(source, job.columns, labelled=False)
 
 
 def _estimate(plan: Plan) -> None:

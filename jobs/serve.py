@@ -31,13 +31,12 @@ class Serve:
 
 
 def main(job: Serve) -> None:
-    model = job.model if job.model == "imdb" else cli.path(job.model, "--model")
+    model = cli.model(job.model)
     keys = cli.path(job.api_keys_file, "--api-keys-file") if job.api_keys_file else None
+    if keys is not None and not os.path.isfile(keys):
+        raise Mistake(f"--api-keys-file {keys} is missing: give a file with one key a line")
     cli.show(f"serve {model} on http://{job.host}:{job.port}", job)
     _check_port(job.host, job.port)
-    from han.model import artifact
-
-    artifact.find(model)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from serve.app import run as serve_forever
     from serve.options import Options

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
 
-from han.config import ModelConfig, TrackConfig, TrainConfig
+from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig, as_json, differences, read_json
+from han.types import Mistake
 from jobs import cli
 
 EXAMPLES = (
     "--data data --out run --train.num-workers 2",
     "--data data --out run --train.gpu --train.precision bfloat16 --train.num-workers 4",
     "--data data --from sweep --out run --train.epochs 8",
+    "--data data --out run --train.semi-supervised",
 )
 
 
@@ -30,35 +33,51 @@ class Train:
     """a finished sweep, from `tune`: its best data and settings become the defaults of all other flags"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
 
 def main(job: Train) -> None:
-    data, out = cli.local(job.data, "--data"), cli.local(job.out, "--out")
+    data, out = cli.encoded(job.data), cli.local(job.out, "--out")
+    cli.check_out(out, "config.json", ".config.json.")
+    _check_same_run(data, out, job)
     cli.show(f"train {data} -> {out}", job)
-    _check(data)
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     from han.train.trainer import fit
 
-    run = fit(data, out, job.model, job.train, track=job.track)
+    soft_labels = job.train.soft_labels and str(cli.local(job.train.soft_labels, "--train.soft-labels"))
+    stages = job.semi_supervised.stages and str(cli.local(job.semi_supervised.stages, "--semi-supervised.stages"))
+    run = fit(
+        data,
+        out,
+        job.model,
+        replace(job.train, soft_labels=soft_labels),
+        track=job.track,
+        recipe=replace(job.semi_supervised, stages=stages),
+    )
     cli.write_settings(job, out)
     best = run.best
     print(
         f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
         f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
+    from han.model import metrics
+
+    for doubt in metrics.doubts(best):
+        print(f"warning, on the development split: {doubt}")
     evaluation = cli.unused(out.parent / "evaluation")
     print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
 
 
-def _check(data: object) -> None:
-    """Find errors in the encoded folder before Ray starts."""
-    from pathlib import Path
-
-    from han.types import Mistake
-
-    if not (Path(str(data)) / "encoding.json").is_file():
-        raise Mistake(f"{data} is not an encoded folder: it has no encoding.json. Make one with {cli.command('prepare')}")
+def _check_same_run(data: Path, out: Path, job: Train) -> None:
+    """Find other settings in the folder of a run before Ray starts; `fit` checks all of them again."""
+    if not (out / "config.json").is_file():
+        return
+    theirs = read_json(out / "config.json")
+    ours = {"data": str(data), "model": as_json(job.model), "train": as_json(job.train)}
+    changed = differences(ours, {name: theirs.get(name) for name in ours})
+    if changed:
+        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
 
 
 def defaults() -> Train | None:

@@ -29,11 +29,14 @@ class Trim:
 
 
 def main(job: Trim) -> None:
+    named = cli.model(job.model)
+    out, data = cli.local(job.out, "--out"), cli.encoded(job.data)
+    if out.exists():
+        raise Mistake(f"--out {out} exists already: give a new folder")
     from han.model import artifact
     from han.train.encoded import read_encoded
 
-    out, data = cli.local(job.out, "--out"), cli.local(job.data, "--data")
-    model = artifact.load(artifact.find(cli.path(job.model, "--model")))
+    model = artifact.load(artifact.find(named))
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
         raise Mistake(
@@ -42,7 +45,8 @@ def main(job: Trim) -> None:
     encoder, network = artifact.trim(model, job.num_words)
     before, after = _development(folder, model.network), _development(folder, network)
     network.embedding.half()
-    figures = {"development": after, "temperature": model.metrics["temperature"]}
+    kept = ("temperature", "uncertain_below", "unfamiliar_above")
+    figures = {"development": after} | {name: model.metrics[name] for name in kept if name in model.metrics}
     artifact.save(out, encoder=encoder, network=network, labels=model.labels, metrics=figures, provenance=model.provenance)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     change = f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}"

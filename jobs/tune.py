@@ -43,9 +43,10 @@ class Tune:
 
 def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     """fit: what a trial runs; None is `trainer.fit`."""
+    data, out = [cli.encoded(folder) for folder in job.data], cli.local(job.out, "--out")
+    cli.check_out(out, "sweep.json", ".")
     from han.tune import search_space
 
-    data, out = [cli.local(folder, "--data") for folder in job.data], cli.local(job.out, "--out")
     varied = search_space.read_space(cli.local(job.space, "--space") if job.space else None, job.vary, [str(folder) for folder in data])
     cli.show(f"tune {' '.join(map(str, data))} -> {out}", job)
     for name, value in search_space.as_json(varied).items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from han.types import Mistake
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ _CHECKS = {
     "quarantine": "quarantined records: each once, with place and reason",
     "answers": "rows: label, probabilities, counts and model agree",
     "attention": "rows: attention has the requested detail and sums to 1",
+    "effects": "rows: effects are present where requested and add up to the evidence",
     "spans": "rows: spans in order, words inside their sentences",
     "slices": "rows: spans inside the text, without white space at their ends",
     "ids": "ids: each occurs once",
@@ -40,10 +43,12 @@ class Verify:
 
 
 def main(job: Verify) -> None:
+    out = cli.path(job.out, "--out")
+    if "://" not in out and not os.path.isdir(out):
+        raise Mistake(f"{out} is no folder: give the --out of a finished {cli.command('score')}")
     from han.score.verify import Kind, verify
     from jobs.progress import Rows
 
-    out = cli.path(job.out, "--out")
     cli.show(f"verify {out}", job)
     began = time.monotonic()
     verdict = verify(out, unique_ids=job.unique_ids, report=Rows())

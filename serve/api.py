@@ -63,7 +63,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     async def score(request: Request) -> Response:
         """The results are in the order of the texts. A text that cannot be scored refuses the whole request; `field` names it."""
         score_request = await read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
-        results = await scoring.score(score_request.texts, score_request.fields, score_request.attention, request)
+        results = await scoring.score(score_request.texts, score_request.fields, score_request.detail, request)
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
 

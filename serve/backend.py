@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from han.model.artifact import Artifact
 from han.types import AttentionDetail, Refusal
 
 Answer: TypeAlias = bytes | Refusal  # the JSON of a `Score`, or the reason why there is none
+AnswerDetail: TypeAlias = AttentionDetail | Literal["exact_words"]  # exact_words: attention of words, and their effects
 CHARACTERS_A_TOKEN = 4  # 4.3 on IMDB: close enough to bound the work before a text is tokenised
 
 
@@ -45,7 +46,7 @@ class About:
 class Backend(Protocol):
     """Every call may raise `Problem`. Cancelling a call stops its work."""
 
-    async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers: ...
+    async def score(self, texts: Sequence[str], attention: AnswerDetail) -> Answers: ...
 
     async def about(self) -> About: ...
 

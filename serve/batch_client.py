@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from han.score.scorer import Scored
 from han.score.worker import BatchScorer, Task
-from han.types import Mistake
+from han.types import EffectDetail, Mistake
 from serve.backend import About
 
 CALL_S = 120.0  # for a batch of the pool, behind the requests that go first
@@ -36,13 +36,13 @@ class Deployed:
         about: About = self._until_answered(self._handle.about.remote)
         self.labels, self.fingerprint = about.labels, about.model
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         """As `Scorer.score_flat`, by the model that the job began with; raises `Mistake` if another one is deployed.
 
         A busy service is retried. If a replica dies, the error is raised once another replica is ready: the pool then isolates the text.
         """
         try:
-            scored: Scored = self._until_answered(lambda: self._handle.score_flat.remote([*texts], model=self.fingerprint))
+            scored: Scored = self._until_answered(lambda: self._handle.score_flat.remote([*texts], model=self.fingerprint, effects=effects))
             return scored
         except RayTaskError as error:
             if isinstance(error.cause, Mistake):

@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from han.types import AttentionDetail
-from serve.backend import Answer, estimate_tokens
+from serve.backend import Answer, AnswerDetail, estimate_tokens
 from serve.metrics import Metrics
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ class Item:
     """A text in the queue."""
 
     text: str
-    attention: AttentionDetail
+    attention: AnswerDetail
     answer: asyncio.Future[Answer]
     tokens: int
     since_s: float = field(default_factory=time.perf_counter)
@@ -54,7 +53,7 @@ class BatchQueue:
         self._idle.set()
 
     async def score(
-        self, texts: Sequence[str], attention: AttentionDetail, *, isolated: Callable[[], Awaitable[Any]] | None = None
+        self, texts: Sequence[str], attention: AnswerDetail, *, isolated: Callable[[], Awaitable[Any]] | None = None
     ) -> list[Answer]:
         """Answers in the order of the texts. Cancelling the call removes the texts that no batch holds yet.
 
@@ -72,7 +71,7 @@ class BatchQueue:
                     await self._resolve(items, self._start(self._long.thread, self._score, items))
             else:
                 for item in items:
-                    self._put(item, self._long if item.tokens > LONG_TOKENS else self._short)
+                    self._put(item, self._long if item.tokens > LONG_TOKENS or attention == "exact_words" else self._short)
             return await asyncio.gather(*(item.answer for item in items))
         finally:
             self._num_open -= len(items)

@@ -16,8 +16,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from han.types import AttentionDetail
-from serve.backend import About, Answers
+from serve.backend import About, AnswerDetail, Answers
 from serve.errors import INVALID_SCORE, MODEL_CRASHED, InvalidScoreError, too_many_requests, unavailable
 from serve.metrics import Metrics
 from serve.options import Options
@@ -39,7 +38,7 @@ class Replicas:
         self._model, self._coordinator, self._metrics, self._process = model, coordinator, metrics, process
         self._retries, self._hedge_after_s, self._budget = options.retries, HEDGE_AFTER * options.deadline_s, BUDGET
 
-    async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
+    async def score(self, texts: Sequence[str], attention: AnswerDetail) -> Answers:
         ticket = ""
 
         def isolated() -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from han.model import artifact
-from han.score.scorer import Scored, Scorer
-from han.types import AttentionDetail, Mistake
-from serve.backend import About, Answer, Answers, estimate_tokens
+from han.score.scorer import Scored, ScoredEffects, Scorer
+from han.types import EffectDetail, Mistake
+from serve.backend import About, Answer, AnswerDetail, Answers, estimate_tokens
 from serve.batching import BatchQueue, Item
 from serve.coordinator import keep_reporting, report_begin
 from serve.errors import InvalidScoreError
@@ -50,7 +51,7 @@ class Model:
         process = serve.get_replica_context().replica_id.unique_id
         self._reporting = asyncio.get_running_loop().create_task(keep_reporting(coordinator, self._metrics, process))
 
-    async def score(self, texts: Sequence[str], attention: AttentionDetail, *, ticket: str | None = None) -> Answers:
+    async def score(self, texts: Sequence[str], attention: AnswerDetail, *, ticket: str | None = None) -> Answers:
         """The JSON of each text's `Score`. ticket: score the texts isolated, and tell the coordinator just before.
 
         Raises `InvalidScoreError`.
@@ -58,12 +59,13 @@ class Model:
         isolated = (lambda: report_begin(self._coordinator, ticket)) if ticket else None
         return Answers(results=await self._queue.score(texts, attention, isolated=isolated), model=self._scorer.fingerprint)
 
-    async def score_flat(self, texts: Sequence[str], *, model: str) -> Scored:
+    async def score_flat(self, texts: Sequence[str], *, model: str, effects: EffectDetail = "none") -> Scored:
         """Score texts of a batch job, as arrays; requests go first. Raises `Mistake` unless `model` is this model's fingerprint."""
         if model != self._scorer.fingerprint:
             raise Mistake(f"the application now scores with {self._scorer.fingerprint}, the job began with {model}: start the job again")
         self._metrics.count("han_bulk_texts_total", len(texts))
-        return join(await self._queue.score_job(pieces(texts, _JOB_PIECE_TOKENS), self._scorer.score_flat))
+        score = functools.partial(self._scorer.score_flat, effects=effects)
+        return join(await self._queue.score_job(pieces(texts, _JOB_PIECE_TOKENS), score))
 
     async def about(self) -> About:
         return self._about
@@ -82,13 +84,20 @@ class Model:
             raise RuntimeError(f"a batch has been scored for {self._queue.stuck_s():.0f} s")
 
     def _score_items(self, items: Sequence[Item]) -> list[Answer | Exception]:
-        scored = self._scorer.score_flat([item.text for item in items])
         details = [item.attention for item in items]
+        scored = self._scorer.score_flat([item.text for item in items], effects=effects_of(details))
         answers: list[Answer | Exception] = [*score_json(scored, self._scorer.labels, self._scorer.fingerprint, details)]
         is_valid = ((scored.probabilities >= 0) & (scored.probabilities <= 1)).all(axis=1)  # false for NaN
         for place in scored.kept[~is_valid].tolist():
             answers[place], self._is_invalid = InvalidScoreError(), True
         return answers
+
+
+def effects_of(details: Sequence[AnswerDetail]) -> EffectDetail:
+    """The effects that a batch of answers needs."""
+    if "exact_words" in details:
+        return "exact_words"
+    return "none" if all(detail == "none" for detail in details) else "sentences"
 
 
 def pieces(texts: Sequence[str], max_tokens: int) -> list[Sequence[str]]:
@@ -106,9 +115,21 @@ def pieces(texts: Sequence[str], max_tokens: int) -> list[Sequence[str]]:
 def join(parts: Sequence[Scored]) -> Scored:
     """The answers to runs of texts as the answer to all of them."""
     offsets = np.cumsum([0, *(len(part.kept) + len(part.refused) for part in parts)]).tolist()
-    names = Scored.__dataclass_fields__.keys() - {"kept", "refused"}
+    names = Scored.__dataclass_fields__.keys() - {"kept", "refused", "effects"}
     return Scored(
         kept=np.concatenate([part.kept + offset for part, offset in zip(parts, offsets, strict=False)]),
         refused=tuple((place + offset, why) for part, offset in zip(parts, offsets, strict=False) for place, why in part.refused),
+        effects=_join_effects([part.effects for part in parts if part.effects]),
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
     )
+
+
+def _join_effects(parts: Sequence[ScoredEffects]) -> ScoredEffects | None:
+    if not parts:
+        return None
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("evidence", "nothing", "sums", "interaction", "sentences")
+    }
+    words = [part.words for part in parts if part.words is not None]
+    return ScoredEffects(words=np.concatenate(words) if words else None, word_method=parts[0].word_method, **columns)

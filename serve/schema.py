@@ -8,9 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError
 
 from han.types import AttentionDetail
+from serve.backend import AnswerDetail
 from serve.errors import MEANINGS, Problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
+MAX_EXACT_CHARACTERS = 10_000  # of a text with exact effects of words: their time grows with the words times the sentences
 MAX_CHARACTERS, MAX_TEXTS = 50_000, 32  # defaults, for the document; the limits in force are the model's and the options'
 
 
@@ -60,6 +62,25 @@ class ScoreRequest(BaseModel):
     inputs: TextOrTexts = Field(description="a review, or a list of them")
     attention: AttentionDetail = Field("words", description="how much attention an answer has")
 
+    effects: Literal["sentences", "exact_words"] = Field(
+        "sentences",
+        description='effects of the sentences, or of every word too, exactly; "exact_words" takes one review '
+        f'of at most {MAX_EXACT_CHARACTERS:,} characters, and attention "words"',
+    )
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> ScoreRequest:
+        if self.effects == "exact_words" and (self.attention != "words" or len(self.texts) > 1):
+            raise PydanticCustomError("invalid", 'effects "exact_words" takes one review, and attention "words"')
+        if self.effects == "exact_words" and len(self.texts[0]) > MAX_EXACT_CHARACTERS:
+            raise PydanticCustomError("invalid", f'effects "exact_words" takes at most {MAX_EXACT_CHARACTERS:,} characters')
+        return self
+
+    @property
+    def detail(self) -> AnswerDetail:
+        """What an answer contains."""
+        return "exact_words" if self.effects == "exact_words" else self.attention
+
     @property
     def texts(self) -> list[str]:
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
@@ -74,13 +95,29 @@ class Word(BaseModel):
     start: int = Field(description="code point in the text that was sent")
     end: int = Field(description="exclusive")
     attention: Share = Field(description="share of its sentence")
+    effect: float | None = Field(description='as of a sentence; null unless effects is "exact_words", and for the only word of a review')
 
 
 class Sentence(BaseModel):
     start: int = Field(description="start of its first word, a code point in the text that was sent")
     end: int = Field(description="end of its last word, exclusive")
     attention: Share = Field(description="share of its review")
+    effect: float | None = Field(
+        description="evidence of the review minus the evidence without the sentence, in nats: above 0 it speaks for the label, below 0 "
+        "against it; null for the only sentence of a review"
+    )
     words: list[Word] | None = Field(description='null unless attention is "words"')
+
+
+class Effects(BaseModel):
+    """The evidence of a review for its label: evidence = nothing + sum + interaction, in nats."""
+
+    evidence: float = Field(description="log-odds of the label, ln(p / (1 - p))")
+    nothing: float = Field(description="evidence of a review without any sentence")
+    sum: float | None = Field(description="sum of the effects of the sentences; null for a review of one sentence")
+    interaction: float | None = Field(description="the part of the evidence that the effects do not explain")
+    method: str = Field(description="of the sentences: leave_one_out, exact by definition")
+    word_method: str | None = Field(description="of the words: leave_one_out, exact; null without effects of words")
 
 
 class Score(BaseModel):
@@ -91,7 +128,10 @@ class Score(BaseModel):
     num_tokens: int
     num_unknown: int = Field(description="tokens that are not in the model's vocabulary")
     num_characters_cut: int = Field(description="code points that the model's limits cut")
+    unfamiliar: bool = Field(description="too many tokens are unknown: the model cannot read this text, do not trust the answer")
+    uncertain: bool = Field(description="the probability is below the model's threshold; always false for a model without one")
     model: str = Field(description="fingerprint of the model")
+    effects: Effects | None = Field(description='null if attention is "none"')
 
 
 class ScoreAnswer(BaseModel):

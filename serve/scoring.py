@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from han.types import AttentionDetail, Refusal
+from han.types import Refusal
 from serve.admission import Admission
-from serve.backend import Answers, Backend, estimate_tokens
+from serve.backend import AnswerDetail, Answers, Backend, estimate_tokens
 from serve.errors import Problem, refused, unavailable
 from serve.metrics import Metrics
 
@@ -27,7 +27,7 @@ class Scoring:
         self._self_test: asyncio.Task[Problem | None] | None = None
         self._tested_s = 0.0
 
-    async def score(self, texts: Sequence[str], fields: Sequence[str], attention: AttentionDetail, request: Request) -> list[bytes]:
+    async def score(self, texts: Sequence[str], fields: Sequence[str], attention: AnswerDetail, request: Request) -> list[bytes]:
         """The JSON of each text's `Score`; `request.state.model` gets the fingerprint.
 
         fields: the name of each text in an error. Raises `Problem` for the first text that cannot be scored.

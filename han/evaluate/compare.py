@@ -17,6 +17,8 @@ from han.train.track import flatten
 from han.types import Mistake
 
 FIGURES = ("accuracy", "f1", "auc", "log_loss", "brier", "expected_calibration_error", "temperature", "reviews_per_s")
+LOWER_IS_BETTER = ("log_loss", "brier", "expected_calibration_error")
+NOT_RANKED = ("temperature",)
 CURVES = {"accuracy": "development accuracy", "log_loss": "development log loss", "train_loss": "training loss"}
 NUM_HUES = 6  # classes h0 to h5 of the style; a seventh run starts again, dashed
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 520, 220, 52, 24  # of a chart, in its own units
@@ -64,20 +66,49 @@ def measured(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     return rows + [(name.replace("_", " "), [_figure(run.best, name) for run in runs]) for name in FIGURES]
 
 
+def best_of(runs: Sequence[Compared], row: str) -> list[bool]:
+    """For a row of `measured`, whether each run has its best value. No run has it if runs tie, or if their data differ or are unknown."""
+    figure = row.replace(" ", "_")
+    values = [run.best.get(figure) if run.best else None for run in runs]
+    known = [value for value in values if value is not None]
+    if figure not in FIGURES or figure in NOT_RANKED or len(set(known)) < 2 or not _same_data(runs):
+        return [False] * len(runs)
+    best = (min if figure in LOWER_IS_BETTER else max)(known)
+    return [value == best for value in values]
+
+
+def verdict(runs: Sequence[Compared]) -> str | None:
+    """Which run has the highest development accuracy, and which others may be as good: their 95% intervals overlap. None if unknown."""
+    known = sorted((run for run in runs if run.best), key=lambda run: -float((run.best or {})["accuracy"]))
+    if len(known) < 2 or not _same_data(runs):
+        return None
+    first, *others = known
+    close = [run.name for run in others if (run.best or {})["accuracy_interval"][1] >= (first.best or {})["accuracy_interval"][0]]
+    lead = f"{first.name} has the highest development accuracy"
+    if not close:
+        return f"{lead}; the 95% intervals of all others are below its own"
+    return f"{lead}; the 95% intervals of {', '.join(close)} overlap with its own, so this difference may be chance"
+
+
+def _same_data(runs: Sequence[Compared]) -> bool:
+    data = {run.data for run in runs}
+    return len(data) == 1 and None not in data
+
+
 def warnings(runs: Sequence[Compared]) -> list[str]:
     """Reasons why the metrics may not be comparable."""
-    told = []
+    reasons = []
     data = {run.data for run in runs}
     if None in data:
-        told.append(f"{', '.join(run.name for run in runs if run.data is None)}: prepared by an older version, so its data is not known")
+        reasons.append(f"{', '.join(run.name for run in runs if run.data is None)}: prepared by an older version, so its data is not known")
     if len(data - {None}) > 1:
-        told.append("the runs learnt from different data, so their figures may be of different development reviews")
+        reasons.append("the runs learnt from different data, so their figures may be of different development reviews")
     if len({run.encoding for run in runs}) > 1:
-        told.append("the runs read text differently (vocabulary, Punkt or text settings)")
+        reasons.append("the runs read text differently (vocabulary, Punkt or text settings)")
     unfinished = [run.name for run in runs if run.state != "finished"]
     if unfinished:
-        told.append(f"not finished: {', '.join(unfinished)}")
-    return told
+        reasons.append(f"not finished: {', '.join(unfinished)}")
+    return reasons
 
 
 def page(runs: Sequence[Compared], *, title: str) -> str:
@@ -88,12 +119,13 @@ def page(runs: Sequence[Compared], *, title: str) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in warnings(runs))
     tables = "".join(
         f'<h2>{caption}</h2><div class="wide" tabindex="0" role="group" aria-label="{caption}"><table class="runs"><thead><tr><td></td>'
-        f"{names}</tr></thead><tbody>{_rows(rows)}</tbody></table></div>"
+        f"{names}</tr></thead><tbody>{_rows(runs, rows)}</tbody></table></div>"
         for caption, rows in (("Figures of the best epoch", about + measured(runs)), ("Settings that differ", differing(runs)))
         if rows
     )
     charts = "".join(_chart(runs, name, caption) for name, caption in CURVES.items())
     body = f"""<main class="han compared"><h1>{escape(title)}</h1>
+{f'<p class="verdict-line">{escape(found)}.</p>' if (found := verdict(runs)) else ""}
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {tables}
 <h2>Curves by epoch</h2>
@@ -144,10 +176,15 @@ def _figure(line: dict[str, Any] | None, name: str) -> str:
     return f"{line[name]:,.0f}" if name == "reviews_per_s" else f"{line[name]:.4f}"
 
 
-def _rows(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    return "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>\n' for name, values in rows
-    )
+def _rows(runs: Sequence[Compared], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    drawn = []
+    for name, values in rows:
+        cells = "".join(
+            f'<td class="best">{escape(value)} <b>best</b></td>' if best else f"<td>{escape(value)}</td>"
+            for value, best in zip(values, best_of(runs, name), strict=True)
+        )
+        drawn.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n')
+    return "".join(drawn)
 
 
 def _hue(index: int) -> str:

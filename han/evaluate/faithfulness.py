@@ -3,7 +3,8 @@
 Comprehensiveness is the loss of probability when the first 1, 5, 10, 20 and 50% of a review's parts are taken out, sufficiency the loss
 when only they are kept; each is the mean over the five shares (DeYoung et al. 2020, "ERASER"). The probability is the calibrated one of
 the label predicted for the whole review. A large comprehensiveness and a small sufficiency are faithful. Parts are taken out of the encoded
-review, so that the boundaries of the other sentences stay where they are. Comprehensiveness of different models is not comparable.
+review, so that the boundaries of the other sentences stay where they are. Comprehensiveness of different models is not comparable. The
+normalised figures place a method between the worst (0) and the best (1) greedy order of the sentences, which depends less on the model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from han.explain import charts
 from han.model import effects
 from han.model.effects import WordMethod
 from han.model.network import HAN
@@ -51,7 +53,7 @@ class Losses:
 def sentence_rankings(network: HAN, batch: RaggedBatch, *, seed: int = 0) -> dict[str, Floats]:
     """Values [S] of every sentence by each method; larger values rank first. `permuted_attention` and `random` must fail."""
     with torch.no_grad():
-        vectors, _ = network.words(network.embedding(batch.token_ids), batch.sentence_lengths)
+        vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
         attention = _array(network.sentences(vectors, batch.review_lengths)[1])
     leave_one_out = np.nan_to_num(_array(effects.sentence_effects(network, vectors, batch.review_lengths).effects))
     return {"leave_one_out": leave_one_out, "attention": attention, **_controls(attention, _rows(batch, "sentences"), seed)}
@@ -116,8 +118,16 @@ def ranks_in_rows(values: Floats, rows: NDArray[np.int64]) -> tuple[NDArray[np.i
 
 def wrong_signs(values: Floats, leave_one_out: Floats, rows: NDArray[np.int64], *, share: float = 0.1) -> float:
     """Share of the first parts (the first tenth of each row) whose removal strengthens the answer although they rank as its support."""
+    wrong = _wrong(values, leave_one_out, rows, share=share).sum(axis=0)
+    return float(wrong[0] / wrong[1])
+
+
+def _wrong(values: Floats, leave_one_out: Floats, rows: NDArray[np.int64], *, share: float = 0.1) -> Floats:
+    """First parts whose removal strengthens the answer, and first parts, for each row: [R, 2]."""
     ranks, sizes = ranks_in_rows(values, rows)
-    return float((leave_one_out[ranks < np.ceil(share * sizes - 1e-9)[rows]] < 0).mean())
+    first = ranks < np.ceil(share * sizes - 1e-9)[rows]
+    counts = [np.bincount(rows[mask], minlength=len(sizes)) for mask in (first & (leave_one_out < 0), first)]
+    return np.stack(counts, axis=1).astype(np.float64)
 
 
 def kendall(left: Floats, right: Floats) -> float:
@@ -129,10 +139,15 @@ def kendall(left: Floats, right: Floats) -> float:
 
 def agreement(rankings: Mapping[str, Floats], rows: NDArray[np.int64]) -> dict[str, dict[str, float]]:
     """Mean over the reviews of Kendall's tau between every two rankings."""
+    return {one: {two: float(np.nanmean(values)) for two, values in others.items()} for one, others in _kendalls(rankings, rows).items()}
+
+
+def _kendalls(rankings: Mapping[str, Floats], rows: NDArray[np.int64]) -> dict[str, dict[str, Floats]]:
+    """Kendall's tau of every two rankings for each review, [R]."""
     bounds = np.cumsum(np.bincount(rows))[:-1]
     split = {name: np.split(values, bounds) for name, values in rankings.items()}
     return {
-        one: {two: float(np.nanmean([kendall(*pair) for pair in zip(split[one], split[two], strict=True)])) for two in split if two != one}
+        one: {two: np.array([kendall(*pair) for pair in zip(split[one], split[two], strict=True)]) for two in split if two != one}
         for one in split
     }
 
@@ -145,24 +160,156 @@ def bootstrap(values: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> t
     return float(low), float(high)
 
 
-def report(network: HAN, batch: RaggedBatch, *, model: Model | None = None, words: bool = True, seed: int = 0) -> dict[str, Any]:
-    """Every figure for both levels, ready for JSON. `model` scores the edited reviews, for example a `FoldedHAN` of `network`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The figures of R reviews before they are averaged, for the sentences or for the words."""
+
+    losses: dict[str, Losses]  # of each method
+    wrong: dict[str, Floats]  # of each method, [R, 2]: first parts with the wrong sign, first parts
+    kendall: dict[str, dict[str, Floats]]  # of every two methods, [R], NaN where it is not defined
+
+
+def measure(network: HAN, batch: RaggedBatch, *, model: Model | None = None, words: bool = True, seed: int = 0) -> dict[Parts, Measured]:
+    """The figures of each review of a batch. `model` scores the edited reviews, for example a `FoldedHAN` of `network`."""
     empty = network.read_out.bias.detach().double().cpu().numpy()
     rankings: dict[Parts, dict[str, Floats]] = {"sentences": sentence_rankings(network, batch, seed=seed)}
     if words:
         rankings["words"] = word_rankings(network, batch, seed=seed)
-    results: dict[str, Any] = {"num_reviews": batch.num_reviews, "probabilities": "calibrated", "shares": list(SHARES)}
+    results: dict[Parts, Measured] = {}
     for parts, of_parts in rankings.items():
         rows = _rows(batch, parts)
-        methods = {
-            method: {
-                **losses(model or network, batch, values, parts=parts, empty_logits=empty).figures(seed=seed),
-                "wrong_signs": wrong_signs(values, of_parts["leave_one_out"], rows),
-            }
-            for method, values in of_parts.items()
+        of_methods = {
+            method: losses(model or network, batch, values, parts=parts, empty_logits=empty) for method, values in of_parts.items()
         }
-        results[parts] = {"methods": methods, "kendall": agreement(of_parts, rows)}
+        if parts == "sentences":
+            for name, strongest_first in (("best_order", True), ("worst_order", False)):
+                values = greedy_order(network, batch, strongest_first=strongest_first)
+                of_methods[name] = losses(model or network, batch, values, parts=parts, empty_logits=empty)
+        results[parts] = Measured(
+            losses=of_methods,
+            wrong={method: _wrong(values, of_parts["leave_one_out"], rows) for method, values in of_parts.items()},
+            kendall=_kendalls(of_parts, rows),
+        )
     return results
+
+
+@torch.no_grad()
+def greedy_order(network: HAN, batch: RaggedBatch, *, strongest_first: bool) -> Floats:
+    """Values [S] that rank first the sentences whose removal, one after the other, weakens the answer most (or strengthens it most).
+
+    Half of the sentences of a review are ranked; the others have the value 0. The order is greedy, so a better one may exist.
+    """
+    vectors, _ = network.words(network.embedding(batch.token_ids), batch.sentence_lengths)
+    labels = network.read_out(network.sentences(vectors, batch.review_lengths)[0]).argmax(dim=1)
+    review_of = torch.from_numpy(_rows(batch, "sentences"))
+    half = torch.ceil(batch.review_lengths * SHARES[-1] - 1e-9).long()
+    values, kept = np.zeros(len(vectors)), torch.ones(len(vectors), dtype=torch.bool)
+    for step in range(int(half.max())):
+        lengths = torch.bincount(review_of[kept], minlength=batch.num_reviews)
+        active = (lengths > 1) & (half > step)
+        chosen = kept & active[review_of]
+        if not chosen.any():
+            break
+        result = effects.sentence_effects(network, vectors[chosen.to(vectors.device)], lengths[active])
+        rows = review_of[chosen]
+        left = effects.evidence(result.logits_without, labels[rows.to(labels.device)]).cpu()
+        order = np.lexsort((left.numpy() if strongest_first else -left.numpy(), rows.numpy()))
+        first = order[np.r_[True, np.diff(rows.numpy()[order]) > 0]]
+        places = torch.nonzero(chosen)[:, 0][torch.from_numpy(first)]
+        values[places.numpy()] = len(vectors) - step
+        kept[places] = False
+    return values
+
+
+def summarise(measured: Sequence[dict[Parts, Measured]], *, seed: int = 0) -> dict[str, Any]:
+    """The report of all batches, ready for JSON: means over the reviews, intervals, and shares of the way from worst to best order."""
+    results: dict[str, Any] = {"num_reviews": sum(_num_reviews(each["sentences"]) for each in measured)}
+    results |= {"probabilities": "calibrated", "shares": list(SHARES)}
+    for parts in ("sentences", "words"):
+        own = [each[parts] for each in measured if parts in each]
+        if not own:
+            continue
+        methods = {}
+        for method in own[0].losses:
+            joined = Losses(
+                removed=np.concatenate([each.losses[method].removed for each in own]),
+                kept=np.concatenate([each.losses[method].kept for each in own]),
+            )
+            methods[method] = joined.figures(seed=seed)
+            if method in own[0].wrong:
+                wrong = np.concatenate([each.wrong[method] for each in own]).sum(axis=0)
+                methods[method]["wrong_signs"] = float(wrong[0] / wrong[1])
+        if "best_order" in methods:
+            _normalise(methods)
+        results[parts] = {"num_reviews": sum(map(_num_reviews, own)), "methods": methods, "kendall": _joined_kendalls(own)}
+    return results
+
+
+def report(network: HAN, batch: RaggedBatch, *, model: Model | None = None, words: bool = True, seed: int = 0) -> dict[str, Any]:
+    """Every figure for both levels, ready for JSON. `model` scores the edited reviews, for example a `FoldedHAN` of `network`."""
+    return summarise([measure(network, batch, model=model, words=words, seed=seed)], seed=seed)
+
+
+def failures(results: dict[str, Any]) -> list[str]:
+    """Sanity checks that do not hold: a control that does not fail, or effects that are not more faithful than it."""
+    problems = []
+    for parts in ("sentences", "words"):
+        methods = results.get(parts, {}).get("methods", {})
+        for control in ("permuted_attention", "random_weights", "random"):
+            if control in methods and methods[control]["comprehensiveness"] > methods["leave_one_out"]["comprehensiveness_interval"][0]:
+                problems.append(f"{parts}: {control} is as comprehensive as leave_one_out")
+    return problems
+
+
+def plot(results: dict[str, Any]) -> str:
+    """The loss of probability by the share of parts taken out, one line for each method, as an SVG that carries its own style."""
+    drawn = [f"<style>{_STYLE}</style>"]
+    left = 0
+    for parts in ("sentences", "words"):
+        methods = results.get(parts, {}).get("methods", {})
+        if not methods:
+            continue
+        curves = {name: list(figures["comprehensiveness_by_share"].values()) for name, figures in methods.items()}
+        y = charts.scale([value for curve in curves.values() for value in curve], percent=True)
+        frame = charts.Frame(x=charts.Scale(low=0.009, high=0.55, log=True), y=y, width=430, height=300)
+        body = [frame.axes(f"share of the {parts} taken out", "loss of probability")]
+        for number, (name, curve) in enumerate(curves.items()):
+            places = [frame.at(share, value) for share, value in zip(SHARES, curve, strict=True)]
+            body += [charts.line(places, f"curve c{number % 8}"), *(charts.dot(place, f"c{number % 8}", 2.5) for place in places)]
+            body.append(charts.dot((72, 34 + 14 * number), f"c{number % 8}", 3.5))
+            body.append(charts.text(80, 38 + 14 * number, name.replace("_", " "), "tick"))
+        drawn.append(f'<g transform="translate({left} 0)">{"".join(body)}</g>')
+        left += 430
+    figure = charts.svg(max(left, 1), 300, drawn)
+    return figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "#aaaa00")  # Okabe and Ito
+_STYLE = (
+    "svg{background:#fdfcfa;font:11px sans-serif}.grid{fill:none;stroke:#e6e2da}.tick{fill:#6a665f}.name{fill:#1d1c1a}.end{text-anchor:end}"
+    ".middle{text-anchor:middle}.curve{fill:none;stroke-width:1.8}"
+    + "".join(f"circle.c{number}{{fill:{colour}}}.curve.c{number}{{stroke:{colour}}}" for number, colour in enumerate(_COLOURS))
+)
+
+
+def _normalise(methods: dict[str, dict[str, Any]]) -> None:
+    for name, best, worst in (("comprehensiveness", "best_order", "worst_order"), ("sufficiency", "best_order", "worst_order")):
+        high, low = methods[best][name], methods[worst][name]
+        for figures in methods.values():
+            figures[f"{name}_normalised"] = (figures[name] - low) / (high - low) if high != low else None
+
+
+def _num_reviews(measured: Measured) -> int:
+    return len(next(iter(measured.losses.values())).removed)
+
+
+def _joined_kendalls(measured: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
+    joined: dict[str, dict[str, float | None]] = {}
+    for one, others in measured[0].kendall.items():
+        for two in others:
+            values = np.concatenate([each.kendall[one][two] for each in measured])
+            joined.setdefault(one, {})[two] = float(np.nanmean(values)) if np.isfinite(values).any() else None
+    return joined
 
 
 def _rows(batch: RaggedBatch, parts: Parts) -> NDArray[np.int64]:

@@ -14,29 +14,45 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from han.explain.pieces import ODD, TAG, facts, largest_shares, percent, pieces, visible
+from han.explain.gallery import is_wrong
+from han.explain.pieces import (
+    ODD,
+    TAG,
+    balance,
+    facts,
+    label_class,
+    largest_effects,
+    largest_shares,
+    percent,
+    pieces,
+    signed,
+    visible,
+    warnings,
+)
 from han.types import Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 
 
-def page(reviews: Iterable[tuple[str, str, Score]], *, title: str) -> str:
+def page(reviews: Iterable[tuple[str, str, Score]], *, title: str, labels: Sequence[str | None] = ()) -> str:
     """Returns one self-contained HTML page of the reviews, each a caption, the raw text and its Score, in this order.
 
-    The page has no script and loads nothing: no other file, no other host.
+    labels: the known label of each review or None; wrong answers are marked, and a switch shows only them. The page has no script and
+    loads nothing: no other file, no other host. A browser draws only the reviews in view, so thousands of reviews do not freeze it.
     """
     reviews = list(reviews)
+    known = list(labels) or [None] * len(reviews)
     models = {score.model for _, _, score in reviews}
     about = f"{len(reviews):,} review{'s' * (len(reviews) != 1)}" + "".join(f" · {_model(model)}" for model in models if len(models) == 1)
     drawn = "".join(
-        _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1)
-        for number, (caption, text, score) in enumerate(reviews, 1)
+        _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1, label=label)
+        for number, ((caption, text, score), label) in enumerate(zip(reviews, known, strict=True), 1)
     )
     body = f"""<main>
 <div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
 {_key([score for _, _, score in reviews], drawn)}
-{_index(reviews) if len(reviews) > 1 else ""}</div>
+{_errors_switch(reviews, known)}{_index(reviews, known) if len(reviews) > 1 else ""}</div>
 {drawn}</main>"""
     return document(body, title=escape(visible(title)), style=stylesheet())
 
@@ -70,6 +86,12 @@ def fragment(text: str, score: Score) -> str:
     return f'<style>{stylesheet()}</style><div class="han alone">{drawn}{_key([score], drawn)}</div>'
 
 
+def articles(reviews: Sequence[tuple[str, str, Score]]) -> str:
+    """Returns the reviews, each drawn under its caption, then the key. The page around them needs `stylesheet`."""
+    drawn = "".join(_article(text, score, caption=caption, names_model=False) for caption, text, score in reviews)
+    return f'{drawn}<div class="han">{_key([score for _, _, score in reviews], drawn)}</div>'
+
+
 def stylesheet() -> str:
     """Returns the style of every page: colours for light and dark, type, and the shades of attention."""
     return files("han.explain").joinpath("page.css").read_text(encoding="utf-8")
@@ -94,6 +116,8 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
         rows.append(_sample('<span class="number">12.3</span>', choice, live=True))
     elif sentences:
         rows.append(_sample(ramp, f"Behind a sentence: the same share, from none to the largest in that review. {own_scale}"))
+    if any(score.effects for score in scores):
+        rows += _effects_key(scores)
     if 'class="unread"' in drawn:
         rows.append(_sample('<span class="unread">grey</span>', "Not read by the network: markup, or text that a limit cut."))
     if sentences:
@@ -104,17 +128,69 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
     return f'<div class="key">{"".join(rows)}</div>'
 
 
+def _effects_key(scores: Sequence[Score]) -> list[str]:
+    words = any(word.effect is not None for score in scores for sentence in score.sentences or () for word in sentence.words or ())
+    switch = '<label><input type="checkbox" class="effects"> Show effects instead of attention.</label>'
+    meaning = (
+        "The effect of a sentence is the evidence (log-odds of the label, in nats) that is lost when the sentence is taken out: "
+        '<span class="for">+ speaks for the label</span>, <span class="against">&minus; against it</span>. They are exact. They need not '
+        "add up to the whole evidence: the rest is the interaction of the sentences."
+    )
+    of_words = (
+        " Behind a word: its effect in the same colours, from none to the largest in the review."
+        if words
+        else " Behind a sentence: its effect in the same colours."
+    )
+    return [
+        _sample("", switch, live=True),
+        _sample(f"{_effect_bar(1, 1)}{_effect_bar(-1, 1)}", meaning + of_words),
+    ]
+
+
+def _effect_bar(effect: float, largest: float) -> str:
+    """Returns a bar that grows from the middle: to the right for the label, to the left against it."""
+    size = 50 * abs(effect) / largest if largest else 0
+    start = 50 if effect >= 0 else 50 - size
+    side = "for" if effect >= 0 else "against"
+    return f'<svg class="bar {side}" aria-hidden="true"><rect x="{start:.2f}%" width="{size:.2f}%" height="100%"/></svg>'
+
+
+def _effect_classes(effect: float | None, largest: float) -> str:
+    shade = round(_NUM_SHADES * abs(effect) / largest) if effect and largest else 0
+    return f" {'for' if effect and effect > 0 else 'against'} e{shade}" if shade else ""
+
+
 def _sample(sample: str, meaning: str, *, live: bool = False) -> str:
     """Returns a row of the key. A `live` row works only on a screen, and is not printed."""
     where = " live" if live else ""
     return f'<div class="sample{where}" aria-hidden="true">{sample}</div><p class="meaning{where}">{meaning}</p>'
 
 
-def _index(reviews: Sequence[tuple[str, str, Score]]) -> str:
+def _errors_switch(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[str | None]) -> str:
+    num_labelled = sum(label is not None for label in labels)
+    if not num_labelled:
+        return ""
+    num_wrong = sum(is_wrong(score, label) for (_, _, score), label in zip(reviews, labels, strict=True))
+    switch = (
+        f'<label><input type="checkbox" class="errors"> Show only the {num_wrong:,} wrong of {num_labelled:,} labelled answers.</label>'
+    )
+    return f'<div class="key"><p class="caveat live">{switch}</p></div>'
+
+
+def _is_right(score: Score, label: str | None) -> str:
+    return "" if is_wrong(score, label) else ' class="right"'
+
+
+def _wrong(score: Score, label: str | None) -> str:
+    return f' <span class="wrong">labelled <bdi>{_safe(label or "")}</bdi></span>' if is_wrong(score, label) else ""
+
+
+def _index(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[str | None]) -> str:
     rows = "".join(
-        f'<tr><td><a href="#review-{number}"><bdi>{_safe(caption)}</bdi></a></td><td><bdi>{_safe(score.label)}</bdi></td>'
+        f'<tr{_is_right(score, label)}><td><a href="#review-{number}"><bdi>{_safe(caption)}</bdi></a></td>'
+        f"<td><bdi>{_safe(score.label)}</bdi>{_wrong(score, label)}</td>"
         f"<td>{_number(score.probability)}</td><td><bdi>{_safe(_opening(text))}</bdi></td></tr>\n"
-        for number, (caption, text, score) in enumerate(reviews, 1)
+        for number, ((caption, text, score), label) in enumerate(zip(reviews, labels, strict=True), 1)
     )
     head = "<tr><th>Review</th><th>Label</th><th>Probability</th><th>First words</th></tr>"
     return f'<table class="index"><thead>{head}</thead><tbody>\n{rows}</tbody></table>'
@@ -124,21 +200,30 @@ def _opening(text: str) -> str:
     return " ".join(TAG.sub(" ", text[:400]).split())[:100]
 
 
-def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True) -> str:
-    classes = "".join(_class(label, probability, chosen=label == score.label) for label, probability in score.probabilities.items())
+def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True, label: str | None = None) -> str:
+    names = list(score.probabilities)
+    classes = "".join(
+        _class(name, share, hue=label_class(name, names), chosen=name == score.label) for name, share in score.probabilities.items()
+    )
+    hue = label_class(score.label, names)
     shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
+    warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
-    return f"""<article class="han"{anchor}>
-<header>{named}<h2 class="verdict"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}</h2>
-<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
-<p class="facts">{shown}</p></header>
+    return f"""<article class="han{"" if is_wrong(score, label) else " right"}"{anchor}>
+<header>{named}<h2 class="verdict {hue}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}</h2>
+{warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
+<p class="facts">{shown}</p>{_balance(score)}</header>
 {_review(text, score)}
 </article>
 """
 
 
-def _class(label: str, probability: float, *, chosen: bool) -> str:
-    return f"<li{' class=chosen' * chosen}><bdi>{_safe(label)}</bdi>{_bar(probability, chosen=chosen)}{_number(probability)}</li>"
+def _balance(score: Score) -> str:
+    return f'<p class="facts of-effect">{_safe(balance(score.effects, score.label))}</p>' if score.effects else ""
+
+
+def _class(label: str, probability: float, *, hue: str, chosen: bool) -> str:
+    return f"<li class='{hue}{' chosen' * chosen}'><bdi>{_safe(label)}</bdi>{_bar(probability, chosen=chosen)}{_number(probability)}</li>"
 
 
 def _model(fingerprint: str) -> str:
@@ -159,13 +244,21 @@ def _review(text: str, score: Score) -> str:
         return f'<p class="raw whole" dir="auto">{_between(text, read=True)}</p>'
     starts = [0, *(sentence.start for sentence in score.sentences[1:]), len(text)]
     largest_sentence, largest_share = largest_shares(score.sentences)
+    largest_effect, largest_of_word = largest_effects(score.sentences)
     rows = []
     for number, sentence in enumerate(score.sentences, 1):
-        drawn = _sentence(text, starts[number - 1], starts[number], sentence, largest_share)
+        drawn = _sentence(text, starts[number - 1], starts[number], sentence, largest_share, largest_of_word)
+        hides = " of-attention" if score.effects else ""
+        effect = ""
+        if score.effects:
+            sized = _effect_bar(sentence.effect or 0, largest_effect)
+            effect = f'<div class="share of-effect"><span class="number">{signed(sentence.effect)}</span>{sized}</div>'
+        tint = _effect_classes(sentence.effect, largest_effect) if not largest_of_word else ""
+        bar = _bar(sentence.attention / largest_sentence, chosen=True)
         rows.append(
             f'<li class="row">{_switch(number, len(score.sentences), sentence)}'
-            f'<div class="share">{_number(sentence.attention)}{_bar(sentence.attention / largest_sentence, chosen=True)}</div>'
-            f'<p class="raw" dir="auto">{drawn}</p></li>\n'
+            f'<div class="share{hides}">{_number(sentence.attention)}{bar}</div>{effect}'
+            f'<p class="raw{tint}" dir="auto">{drawn}</p></li>\n'
         )
     return f'<ol class="sentences">\n{"".join(rows)}</ol>'
 
@@ -177,7 +270,7 @@ def _switch(number: int, num_sentences: int, sentence: Sentence) -> str:
     return f'<input type="checkbox" aria-label="Sentence {number} of {num_sentences}: show each word&rsquo;s share of its attention">'
 
 
-def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share: float) -> str:
+def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share: float, largest_effect: float = 0) -> str:
     """Returns text[start:end], which contains the sentence, with its attention."""
     if sentence.words is None:
         shaded = (
@@ -191,7 +284,10 @@ def _sentence(text: str, start: int, end: int, sentence: Sentence, largest_share
         else:
             share = word.attention * sentence.attention
             numbers = f'data-word="{escape(percent(word.attention))}" data-review="{escape(percent(share))}"'
-            drawn.append(f'<span class="w{_shade(share / largest_share)}" {numbers}>{_safe(piece)}</span>')
+            if largest_effect:
+                numbers += f' data-effect="{signed(word.effect)}"'
+            classes = f"{_shade(share / largest_share)}{_effect_classes(word.effect, largest_effect)}"
+            drawn.append(f'<span class="w{classes}" {numbers}>{_safe(piece)}</span>')
     return "".join(drawn)
 
 

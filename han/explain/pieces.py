@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from han.text.raw import TAG
-from han.types import Score, Sentence, Word
+from han.types import Effects, Score, Sentence, Word
 
 # Controls, invisible and bidirectional format characters, lone surrogates. The joiners U+200C and U+200D stay: Persian and emoji need them.
 ODD = re.compile(
@@ -18,7 +18,20 @@ ODD = re.compile(
     "\U000e0000-\U000e007f]"
 )
 
-__all__ = ["ODD", "TAG", "facts", "largest_shares", "percent", "pieces", "visible"]
+__all__ = [
+    "ODD",
+    "TAG",
+    "balance",
+    "facts",
+    "label_class",
+    "largest_effects",
+    "largest_shares",
+    "percent",
+    "pieces",
+    "signed",
+    "visible",
+    "warnings",
+]
 
 
 def pieces(text: str, start: int, end: int, words: Iterable[Word]) -> Iterator[tuple[str, Word | None]]:
@@ -39,6 +52,29 @@ def largest_shares(sentences: Sequence[Sentence]) -> tuple[float, float]:
     return largest_sentence, max(word_shares, default=largest_sentence)
 
 
+def largest_effects(sentences: Sequence[Sentence]) -> tuple[float, float]:
+    """Returns the largest size of a sentence's effect and of a word's effect; 0 where there is none."""
+    of_sentences = (abs(sentence.effect) for sentence in sentences if sentence.effect is not None)
+    of_words = (abs(word.effect) for sentence in sentences for word in sentence.words or () if word.effect is not None)
+    return max(of_sentences, default=0.0), max(of_words, default=0.0)
+
+
+def signed(effect: float | None) -> str:
+    """Returns an effect in nats with its sign and two decimals, a true minus sign, and a dash where there is none."""
+    if effect is None:
+        return "\u2013"
+    return f"{effect:+.2f}".replace("-", "\u2212")
+
+
+def balance(effects: Effects, label: str) -> str:
+    """Returns how the effects add up to the evidence, as text."""
+    evidence = f"evidence for {label} {signed(effects.evidence)}"
+    if effects.sum is None:
+        return f"{evidence}; the only sentence has no effect, because nothing would be left"
+    parts = f"{signed(effects.nothing)} without text, {signed(effects.sum)} from the sentences one by one"
+    return f"{evidence} = {parts}, {signed(effects.interaction)} from their interaction (nats)"
+
+
 def facts(score: Score) -> list[str]:
     """Returns the counts of a Score as text; zero counts of unknown tokens and unread characters are left out."""
     shown = [f"{score.num_tokens:,} token{'s' * (score.num_tokens != 1)}"]
@@ -47,6 +83,23 @@ def facts(score: Score) -> list[str]:
     if score.num_characters_cut:
         shown.append(f"{score.num_characters_cut:,} character{'s' * (score.num_characters_cut != 1)} not read")
     return shown
+
+
+def warnings(score: Score) -> list[str]:
+    """Returns the reasons not to trust the answer, as sentences."""
+    found = []
+    if score.unfamiliar:
+        found.append(f"{score.num_unknown:,} of {score.num_tokens:,} tokens are unknown to the model. Do not trust this answer.")
+    if score.uncertain:
+        found.append("The model is uncertain about this review.")
+    return found
+
+
+def label_class(label: str, labels: Sequence[str]) -> str:
+    """Returns the class of the colour of a label: the same on the page, in HTML and in a notebook. A label has it wherever it stands."""
+    if label in ("negative", "positive"):
+        return f"l{int(label == 'positive')}"
+    return f"l{2 + list(labels).index(label) % 4}"
 
 
 def percent(share: float) -> str:

@@ -14,12 +14,15 @@ from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from han.explain.pieces import TAG, facts, largest_shares, percent, pieces, visible
+from han.explain.pieces import TAG, balance, facts, largest_effects, largest_shares, percent, pieces, signed, visible, warnings
 from han.types import Score, Sentence, Word
 
 _MIN_WIDTH = 40  # columns; narrower terminals wrap the lines themselves
 _MAX_TEXT_WIDTH = 80  # columns; longer lines are hard to follow
 _GUTTER = 16  # columns of " 24.3% ████████ "
+_EFFECT_GUTTER = 7  # columns of " +1.23 "
+_FOR, _AGAINST = "color(32)", "color(208)"  # blue and orange differ for every kind of colour vision
+_AGAINST_SHADES = ("", *(f"color(16) on color({orange})" for orange in (250, 180, 179, 215, 208)))
 _BAR = "color(32)"
 # Black ink on five blues of equal lightness, from grey to vivid. More colour means more attention on dark and on light terminals.
 _SHADES = ("", *(f"color(16) on color({blue})" for blue in (250, 110, 74, 75, 39)))
@@ -27,7 +30,9 @@ _LINE_END = re.compile(r"<br\b[^<>]*>|\n", re.IGNORECASE)
 
 
 def terminal(text: str, score: Score, *, width: int, colour: bool) -> str:
-    """Returns the label, the probabilities, and each sentence beside its share of the review.
+    """Returns the label, the probabilities, and each sentence beside its share of the review, and beside its effect if it has one.
+
+    A positive effect speaks for the label, a negative one against it. Words with effects are marked by them, not by their attention.
 
     width: columns of the terminal; a value below 40 counts as 40. No line is wider.
     colour: True marks words with 256-colour backgrounds and their own ink. False writes no escape code, and names the three most attended
@@ -39,7 +44,10 @@ def terminal(text: str, score: Score, *, width: int, colour: bool) -> str:
     if score.sentences is None:
         lines += _wrap([(TAG.sub(" ", text), "")], min(width, _MAX_TEXT_WIDTH), console)
     else:
-        lines += _sentences(text, score.sentences, min(width - _GUTTER, _MAX_TEXT_WIDTH), console, colour=colour)
+        gutter = _GUTTER + _EFFECT_GUTTER * (score.effects is not None)
+        lines += _sentences(text, score.sentences, min(width - gutter, _MAX_TEXT_WIDTH), console, colour=colour, gutter=gutter)
+        if score.effects is not None:
+            lines += [Text(), *_wrap([(visible(balance(score.effects, score.label)), "dim")], width, console)]
     with console.capture() as capture:
         console.print(Text("\n").join(lines), soft_wrap=True)
     return capture.get()
@@ -70,28 +78,34 @@ def _verdict(score: Score, width: int, console: Console) -> list[Text]:
         line = Text(f"{percent(probability):>5}% {set_cell_size(names[label].plain, name_width)} ").append(_bar(probability, 20), _BAR)
         line.rstrip()
         lines.append(line)
+    for warning in warnings(score):
+        lines += _wrap([(f"! {warning}", "bold")], width, console)
     shown = " · ".join([*facts(score), f"model {visible(score.model)}"])
     return lines + _wrap([(shown, "dim")], width, console)
 
 
-def _sentences(text: str, sentences: Sequence[Sentence], width: int, console: Console, *, colour: bool) -> list[Text]:
+def _sentences(text: str, sentences: Sequence[Sentence], width: int, console: Console, *, colour: bool, gutter: int) -> list[Text]:
     """Returns the lines of all sentences. An empty line stands where the text has two line ends between two sentences."""
     lines: list[Text] = []
     largest_sentence, largest_share = largest_shares(sentences)
+    _, largest_effect = largest_effects(sentences)
     end = len(text)
     for sentence in sentences:
         if len(_LINE_END.findall(text, end, sentence.start)) > 1:
             lines.append(Text())
         end = sentence.end
-        rows = _wrap(_shaded(text, sentence, largest_share), width, console)
+        rows = _wrap(_shaded(text, sentence, largest_share, largest_effect), width, console)
         if sentence.words and not colour:
-            rows += _wrap([(_most_attended(text, sentence.words), "")], width, console)
+            named = _strongest(text, sentence.words) if largest_effect else _most_attended(text, sentence.words)
+            rows += _wrap([(named, "")], width, console)
         lead = Text(f"{percent(sentence.attention):>5}% ").append(f"{_bar(sentence.attention / largest_sentence, 8):<8}", _BAR).append(" ")
-        lines += [(Text(" " * _GUTTER) if number else lead).append_text(row) for number, row in enumerate(rows)]
+        if gutter > _GUTTER:
+            lead.append(f"{signed(sentence.effect):>6}", _FOR if (sentence.effect or 0) >= 0 else _AGAINST).append(" ")
+        lines += [(Text(" " * gutter) if number else lead).append_text(row) for number, row in enumerate(rows)]
     return lines
 
 
-def _shaded(text: str, sentence: Sentence, largest_share: float) -> Iterator[tuple[str, str]]:
+def _shaded(text: str, sentence: Sentence, largest_share: float, largest_effect: float) -> Iterator[tuple[str, str]]:
     """Yields the sentence as pieces of text, each with its style. A tag becomes a space."""
     if sentence.words is None:
         yield TAG.sub(" ", text[sentence.start : sentence.end]), ""
@@ -100,6 +114,11 @@ def _shaded(text: str, sentence: Sentence, largest_share: float) -> Iterator[tup
         if word is None:
             yield TAG.sub(" ", piece), ""
         else:
+            if largest_effect:
+                effect = (word.effect or 0) / largest_effect
+                shades = _SHADES if effect >= 0 else _AGAINST_SHADES
+                yield piece, shades[round((len(shades) - 1) * abs(effect))]
+                continue
             share = word.attention * sentence.attention / largest_share
             yield piece, _SHADES[round((len(_SHADES) - 1) * share)]
 
@@ -107,6 +126,11 @@ def _shaded(text: str, sentence: Sentence, largest_share: float) -> Iterator[tup
 def _most_attended(text: str, words: Sequence[Word]) -> str:
     best = sorted(words, key=lambda word: -word.attention)[:3]
     return "↳ " + " · ".join(f"{visible(text[word.start : word.end])} {percent(word.attention)}%" for word in best)
+
+
+def _strongest(text: str, words: Sequence[Word]) -> str:
+    best = sorted(words, key=lambda word: -abs(word.effect or 0))[:3]
+    return "↳ " + " · ".join(f"{visible(text[word.start : word.end])} {signed(word.effect)}" for word in best)
 
 
 def _wrap(styled: Iterable[tuple[str, str]], width: int, console: Console) -> list[Text]:

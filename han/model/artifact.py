@@ -4,9 +4,12 @@
     vocab.txt          one word a line; a word's line is its id
     punkt.json         Punkt's parameters, if it was trained
     model.safetensors  the weights; any tensor may be float16 (the word vectors of a small artifact are), all load as float32
+    ngrams.safetensors the table of n-grams, if the network has one: hashes uint32 [N], weights float16 [N, K]
     metrics.json       metrics on the development split and, if it was opened, on the test split
     README.md          the model card, generated; the only file that may be edited
     SHA256SUMS         checksums of all files except the card, for `sha256sum -c`
+
+Beside the folder, NAME.test.json may hold metrics on test reviews that were measured later (see `registry.keep_test`).
 
 The logits are calibrated: the read-out was divided by the temperature before `save`. `save` and `load` refuse a model with a weight, or
 an answer to one of `GOLDEN`, that is not finite. `load` checks sizes before it reads a file, and the content against the schemas below.
@@ -24,36 +27,40 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json as parse_json
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
-from torch.overrides import TorchFunctionMode
 
 from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
-from han.model.network import HAN
-from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Encoded, Mistake
 
-FORMAT = 1
+if TYPE_CHECKING:  # a wrong path is found before torch is loaded
+    import torch
+
+    from han.model.network import HAN
+    from han.model.ngrams import NgramTable
+
+FORMAT = 2  # 1 without n-grams, which earlier versions can read
 # Beside this package. The uploaded code of a submitted job lacks it (.rayignore) and uses the package installed on its node.
 _PLACES = (Path(__file__).parents[2], *map(Path, sys.path))
 SHIPPED = next(
     (place / "han" / "pretrained" for place in _PLACES if (place / "han" / "pretrained").is_dir()), _PLACES[0] / "han/pretrained"
 )
-BEST = "best"  # models/best is the version that models/best.json names (see `model.registry`)
-_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, if there is one
+BEST = "best"  # models/best is the version that models/best.json names (see `evaluate.registry`)
+TEST = ".test.json"
+_SUMMED = ("config.json", "vocab.txt", "model.safetensors", "metrics.json")  # and punkt.json, ngrams.safetensors, if there are any
 GOLDEN = (
     "A wonderful film. I loved every minute of it, and the cast was great!",
     "The worst film I have ever seen: boring, bad and far too long. Avoid it.",
     "ok",
+)
+UNFAMILIAR_ABOVE = (
+    0.3  # share of unknown tokens; of IMDB's 2,520 development reviews the largest is 0.09, texts in other languages have 0.38 and more
 )
 _MIB = 1 << 20
 _MOST_BYTES = {  # of each file; far more than any model needs, far less than a machine has
@@ -64,6 +71,7 @@ _MOST_BYTES = {  # of each file; far more than any model needs, far less than a 
     "punkt.json": 64 * _MIB,
     "vocab.txt": 256 * _MIB,
     "model.safetensors": 16_384 * _MIB,
+    "ngrams.safetensors": 4_096 * _MIB,
 }
 _MOST_FILES = 16  # lines of SHA256SUMS
 _MOST_UNITS = 65_536  # of a layer
@@ -91,6 +99,7 @@ class _Config(BaseModel):
     embedding_size: Annotated[int, Field(ge=1, le=_MOST_UNITS)]
     labels: _Labels
     encoder: str
+    uncertain_below: _Share | None = None
     provenance: dict[str, Any]
 
 
@@ -111,6 +120,8 @@ class _Metrics(BaseModel):
 
     model_config = ConfigDict(strict=True)
     temperature: Annotated[float, Field(gt=0)] | None = None
+    uncertain_below: _Share | None = None
+    unfamiliar_above: _Share | None = None
     development: _Figures | None = None
     test: _Figures | None = None
 
@@ -136,6 +147,17 @@ class Artifact:
     provenance: dict[str, Any]
     fingerprint: str  # 16 hexadecimal digits: equal means the same answer to every text
 
+    @property
+    def uncertain_below(self) -> float | None:
+        """An answer with a lower probability is flagged as uncertain. None flags no answer."""
+        return self.metrics.get("uncertain_below")
+
+    @property
+    def unfamiliar_above(self) -> float:
+        """A text with a larger share of unknown tokens is flagged as unfamiliar."""
+        above: float | None = self.metrics.get("unfamiliar_above")
+        return UNFAMILIAR_ABOVE if above is None else above
+
 
 def save(
     folder: Path,
@@ -149,12 +171,15 @@ def save(
     """Write the artifact as a new `folder`, wholly or not at all.
 
     Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
-    `temperature`; `provenance` is any JSON. `Mistake` if the folder exists, a label is empty or repeated, or the network is not finite.
+    `temperature`, and optionally `uncertain_below` and `unfamiliar_above`; `provenance` is any JSON. `Mistake` if the folder exists, a
+    label is empty or repeated, or the network is not finite.
     """
+    from safetensors.torch import save as safetensors_bytes
+
     if folder.exists():
         raise Mistake(f"{folder} exists already: give a new folder for the artifact")
     config = {
-        "format": FORMAT,
+        "format": 1 if network.ngrams is None else FORMAT,
         "text": as_json(encoder.tokeniser.config),
         "model": as_json(network.config),
         "embedding_size": network.embedding.embedding_dim,
@@ -173,6 +198,8 @@ def save(
         if encoder.tokeniser.punkt is not None:
             _write_json(unfinished / "punkt.json", encoder.tokeniser.punkt)
         (unfinished / "model.safetensors").write_bytes(safetensors_bytes(weights))
+        if network.ngrams is not None:
+            (unfinished / "ngrams.safetensors").write_bytes(_ngrams_as_bytes(network.ngrams))
         _write_json(unfinished / "metrics.json", metrics)
         sums = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
         (unfinished / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -196,24 +223,36 @@ def load(folder: Path) -> Artifact:
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
         raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
+    ngrams = _read_ngrams(folder / "ngrams.safetensors") if "ngrams.safetensors" in sums else None
     network = _without_weights(
         from_json(ModelConfig, config["model"]),
         num_words=len(encoder.vocab),
         embedding_size=config["embedding_size"],
         num_classes=len(config["labels"]),
+        ngrams=ngrams,
     )
     weights = _read_weights(folder / "model.safetensors")
     _check_shapes(folder, network, weights)
     network.load_state_dict(weights, assign=True)
     _check_finite(folder, encoder, network.eval())
+    fingerprint = _fingerprint(sums, config)
     return Artifact(
         encoder=encoder,
         network=network.eval(),
         labels=tuple(config["labels"]),
-        metrics=figures,
+        metrics=read_test(folder, fingerprint) | figures,
         provenance=config["provenance"],
-        fingerprint=_fingerprint(sums, config),
+        fingerprint=fingerprint,
     )
+
+
+def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """`test` with the metrics in the file beside the artifact `folder`; nothing if there is no file, or if it is of another model."""
+    file = folder.parent / f"{folder.name}{TEST}"
+    if not file.is_file():
+        return {}
+    measured = read_checked(file, _Figures)
+    return {"test": measured} if measured.get("model") == fingerprint else {}
 
 
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
@@ -224,25 +263,34 @@ def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
     tokeniser, vocab = model.encoder.tokeniser, Vocab(model.encoder.vocab.words[:num_words])
     weights = model.network.state_dict()
     weights["embedding.weight"] = weights["embedding.weight"][: len(vocab)].half().float()
-    embedding_size, num_classes = model.network.embedding.embedding_dim, len(model.labels)
-    network = _without_weights(model.network.config, num_words=len(vocab), embedding_size=embedding_size, num_classes=num_classes)
+    network = _without_weights(
+        model.network.config,
+        num_words=len(vocab),
+        embedding_size=model.network.embedding.embedding_dim,
+        num_classes=len(model.labels),
+        ngrams=model.network.ngrams,
+    )
     network.load_state_dict(weights, assign=True)
     return Encoder(tokeniser.config, tokeniser.punkt, vocab), network.eval()
 
 
-def _without_weights(config: ModelConfig, **sizes: int) -> HAN:
+def _without_weights(config: ModelConfig, **sizes: Any) -> HAN:
     """A `HAN` whose parameters have shapes and no values, for weights that are assigned next."""
-    with torch.device("meta"), _NoInitialisation():
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from han.model.network import HAN
+
+    class NoInitialisation(TorchFunctionMode):
+        """Skips `torch.nn.init`: on the device "meta" it does nothing but import torch's compiler, which takes a second."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), NoInitialisation():
         return HAN(config, **sizes)
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Skips `torch.nn.init`: on the device "meta" it does nothing but import torch's compiler, which takes a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def find(model: str) -> Path:
@@ -262,6 +310,13 @@ def find(model: str) -> Path:
     if not folder.is_dir():
         raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
     raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of an artifact, without its weights."""
+    config = read_object(folder / "config.json")
+    _checked(folder / "config.json", _Labels, config.get("labels"))
+    return tuple(config["labels"])
 
 
 def resolve(model: str) -> str:
@@ -331,6 +386,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """float32 tensors, for any floating-point type in the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -341,8 +399,38 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
+def _ngrams_as_bytes(table: NgramTable) -> bytes:
+    from safetensors.numpy import save
+
+    return save({"hashes": table.hashes, "weights": table.weights.astype(np.float16)})
+
+
+def _read_ngrams(path: Path) -> NgramTable:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from han.model.ngrams import NgramTable
+
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
+    shapes = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
+    if shapes != {"hashes": ("uint32", 1), "weights": ("float16", 2)} or len(arrays["hashes"]) != len(arrays["weights"]):
+        raise Mistake(f"{path} has {shapes}: it must have hashes uint32 [N] and weights float16 [N, K]")
+    if not (arrays["hashes"][1:] > arrays["hashes"][:-1]).all():
+        raise Mistake(f"{path}: its hashes do not ascend")
+    if not np.isfinite(arrays["weights"]).all():
+        raise Mistake(f"{path}: a weight is not finite")
+    return NgramTable.of(arrays["hashes"], arrays["weights"].astype(np.float32))
+
+
 def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
     """Every weight, and the logits of the golden texts. `network` is float32, on the CPU, in eval mode."""
+    import torch
+
+    from han.model.ragged import collate
+
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise Mistake(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")
@@ -398,6 +486,7 @@ def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:
     """A hash of everything that decides an answer, without metrics and provenance."""
     deciding = {name: value for name, value in config.items() if name != "provenance"}
     parts = [json.dumps(deciding, sort_keys=True), *(sums.get(name, "") for name in ("vocab.txt", "punkt.json", "model.safetensors"))]
+    parts += [sums["ngrams.safetensors"]] if "ngrams.safetensors" in sums else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

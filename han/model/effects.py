@@ -8,7 +8,9 @@ The only part of a review has no effect (NaN), because the review without it wou
 An edit changes one element of a row (a sentence of a review, a word of a sentence). The forward states before it and the backward states
 after it do not change, so only the other half of the states is computed again, and for at most `REACH` elements on either side: the cost
 is linear in the length of the row. Rows of at most `REACH + 1` elements are exact. In longer rows, the states beyond are those of the
-unedited row.
+unedited row. On a CPU a compiled kernel computes the states, and stops where they differ by at most `SAME_STATE` from the unedited ones.
+
+Without a word, the n-grams of the two words after it are others: in a network with n-grams their inputs are computed again.
 """
 
 from __future__ import annotations
@@ -17,16 +19,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Literal, TypeAlias
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from han.model.gru import SortedRows, compiled, padded, recurrent_weights, run_in_threads
 from han.model.network import HAN, Level
+from han.model.ngrams import ORDERS
 from han.types import RaggedBatch
 
 REACH = 256  # elements on either side of an edit whose states are computed again
+FOLLOWING = ORDERS - 1  # words after an edit whose n-grams change
 EDITS_AT_ONCE = 8_192  # limits the memory: 5 kB an edit at 50 hidden units
+SAME_STATE = 1e-6  # of a unit of a state: moves an effect of the shipped model by less than 2e-6
 LARGEST_SPAN = 8  # words of a phrase in `flipping_spans`
 SUBSETS = 4_096  # sets of sentences that `flipping_sentences` tries before it becomes greedy
 
@@ -54,19 +63,28 @@ def evidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_effects(network: HAN, vectors_SD: Tensor, review_lengths: Tensor, *, reach: int = REACH) -> SentenceEffects:
+def sentence_effects(
+    network: HAN,
+    vectors_SD: Tensor,
+    review_lengths: Tensor,
+    *,
+    logits_RC: Tensor | None = None,
+    weights: CompiledWeights | None = None,
+    reach: int = REACH,
+) -> SentenceEffects:
     """The effect of every sentence of R reviews, from their sentence vectors.
 
-    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1. Equal to scoring
-    the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1` sentences.
+    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1; logits_RC: the
+    logits of the whole reviews where they are known; weights: of `network.sentences`, from `compile_weights`, where they are kept. Equal to
+    scoring the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1` sentences.
     """
-    reviews_RD, _ = network.sentences(vectors_SD, review_lengths)
-    logits_RC = network.read_out(reviews_RD)
+    rows = _Rows(network.sentences, vectors_SD, review_lengths, weights)
+    logits_RC = network.read_out(rows.vectors()) if logits_RC is None else logits_RC
     labels = logits_RC.argmax(dim=1)
     whole = evidence(logits_RC, labels)
     review_of = torch.repeat_interleave(torch.arange(len(review_lengths)), review_lengths).to(vectors_SD.device)
     places = torch.arange(len(vectors_SD), device=vectors_SD.device)
-    logits_SC = network.read_out(edited(network.sentences, vectors_SD, review_lengths, places, reach=reach))
+    logits_SC = network.read_out(_edited(rows, places, None, None, reach))
     logits_SC[review_lengths.to(vectors_SD.device)[review_of] == 1] = torch.nan
     effects = whole[review_of] - evidence(logits_SC, labels[review_of])
     sums = torch.zeros_like(whole).index_add(0, review_of, effects)
@@ -102,33 +120,53 @@ def word_effects(network: HAN, batch: RaggedBatch, *, method: WordMethod = "leav
 
 @torch.no_grad()
 def edited(
-    level: Level, inputs_TE: Tensor, lengths: Tensor, places: Tensor, replacements: Tensor | None = None, *, reach: int = REACH
+    level: Level,
+    inputs_TE: Tensor,
+    lengths: Tensor,
+    places: Tensor,
+    replacements: Tensor | None = None,
+    *,
+    following: Tensor | None = None,
+    reach: int = REACH,
 ) -> Tensor:
     """The vectors [N, size] of N edited rows. Edit n takes element `places[n]` out of its row, or puts `replacements[n]` in its place.
 
-    inputs_TE and lengths: the rows, as for `Level.forward`; places: int64 [N], indices into inputs_TE; replacements: [N, E]. A row
+    inputs_TE and lengths: the rows, as for `Level.forward`; places: int64 [N], indices into inputs_TE; replacements: [N, E]. following:
+    [N, FOLLOWING, E], new inputs of the elements after the one that is taken out; those beyond the end of the row are ignored. A row
     whose only element is taken out has the vector 0.
     """
-    rows = _Rows(level, inputs_TE, lengths)
+    return _edited(_Rows(level, inputs_TE, lengths), places, replacements, following, reach)
+
+
+def _edited(rows: _Rows, places: Tensor, replacements: Tensor | None, following: Tensor | None, reach: int) -> Tensor:
     parts = [slice(first, first + EDITS_AT_ONCE) for first in range(0, len(places), EDITS_AT_ONCE)]
-    vectors = [rows.edit(places[part], None if replacements is None else replacements[part], reach) for part in parts]
-    return torch.cat(vectors) if vectors else inputs_TE.new_empty(0, level.size)
+    vectors = [rows.edit(places[part], _part(replacements, part), _part(following, part), reach) for part in parts]
+    return torch.cat(vectors) if vectors else rows.inputs.new_empty(0, rows.level.size)
+
+
+def _part(inputs: Tensor | None, part: slice) -> Tensor | None:
+    return None if inputs is None else inputs[part]
 
 
 class _Rows:
     """States, attention scores and sums of the unedited rows, which all edits of them share."""
 
-    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor) -> None:
+    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights | None = None) -> None:
         self.level, self.inputs = level, inputs_TE
         device = inputs_TE.device
-        ends = torch.cumsum(lengths, 0)
-        self.first = torch.repeat_interleave(ends - lengths, lengths).to(device)  # [T], of the element's row
-        self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
-        self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
+        self.ends = torch.cumsum(lengths, 0)
+        self.first = torch.repeat_interleave(self.ends - lengths, lengths).to(device)  # [T], of the element's row
+        self.last = torch.repeat_interleave(self.ends - 1, lengths).to(device)
+        weights = weights or compile_weights(level)
+        self.compiled = _CompiledRows(level, inputs_TE, lengths, weights) if weights is not None else None
+        if self.compiled is not None:
+            self.states, scores = self.compiled.states, self.compiled.scores
+        else:
+            self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
+            scores = torch.tanh(level.attention(self.states)) @ level.context
         self.hidden = self.states.shape[1] // 2
-        if level.gru is not None:
+        if level.gru is not None and self.compiled is None:
             ways = (slice(0, self.hidden), slice(self.hidden, None))
-            self.weights = [(weight.T, bias) for weight, bias in zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True)]
             # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
             self.attention = [level.attention.weight[:, way].T for way in ways]
             projected = torch.split(level.gru.project(inputs_TE), 3 * self.hidden, dim=1)
@@ -136,36 +174,67 @@ class _Rows:
             scored = [torch.addmm(level.attention.bias, other, self.attention[1 - way]) for way, other in enumerate(others)]
             # What a step of each direction reads of an element, side by side, because most of the time goes into reading it.
             self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
-        scores = torch.tanh(level.attention(self.states)) @ level.context
+        if level.gru is not None:
+            self.weights = [(weight.T, bias) for weight, bias in zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True)]
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
         self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
-        weights = torch.exp(scores.double() - self.shift)
-        self.mass = torch.cat([weights[:, None] * self.states, weights[:, None]], dim=1)  # float64 [T, size + 1]
+        shares = torch.exp(scores.double() - self.shift)
+        self.mass = torch.cat([shares[:, None] * self.states, shares[:, None]], dim=1)  # float64 [T, size + 1]
         self.sums = torch.cat([self.mass.new_zeros(1, self.mass.shape[1]), torch.cumsum(self.mass, 0)])
+
+    def vectors(self) -> Tensor:
+        """The vectors [rows, size] of the unedited rows."""
+        starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
+        return self._vectors(self.sums[self.ends.to(self.inputs.device)] - self.sums[starts.to(self.inputs.device)])
 
     def half(self, way: int) -> Tensor:
         """States [T, H] of the forward (0) or the backward (1) direction."""
         return self.states[:, way * self.hidden : (way + 1) * self.hidden]
 
-    def edit(self, places: Tensor, replacements: Tensor | None, reach: int) -> Tensor:
+    def edit(self, places: Tensor, replacements: Tensor | None, following: Tensor | None, reach: int) -> Tensor:
         first, last = self.first[places], self.last[places]
         if self.level.gru is None:
             mass = self.sums[last + 1] - self.sums[first] - self.mass[places]
             if replacements is not None:
                 mass += self._weighed(replacements, torch.tanh(self.level.attention(replacements)) @ self.level.context, places)
             return self._vectors(mass)
-        low, high = torch.maximum(places - reach, first), torch.minimum(places + reach, last)
-        mass = self.sums[low] - self.sums[first] + self.sums[last + 1] - self.sums[high + 1]
+        if self.compiled is not None and replacements is None and following is None:
+            return self._vectors(self.compiled.without((places, places), [], self, reach))
+        end = places if following is None else torch.minimum(places + FOLLOWING, last)  # of what changes its input
+        mass = self.mass.new_zeros(len(places), self.mass.shape[1])
         starts = [self._before(way, places) for way in (0, 1)]
         if replacements is not None:
             projected = torch.split(self.level.gru.project(replacements), 3 * self.hidden, dim=1)
             starts = [self._step(way, inputs, state) for way, (inputs, state) in enumerate(zip(projected, starts, strict=True))]
             states = torch.cat(starts, dim=1)
             mass += self._weighed(states, torch.tanh(self.level.attention(states)) @ self.level.context, places)
-        self._run(0, starts[0], places, high - places, mass)
+        if following is not None:
+            starts = self._follow(following, places, end, starts[0], mass)
+        if self.compiled is not None:
+            return self._vectors(mass + self.compiled.without((end, places), starts, self, reach))
+        low = torch.maximum(places - reach, first)
+        high = torch.maximum(torch.minimum(places + reach, last), end)
+        mass += self.sums[low] - self.sums[first] + self.sums[last + 1] - self.sums[high + 1]
+        self._run(0, starts[0], end, high - end, mass)
         self._run(1, starts[1], places, places - low, mass)
         return self._vectors(mass)
+
+    def _follow(self, following: Tensor, places: Tensor, end: Tensor, state: Tensor, mass: Tensor) -> list[Tensor]:
+        """Add the elements after an edit to `mass`, with their new inputs. Returns the states [N, H] that leave them in both directions."""
+        assert self.level.gru is not None  # noqa: S101
+        projected = [torch.split(self.level.gru.project(new), 3 * self.hidden, dim=1) for new in following.unbind(1)]
+        exists = [(places + number <= end)[:, None] for number in range(1, FOLLOWING + 1)]
+        forwards, backwards = [state], [self._before(1, end)]
+        for number in range(FOLLOWING):
+            forwards.append(torch.where(exists[number], self._step(0, projected[number][0], forwards[-1]), forwards[-1]))
+        for number in reversed(range(FOLLOWING)):
+            backwards.append(torch.where(exists[number], self._step(1, projected[number][1], backwards[-1]), backwards[-1]))
+        for number in range(FOLLOWING):
+            states = torch.cat([forwards[number + 1], backwards[FOLLOWING - number]], dim=1)
+            scores = torch.tanh(self.level.attention(states)) @ self.level.context
+            mass += self._weighed(states, scores, places) * exists[number]
+        return [forwards[-1], backwards[-1]]
 
     def _before(self, way: int, places: Tensor) -> Tensor:
         """The state [N, H] that reaches each place in this direction: 0 at the end of a row."""
@@ -215,6 +284,73 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledWeights:
+    """The weights of a `Level` with a GRU, laid out for the kernels."""
+
+    kernels: ModuleType
+    width: int  # elements of a SIMD vector
+    recurrent: tuple[NDArray[Any], NDArray[Any]]  # as `gru.recurrent_weights` returns them
+    attention: NDArray[Any]  # [2, H, Ap], the parts of the two directions
+    bias: NDArray[Any]  # [Ap]
+    context: NDArray[Any]  # [Ap]
+
+
+def compile_weights(level: Level) -> CompiledWeights | None:
+    """The weights of a level as they are now; None on a GPU, without a GRU or without the compiled kernels."""
+    kernels, dtype = compiled(), level.context.dtype
+    if kernels is None or level.gru is None or level.context.is_cuda or dtype not in (torch.float32, torch.float64):
+        return None
+    width = kernels.WIDTH[level.context.detach().numpy().dtype]
+    parts = (level.attention.weight.T, level.attention.bias, level.context)
+    weight, bias, context = (padded(part.detach().numpy(), width) for part in parts)
+    return CompiledWeights(
+        kernels=kernels,
+        width=width,
+        recurrent=recurrent_weights(level.gru.both_ways("weight_hh"), level.gru.both_ways("bias_hh"), width),
+        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
+        attention=weight.reshape(2, level.size // 2, -1),
+        bias=bias,
+        context=context,
+    )
+
+
+class _CompiledRows:
+    """The states of the unedited rows, and the sums of edited ones, from the compiled kernels."""
+
+    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights) -> None:
+        assert level.gru is not None  # noqa: S101 - `compile_weights` has checked it
+        self._weights = weights
+        self._projected = level.gru.project(inputs_TE).numpy().ravel()
+        total, hidden = len(inputs_TE), level.size // 2
+        states = np.zeros((total + 2) * 2 * hidden, self._projected.dtype)
+        rows = SortedRows.of(lengths)
+        arguments = (self._projected, rows.starts, rows.lengths, *weights.recurrent, weights.width)
+        run_in_threads(weights.kernels.forward, total, *arguments, after=(states, np.empty(0, states.dtype)))
+        self._states = states[: total * 2 * hidden].reshape(total, 2 * hidden)
+        self.states = torch.from_numpy(self._states)  # [T, 2H]
+        forward, backward = (self.states.view(total, 2, hidden)[:, way] @ torch.from_numpy(weights.attention[way]) for way in (0, 1))
+        backward += torch.from_numpy(weights.bias)
+        self.scores = torch.tanh(forward + backward) @ torch.from_numpy(weights.context)  # [T]
+        forward += torch.from_numpy(weights.bias)
+        self._scored = torch.stack([backward, forward]).numpy().reshape(2, -1)
+
+    def without(self, places: tuple[Tensor, Tensor], starts: Sequence[Tensor], rows: _Rows, reach: int) -> Tensor:
+        """Sums, float64 [N, size + 1], of the elements beyond the places, in both directions.
+
+        places: for both directions the last element [N] whose state is known; starts: the state [N, H] that it leaves; none if the element
+        is taken out.
+        """
+        begin = torch.stack(list(starts)).numpy() if starts else np.empty((2, 0, rows.hidden), self._states.dtype)
+        sums = np.zeros((len(places[0]), rows.sums.shape[1]))
+        arrays = (self._projected, self._states, self._scored, rows.shift.numpy(), rows.sums.numpy())
+        kept = self._weights
+        weights = (*kept.recurrent, kept.attention, kept.context, kept.width)
+        edits = (rows.first.numpy(), rows.last.numpy(), torch.stack(places).numpy(), begin, reach, SAME_STATE)
+        run_in_threads(kept.kernels.run_edits, 10 * len(places[0]), *arrays, *weights, *edits, after=(sums,))
+        return torch.from_numpy(sums)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
     """One forward pass, and how the evidence of each review changes with its sentence vectors."""
 
@@ -229,7 +365,7 @@ class _Pass:
 
 def _pass(network: HAN, batch: RaggedBatch) -> _Pass:
     with torch.no_grad():
-        word_vectors = network.embedding(batch.token_ids)
+        word_vectors = network.word_vectors(batch)
         sentence_vectors, _ = network.words(word_vectors, batch.sentence_lengths)
     sentence_vectors = sentence_vectors.detach().requires_grad_()
     with torch.enable_grad():
@@ -253,7 +389,8 @@ def _pass(network: HAN, batch: RaggedBatch) -> _Pass:
 def _left_out(network: HAN, batch: RaggedBatch) -> Tensor:
     whole = _pass(network, batch)
     places = torch.arange(len(batch.token_ids), device=batch.token_ids.device)
-    without = edited(network.words, whole.word_vectors, batch.sentence_lengths, places)
+    following = _following(network, batch) if network.ngrams is not None else None
+    without = edited(network.words, whole.word_vectors, batch.sentence_lengths, places, following=following)
     sentence_of, review_of = whole.sentence_of, whole.review_of[whole.sentence_of]
     arguments = (network.sentences, whole.sentence_vectors, batch.review_lengths)
     logits = network.read_out(edited(*arguments, sentence_of, without))
@@ -262,6 +399,24 @@ def _left_out(network: HAN, batch: RaggedBatch) -> Tensor:
         logits[only_word] = network.read_out(edited(*arguments, sentence_of[only_word]))
         logits[only_word & (batch.review_lengths.to(places.device) == 1)[review_of]] = torch.nan
     return whole.evidence[review_of] - evidence(logits, whole.labels[review_of])
+
+
+def _following(network: HAN, batch: RaggedBatch) -> Tensor:
+    """The inputs [T, FOLLOWING, E] of the words after each word, if that word is taken out; 0 beyond the end of the sentence."""
+    ends = torch.cumsum(batch.sentence_lengths, 0)
+    last = torch.repeat_interleave(ends, batch.sentence_lengths)[:, None] - 1
+    first = last + 1 - torch.repeat_interleave(batch.sentence_lengths, batch.sentence_lengths)[:, None]
+    # An n-gram has at most ORDERS words, so FOLLOWING words before the gap and as many after it decide.
+    around = torch.cat([torch.arange(-FOLLOWING, 0), torch.arange(1, FOLLOWING + 1)])
+    near = torch.arange(len(last))[:, None] + around
+    exists = (near >= first) & (near <= last)
+    lengths = exists.sum(1)
+    token_ids = batch.token_ids[near[exists].to(batch.token_ids.device)]
+    whole = RaggedBatch(token_ids=token_ids, sentence_lengths=lengths[lengths > 0], review_lengths=torch.ones(1, dtype=torch.int64))
+    inputs = network.word_vectors(whole)
+    found = inputs.new_zeros(*near.shape, inputs.shape[1])
+    found[exists.to(inputs.device)] = inputs
+    return found[:, FOLLOWING:]
 
 
 @torch.no_grad()
@@ -285,7 +440,7 @@ def _attention_share(network: HAN, batch: RaggedBatch) -> Tensor:
 def _integrated_gradients(network: HAN, batch: RaggedBatch, *, steps: int, at_end: bool) -> Tensor:
     """Mean gradient on the straight line from zero vectors to the word vectors, at the middle of each step, times the word vectors."""
     with torch.no_grad():
-        word_vectors = network.embedding(batch.token_ids)
+        word_vectors = network.word_vectors(batch)
         labels = network(batch).logits.argmax(dim=1)
     total = torch.zeros_like(word_vectors)
     for step in range(steps):
@@ -406,7 +561,12 @@ def _without_spans(network: HAN, batch: RaggedBatch, whole: _Pass, spans: list[t
     offsets = torch.arange(int(shorter.sum())) - torch.repeat_interleave(torch.cumsum(shorter, 0) - shorter, shorter)
     places = torch.repeat_interleave(firsts, shorter) + offsets
     places += size * (places >= torch.repeat_interleave(starts, shorter))
-    vectors, _ = network.words(whole.word_vectors[places.to(whole.word_vectors.device)], shorter)
+    places = places.to(whole.word_vectors.device)
+    if network.ngrams is None:
+        inputs = whole.word_vectors[places]
+    else:
+        inputs = network.word_vectors(RaggedBatch(token_ids=batch.token_ids[places], sentence_lengths=shorter, review_lengths=shorter))
+    vectors, _ = network.words(inputs, shorter)
     place = sentences.to(vectors.device)
     logits: Tensor = network.read_out(edited(network.sentences, whole.sentence_vectors, batch.review_lengths, place, vectors))
     return logits

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 _FEATURES = llvm.get_host_cpu_features()
 _REGISTER_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
 _HAS_RECIPROCAL = bool(_FEATURES.get("avx512f"))
+_STEPS_BETWEEN_CHECKS = 8  # of whether an edited state has become the unedited one: the check costs as much as a tenth of a step
 # Three gates of 8 rows and the operands fit into 32 registers; AVX2 has 16.
 ROWS = 4 if _REGISTER_BYTES == 32 else 8
 WIDTH = {np.dtype(np.float32): _REGISTER_BYTES // 4, np.dtype(np.float64): _REGISTER_BYTES // 8}  # elements of one SIMD vector
@@ -378,11 +379,13 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def infer(  # type: ignore[no-untyped-def]
-    table, ids, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers, vectors, shares
-):
+    table, ids, added, added_rows, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers,
+    vectors, shares,
+):  # fmt: skip
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
-    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; starts, lengths: [rows], sorted longest first;
+    table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; added: [T, F] and added_rows: [F, 6H], whose
+    product is added to the tokens' rows, or empty; starts, lengths: [rows], sorted longest first;
     weights [2, H, 3Hp], bias [2, 3Hp], attention [2H, Ap], attention_bias [Ap], context [Ap], padded to whole SIMD vectors; rows: the
     number of each sorted row in `vectors`. Fills vectors [rows, 2H] and shares [T], in the order of the tokens.
     """
@@ -394,19 +397,47 @@ def infer(  # type: ignore[no-untyped-def]
     scores = np.zeros(ROWS * longest + ROWS, table.dtype)
     at = np.zeros((4, ROWS), np.int64)
     scratch = np.zeros(ROWS, np.int64)
+    inputs = np.empty(ROWS * longest * 6 * hidden if added.shape[1] > 0 else 0, table.dtype)
+    in_order = np.arange(ROWS * longest)
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         end = min(group + ROWS, len(lengths))
         used = 0
         for row in range(group, end):
             scratch[row - group] = used
             used += lengths[row]
-        _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
+        if added.shape[1] > 0:
+            _add_inputs(table, ids, added, added_rows, starts[group:end], lengths[group:end], inputs)
+            _run_group(
+                inputs, in_order, scratch[: end - group], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at
+            )
+        else:
+            _run_group(table, ids, starts[group:end], lengths[group:end], weights, bias, states, scratch, kept, hidden, width, at)
         for first in range(0, used, ROWS):
             for row in range(ROWS):
                 at[0, row] = min(first + row, used - 1) * depth
             _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)  # type: ignore[call-arg]
         for row in range(group, end):
             _weigh(states, scores, scratch[row - group], lengths[row], depth, vectors[rows[row]], shares[starts[row] :])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_inputs(table, ids, added, added_rows, starts, lengths, inputs):  # type: ignore[no-untyped-def]
+    """The inputs of one group's tokens, row after row: table[id] + added @ added_rows."""
+    num_added, size = added_rows.shape
+    place = 0
+    for row in range(len(starts)):
+        for token in range(starts[row], starts[row] + lengths[row]):
+            summed = inputs[place : place + size]
+            of_word = table[ids[token] * size : (ids[token] + 1) * size]
+            for unit in range(size):
+                summed[unit] = of_word[unit]
+            for number in range(num_added):
+                factor = added[token, number]
+                if factor != 0:
+                    line = added_rows[number]
+                    for unit in range(size):
+                        summed[unit] += factor * line[unit]
+            place += size
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -477,3 +508,185 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
                     )  # fmt: skip
                 if step > 0:
                     _add_product(products, weights[way], carried, 3 * hidden, padded)  # type: ignore[call-arg]
+
+
+@intrinsic
+def _scores_from(typing: Any, states: Any, at: Any, weights: Any, start: Any, start_at: Any, context_vector: Any, out: Any, depth: Any,
+                 size: Any) -> Any:  # fmt: skip
+    """out[row] = c . tanh(W h + start) of ROWS states, each with its own start [size]; the other arguments are those of `_scores`."""
+    signature = types.void(states, at, weights, start, start_at, context_vector, out, depth, size)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        arguments = _Arguments(context, builder, signature, values)
+        emit, int64 = arguments.emit, ir.IntType(64)
+        states, at, weights, start, start_at, context_vector, out, depth, size = arguments.parts
+        rows = [emit.at(states, offset) for offset in arguments.offsets(at)]
+        starts = [emit.at(start, offset) for offset in arguments.offsets(start_at)]
+        totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]  # type: ignore[no-untyped-call]
+        count = builder.sdiv(size, ir.Constant(int64, emit.width))
+
+        def part(first: ir.Value, num_columns: int) -> None:
+            columns = [builder.add(first, ir.Constant(int64, number * emit.width)) for number in range(num_columns)]
+            begin = [emit.load(row, column) for row in starts for column in columns]
+            sums = emit.product(rows, weights, columns, size, depth, begin)
+            factors = [emit.load(context_vector, column) for column in columns]
+            for row, total in enumerate(totals):
+                value = builder.load(total)
+                for place, factor in enumerate(factors):
+                    value = emit.fma(emit.tanh(sums[row * num_columns + place]), factor, value)
+                builder.store(value, total)
+
+        for total in totals:
+            builder.store(emit.constant(0.0), total)
+        threes = builder.sdiv(count, ir.Constant(int64, 3))
+        with cgutils.for_range(builder, threes) as loop:
+            part(builder.mul(loop.index, ir.Constant(int64, 3 * emit.width)), 3)
+        with cgutils.for_range(builder, count, start=builder.mul(threes, ir.Constant(int64, 3))) as loop:
+            part(builder.mul(loop.index, ir.Constant(int64, emit.width)), 1)
+        for row, total in enumerate(totals):
+            builder.store(emit.total(builder.load(total)), emit.at(out, ir.Constant(int64, row)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def run_edits(  # type: ignore[no-untyped-def]
+    table, states, scored, shifts, running, weights, bias, attention, context, width, firsts, lasts, places, begin, reach, tolerance,
+    worker, num_workers, sums,
+):  # fmt: skip
+    """The sums of rows of which one element each is left out: the elements that follow it, in both directions, have new states.
+
+    table: [T * 6H], W_ih x + b_ih of both directions; states: [T, 2H], of the unedited rows; scored: [2, T * Ap], the attention of
+    an element before its tanh without the part of this direction's state; shifts: float64 [T]; running: float64 [T + 1, 2H + 1], sums
+    of the unedited elements; weights, bias and context: as for `infer`; attention: [2, H, Ap]; firsts and lasts: int64 [T], of the
+    element's row; places: int64 [2, N], the elements of each direction; begin: [2, N, H], the state that each direction leaves at the
+    place, or [2, 0, H] if the state before it stays. A run ends after `reach` elements, or once no unit of its state differs by more
+    than `tolerance` from the unedited one: the other elements are then the unedited ones. A group of ROWS edits runs at once; an edit
+    that ends is replaced by the next one. Adds to sums, float64 [N, 2H + 1].
+    """
+    hidden, stride = weights.shape[1], weights.shape[2]
+    size = attention.shape[2]
+    first_edit = places.shape[1] * worker // num_workers
+    end_edit = places.shape[1] * (worker + 1) // num_workers
+    # The state of each row of the group before and after the step; the two change places after each step.
+    buffer = np.zeros(2 * ROWS * hidden, table.dtype)
+    scores = np.zeros(ROWS, table.dtype)
+    x, before, after, kept_at, start_at = np.zeros((5, ROWS), np.int64)
+    edits, steps = np.zeros((2, ROWS), np.int64)
+    kept = np.zeros(0, table.dtype)
+    for way in range(2):
+        sign = 1 - 2 * way
+        own, other = way * hidden, (1 - way) * hidden
+        ends = lasts if way == 0 else firsts
+        following = first_edit
+        num_alive = 0
+        for row in range(ROWS):
+            edits[row] = -1
+            before[row] = 2 * row * hidden
+            after[row] = before[row] + hidden
+        while True:
+            for row in range(ROWS):
+                while edits[row] < 0 and following < end_edit:
+                    place = places[way, following]
+                    if place != ends[place] and reach > 0:
+                        edits[row], steps[row] = following, 0
+                        _begin(buffer[before[row] : before[row] + hidden], states, begin, following, place, firsts, lasts, way)
+                        num_alive += 1
+                    elif place != ends[place]:
+                        sums[following] += _rest(running, place, ends[place], way)
+                    following += 1
+                if edits[row] >= 0:
+                    steps[row] += 1
+                    place = places[way, edits[row]] + sign * steps[row]
+                    x[row] = place * 6 * hidden + way * 3 * hidden
+                    start_at[row] = place * size
+            if num_alive == 0:
+                break
+            for first in range(0, hidden, width):
+                _cell(table, x, buffer, before, after, weights[way], bias[way], kept, kept_at, first, hidden, stride)  # type: ignore[call-arg]
+            _scores_from(buffer, after, attention[way], scored[way], start_at, context, scores, hidden, size)  # type: ignore[call-arg]
+            for row in range(ROWS):
+                edit = edits[row]
+                if edit >= 0:
+                    place = places[way, edit] + sign * steps[row]
+                    weight = math.exp(scores[row] - shifts[place])
+                    _add_element(buffer[after[row] : after[row] + hidden], weight, sums[edit, own : own + hidden])
+                    _add_element(states[place, other : other + hidden], weight, sums[edit, other : other + hidden])
+                    sums[edit, 2 * hidden] += weight
+                    is_last = place == ends[place] or steps[row] == reach
+                    if not is_last and steps[row] % _STEPS_BETWEEN_CHECKS == 0:
+                        unedited = states[place, own : own + hidden]
+                        is_last = _largest_change(buffer[after[row] : after[row] + hidden], unedited) <= tolerance
+                    if is_last:
+                        sums[edit] += _rest(running, place, ends[place], way)
+                        edits[row] = -1
+                        num_alive -= 1
+                before[row], after[row] = after[row], before[row]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _begin(state, states, begin, edit, place, firsts, lasts, way):  # type: ignore[no-untyped-def]
+    """Fills `state` [H] with the state that this direction leaves at the edited place: 0 at the end of a row."""
+    hidden = len(state)
+    if begin.shape[1]:
+        state[:] = begin[way, edit]
+    elif place == (firsts[place] if way == 0 else lasts[place]):
+        state[:] = 0
+    else:
+        state[:] = states[place + 2 * way - 1, way * hidden : (way + 1) * hidden]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rest(running, place, end, way):  # type: ignore[no-untyped-def]
+    """The sum of the unedited elements beyond `place` in this direction, up to the end of the row."""
+    return running[end + 1] - running[place + 1] if way == 0 else running[place] - running[end]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_element(state, weight, total):  # type: ignore[no-untyped-def]
+    for unit in range(len(total)):
+        total[unit] += weight * state[unit]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _largest_change(state, unedited):  # type: ignore[no-untyped-def]
+    largest = abs(state[0] - unedited[0])
+    for unit in range(1, len(state)):
+        largest = max(largest, abs(state[unit] - unedited[unit]))
+    return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mix(value):  # type: ignore[no-untyped-def]
+    """SplitMix64, as `ngrams._mix`."""
+    value += np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, inputs):  # type: ignore[no-untyped-def]
+    """Fills inputs float32 [T, orders * K] with the weights of the n-grams that end at each token (see `ngrams.NgramTable`)."""
+    num_columns = weights.shape[1]
+    orders = inputs.shape[1] // num_columns
+    inputs[:] = 0
+    first = 0
+    for length in sentence_lengths:
+        for last in range(first, first + length):
+            mixed = np.uint64(0)
+            for order in range(min(orders, last - first + 1)):
+                word = token_ids[last - order]
+                if word == 0:
+                    break
+                mixed = _mix(mixed + np.uint64(word))
+                wanted = np.uint32(max(mixed >> np.uint64(32), np.uint64(1)))
+                bucket = wanted >> np.uint32(16)
+                for place in range(bucket_starts[bucket], bucket_starts[bucket + 1]):
+                    if hashes[place] >= wanted:
+                        if hashes[place] == wanted:
+                            for column in range(num_columns):
+                                inputs[last, order * num_columns + column] = weights[place, column]
+                        break
+        first += length

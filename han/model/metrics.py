@@ -18,6 +18,8 @@ Int64s: TypeAlias = NDArray[np.int64]
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4
 LENGTH_SLICES = 10
+COVERAGE_STEPS = 20
+FEW_REVIEWS = 200  # with fewer, the 95% interval of an accuracy of 90% is wider than 85% to 93%
 _Z_95 = 1.959963984540054  # standard normal, two-sided 95%
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)  # a float32 softmax may round to 0; its logarithm stays finite
 _BETA_BOUNDS = (0.01, 100.0)  # of 1 / temperature
@@ -33,7 +35,8 @@ def measure(
 ) -> dict[str, Any]:
     """Every figure, ready for JSON, of `probabilities` float [R, C] against `labels` int [R], R >= 1.
 
-    `f1` is the macro mean over the classes that occur, for two classes as well; `f1_by_label` has each class's own. `log_loss` is in
+    `majority` is the accuracy of always answering the most frequent label. `f1` is the macro mean over the classes that occur, for two
+    classes as well; `f1_by_label`, `precision_by_label` and `recall_by_label` have the values of each class. `log_loss` is in
     nats, `brier` is the squared error summed over classes (0 to 2), `expected_calibration_error` is of the answer's probability.
     `num_tokens` int [R] adds accuracy by tenths of the length, `ratings` float [R] (NaN is unknown) adds accuracy by stars.
     """
@@ -45,8 +48,12 @@ def measure(
         "num_reviews": sums.num_reviews,
         "accuracy": sums.accuracy,
         "accuracy_interval": list(wilson(sums.num_correct, sums.num_reviews)),
+        "majority": _majority(sums, label_names),
         "f1": sums.macro_f1,
-        "f1_by_label": {name: value for name, value in zip(label_names, sums.f1, strict=True) if value is not None},
+        **{
+            f"{name}_by_label": {label: value for label, value in zip(label_names, values, strict=True) if value is not None}
+            for name, values in (("f1", sums.f1), ("precision", sums.precision), ("recall", sums.recall))
+        },
         "auc": auc(shares, truth),
         "log_loss": sums.log_loss / sums.num_reviews,
         "brier": sums.squared_error / sums.num_reviews,
@@ -102,8 +109,34 @@ class Sums:
         return [float(above / below) if below else None for above, below in zip(numerators, denominators, strict=True)]
 
     @property
+    def precision(self) -> list[float | None]:
+        """One for each class: TP / (TP + FP); None for a class that is never the answer."""
+        return _shares(np.diagonal(self.confusion), self.confusion.sum(axis=0))
+
+    @property
+    def recall(self) -> list[float | None]:
+        """One for each class: TP / (TP + FN); None for a class that no review has."""
+        return _shares(np.diagonal(self.confusion), self.confusion.sum(axis=1))
+
+    @property
     def macro_f1(self) -> float:
         return float(np.mean([value for value in self.f1 if value is not None]))
+
+
+def doubts(figures: dict[str, Any]) -> list[str]:
+    """Reasons, as sentences, why figures of `measure` say little: few reviews, or an accuracy that does not beat the majority class."""
+    found = []
+    low, high = figures["accuracy_interval"]
+    if figures["num_reviews"] < FEW_REVIEWS:
+        found.append(f"{figures['num_reviews']:,} labelled reviews are few: the 95% interval of the accuracy is {low:.1%} to {high:.1%}.")
+    majority = figures["majority"]
+    if low <= majority["accuracy"]:
+        clearly = "clearly " if figures["accuracy"] > majority["accuracy"] else ""
+        found.append(
+            f"The accuracy of {figures['accuracy']:.2%} does not {clearly}beat the majority class: "
+            f"always answering {majority['label']} is right in {majority['accuracy']:.2%}."
+        )
+    return found
 
 
 def count(probabilities: Float64s, labels: Int64s) -> Sums:
@@ -163,10 +196,39 @@ def calibration_error(confidence: Float64s, correct: NDArray[np.bool_]) -> float
     Bins of equal mass, because most answers are near certain and bins of equal width would leave most of them empty. Equal confidences
     fall into one bin, so the order of the reviews does not matter.
     """
-    edges = np.unique(np.quantile(confidence, np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS))
-    bins = np.searchsorted(edges, confidence, side="left")
-    gaps = np.bincount(bins, weights=correct - confidence)
+    gaps = np.bincount(_equal_bins(confidence), weights=correct - confidence)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def calibration_curve(confidence: Float64s, correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """The bins of `calibration_error`, the least confident first: reviews, mean confidence, accuracy and its 95% interval."""
+    bins = _equal_bins(confidence)
+    return [{"confidence": float(confidence[bins == each].mean()), **_slice(correct[bins == each])} for each in np.unique(bins)]
+
+
+def accuracy_at_coverage(confidence: Float64s, correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Accuracy of the most confident 5, 10, ... 100% of the reviews, and the lowest confidence among them."""
+    order = np.argsort(-confidence, kind="stable")
+    rows = []
+    for step in range(1, COVERAGE_STEPS + 1):
+        kept = order[: max(1, round(len(order) * step / COVERAGE_STEPS))]
+        rows.append({"coverage": step / COVERAGE_STEPS, "least_confidence": float(confidence[kept[-1]]), **_slice(correct[kept])})
+    return rows
+
+
+def _equal_bins(confidence: Float64s) -> NDArray[np.int64]:
+    """The bin of each review [R], of equally many reviews."""
+    edges = np.unique(np.quantile(confidence, np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS))
+    return np.searchsorted(edges, confidence, side="left")
+
+
+def _majority(sums: Sums, label_names: Sequence[str]) -> dict[str, Any]:
+    of_labels = sums.confusion.sum(axis=1)
+    return {"label": label_names[int(of_labels.argmax())], "accuracy": float(of_labels.max() / sums.num_reviews)}
+
+
+def _shares(above: Int64s, below: Int64s) -> list[float | None]:
+    return [float(one / other) if other else None for one, other in zip(above, below, strict=True)]
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:

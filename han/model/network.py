@@ -2,6 +2,9 @@
 
 Two levels of the same shape: words make a sentence vector, sentences make a review vector. Each is a bidirectional GRU and an attention
 (equations 5 to 7 for words, 8 to 10 for sentences). The read-out is linear, so a logit is a sum of signed shares of the sentences.
+
+A network may have a table of n-grams (see `ngrams`). Then the input of a token is its word vector plus a projection of the weights of the
+n-grams that end at it. n-grams do not cross sentences, and the two attentions remain the only way to the logits.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from torch.nn import functional
 
 from han.config import ModelConfig
 from han.model.gru import RaggedGRU, SortedRows, compiled, padded, recurrent_weights, run_in_threads
-from han.types import Attention, RaggedBatch
+from han.model.ngrams import NgramTable
+from han.types import Attention, Float32s, RaggedBatch
 
 # Beyond this size of the folded table the words of each batch are projected instead: hidden 50 and 60,000 words need 72 MB.
 FOLDED_BYTES = 400_000_000
@@ -25,9 +29,12 @@ FOLDED_BYTES = 400_000_000
 class HAN(nn.Module):
     """The network: logits and both attentions of reviews of any lengths."""
 
-    def __init__(self, config: ModelConfig, *, num_words: int, embedding_size: int, num_classes: int) -> None:
+    def __init__(
+        self, config: ModelConfig, *, num_words: int, embedding_size: int, num_classes: int, ngrams: NgramTable | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self.ngrams = ngrams
         # Sparse: a step's gradient is as large as its words, not as the vocabulary.
         self.embedding = nn.Embedding(num_words, embedding_size, sparse=True)
         self.words = Level(embedding_size, config.word_hidden, config.word_attention)
@@ -36,14 +43,24 @@ class HAN(nn.Module):
         self.read_out = nn.Linear(self.sentences.size, num_classes)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.dropout = nn.Dropout(config.dropout)
+        # Starts at 0: the first answers are those of a network without n-grams.
+        self.ngram_projection = nn.Parameter(torch.zeros(ngrams.num_inputs, embedding_size)) if ngrams is not None else None
 
     def forward(self, batch: RaggedBatch) -> Attention:
         """Logits [R, C], word attention [T], sentence attention [S] of a batch whose token ids lie on this network's device."""
-        embedded_TE = self._dropped(self.embedding(batch.token_ids), batch.sentence_lengths)
+        embedded_TE = self._dropped(self.word_vectors(batch), batch.sentence_lengths)
         sentences_SD, word_attention = self.words(embedded_TE, batch.sentence_lengths)
         reviews_RD, sentence_attention = self.sentences(self.dropout(sentences_SD), batch.review_lengths)
         logits = self.read_out(self.dropout(reviews_RD))
-        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention)
+        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=sentences_SD)
+
+    def word_vectors(self, batch: RaggedBatch) -> Tensor:
+        """The input [T, E] of every token: its word vector, plus the projected weights of its n-grams if there is a table."""
+        vectors_TE: Tensor = self.embedding(batch.token_ids)
+        if self.ngrams is None or self.ngram_projection is None:
+            return vectors_TE
+        inputs_TF = batch.ngrams if batch.ngrams is not None else torch.from_numpy(ngram_inputs(self.ngrams, batch))
+        return torch.addmm(vectors_TE, inputs_TF.to(vectors_TE), self.ngram_projection)
 
     def _dropped(self, embedded_TE: Tensor, lengths: Tensor) -> Tensor:
         """One mask a sentence, the same at all its words (Gal and Ghahramani 2016): 20 times fewer random numbers than one a word."""
@@ -83,6 +100,11 @@ class Level(nn.Module):
         return vectors, attention_T
 
 
+def ngram_inputs(table: NgramTable, batch: RaggedBatch) -> Float32s:
+    """The inputs [T, F] of a batch's tokens by the table."""
+    return table.inputs(batch.token_ids.cpu().numpy(), batch.sentence_lengths.numpy())
+
+
 class FoldedHAN:
     """A trained `HAN` on the CPU without gradients: compiled kernels, and the input projection folded into the embedding table.
 
@@ -99,6 +121,16 @@ class FoldedHAN:
         self.table: NDArray[Any] | None = None
         if weight.shape[0] * 6 * self.words.hidden * weight.element_size() <= FOLDED_BYTES:
             self.table = self.words.project(weight)
+        # The projection of an n-gram input and the input projection of the GRU are one product.
+        self.ngram_rows = None
+        if network.ngram_projection is not None:
+            self.ngram_rows = self.words.project(network.ngram_projection, bias=False).reshape(len(network.ngram_projection), -1)
+
+    def _ngram_inputs(self, batch: RaggedBatch) -> NDArray[Any] | None:
+        if self.network.ngrams is None:
+            return None
+        inputs = ngram_inputs(self.network.ngrams, batch) if batch.ngrams is None else batch.ngrams.numpy()
+        return inputs.astype(self.network.embedding.weight.numpy().dtype, copy=False)
 
     @torch.inference_mode()
     def __call__(self, batch: RaggedBatch) -> Attention:
@@ -110,14 +142,14 @@ class FoldedHAN:
         if table is None:
             distinct, ids = np.unique(ids, return_inverse=True)
             table = self.words.project(self.network.embedding.weight[torch.from_numpy(distinct)])
-        vectors_SD, word_attention = self.words(table, ids, batch.sentence_lengths)
+        vectors_SD, word_attention = self.words(table, ids, batch.sentence_lengths, self._ngram_inputs(batch), self.ngram_rows)
         if self.sentences is None:
             reviews_RD, sentence_attention = self.network.sentences(vectors_SD, batch.review_lengths)
         else:
             projected = self.sentences.project(vectors_SD)
             reviews_RD, sentence_attention = self.sentences(projected, np.arange(len(vectors_SD)), batch.review_lengths)
         logits = self.network.read_out(reviews_RD)
-        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention)
+        return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=vectors_SD)
 
 
 class _CompiledLevel:
@@ -135,18 +167,31 @@ class _CompiledLevel:
         self.attention = tuple(padded(array, self.width) for array in attention)
 
     @torch.no_grad()
-    def project(self, inputs: Tensor) -> NDArray[Any]:
-        """W_ih x + b_ih of rows [N, E], flat [N * 6H]."""
-        return self.gru.project(inputs).numpy().ravel()
+    def project(self, inputs: Tensor, *, bias: bool = True) -> NDArray[Any]:
+        """W_ih x + b_ih of rows [N, E], flat [N * 6H]; without `bias` W_ih x."""
+        projected = self.gru.project(inputs) if bias else inputs @ torch.cat(self.gru.both_ways("weight_ih")).T
+        return projected.numpy().ravel()
 
-    def __call__(self, table: NDArray[Any], ids: NDArray[np.int64], lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(vectors [rows, 2H], attention [T]); ids: int64 [T], the row of `table` that is a token's input."""
+    def __call__(
+        self,
+        table: NDArray[Any],
+        ids: NDArray[np.int64],
+        lengths: Tensor,
+        added: NDArray[Any] | None = None,
+        added_rows: NDArray[Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(vectors [rows, 2H], attention [T]); ids: int64 [T], the row of `table` that is a token's input.
+
+        added: [T, F] and added_rows: [F, 6H]; the product is added to the tokens' inputs.
+        """
+        if added is None or added_rows is None:
+            added, added_rows = np.empty((0, 0), table.dtype), np.empty((0, 0), table.dtype)
         sorted_rows = SortedRows.of(lengths)
         vectors = np.empty((len(lengths), 2 * self.hidden), table.dtype)
         attention = np.empty(len(ids), table.dtype)
         rows = (sorted_rows.starts, sorted_rows.lengths)
         weights = (*self.recurrent, *self.attention, sorted_rows.rows, self.width)
-        run_in_threads(self.kernel, len(ids), table, ids, *rows, *weights, after=(vectors, attention))
+        run_in_threads(self.kernel, len(ids), table, ids, added, added_rows, *rows, *weights, after=(vectors, attention))
         return torch.from_numpy(vectors), torch.from_numpy(attention)
 
 

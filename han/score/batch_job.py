@@ -94,6 +94,8 @@ def plan(
     if missing:
         raise Mistake(f"{source} has no column {', '.join(missing)} to carry: it has {', '.join(names)}")
     deciding = {"attention": output.attention, "compression": output.compression, "rows_per_file": output.rows_per_file}
+    if output.effects != "none":  # absent otherwise, so that a job of an earlier version resumes
+        deciding |= {"effects": output.effects}
     settings = {**deciding, "carry": output.carry and sorted(output.carry), "columns": as_json(columns), "limit": limit}
     used = None if output.carry is None else {*output.carry, columns.text, columns.review_id, columns.label}
     shards = shards if used is None else sources.select(shards, used)
@@ -222,7 +224,7 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
             part = sink(item, scorer.labels)
             for batch in worker.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), math.ceil(_SAMPLE / len(chosen))):
                 reviews = sources.reviews(batch, item.shard, plan.columns, labelled=False)
-                part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist()))
+                part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist(), effects=plan.output.effects))
                 read_bytes += batch.table.nbytes
             records.append(part.close()[0])
             took_s += time.monotonic() - began
@@ -297,6 +299,7 @@ def _task(plan: Plan, *, sink: Callable[[Item, tuple[str, ...]], Part], make_sco
         make_scorer=make_scorer,
         cpus=1 if make_scorer is local_scorer else _FORWARDING_CPUS,
         survives_broken_files=plan.output.bad_files == "quarantine",
+        effects=plan.output.effects if plan.output.attention != "none" else "none",
     )
 
 

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from han.types import AttentionDetail, Float32s, Int32s, Mistake
+from han.types import AttentionDetail, EffectDetail, Float32s, Int32s, Mistake
 
 Rows: TypeAlias = NDArray[np.int64]  # ascending rows of a batch
 Mask: TypeAlias = NDArray[np.bool_]
 Broken: TypeAlias = Iterator[tuple[str, Rows]]
 
 TOLERANCE = 1e-5  # of a sum of shares that must be 1,
+_EFFECT_NUMBERS = ("evidence", "nothing", "sum", "interaction")
 ROUNDING = 2.0**-24  # or this for each share, from float32: the shipped model is off by 1.4e-5 over a sentence of 9,000 equal words
 
 
@@ -54,6 +55,9 @@ def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) 
     yield "its num_tokens is below 1", np.flatnonzero(num_tokens < 1)
     yield "its num_unknown is not from 0 to num_tokens", np.flatnonzero((num_unknown < 0) | (num_unknown > num_tokens))
     yield "its num_characters_cut is below 0", np.flatnonzero(num_cut < 0)
+    for flag in ("unfamiliar", "uncertain"):
+        if flag in batch.schema.names:  # an older version did not write it
+            yield f"its {flag} is null", np.flatnonzero(_mask(batch[flag].is_null()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ class Spans:
     starts: Int32s  # [M], -1 where null
     ends: Int32s  # [M], -1 where null
     attention: Float32s  # [M], NaN where null
+    effects: Float32s  # [M], NaN where null, and in files of versions without effects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,8 @@ class Attended:
 
 
 def attended(sentences: pa.ListArray) -> Attended:
-    of_reviews, (words,) = _spans(sentences)
+    of_reviews, words = _spans(sentences)
+    assert words is not None  # noqa: S101 - the schema has them
     of_sentences, _ = _spans(words)
     return Attended(
         null_reviews=_mask(sentences.is_null()),
@@ -113,6 +119,38 @@ def broken_attention(lists: Attended) -> Broken:
     yield "the attention of the words of a sentence does not sum to 1", _owners(sentences.offsets, not_whole)
 
 
+def broken_effects(batch: pa.RecordBatch, lists: Attended, *, effects: EffectDetail) -> Broken:
+    """Every sentence has an effect unless it is the only one of its review. evidence = nothing + sum + interaction, and sum is the sum."""
+    sentences, words = lists.sentences, lists.words
+    if effects == "none":
+        yield "a sentence or a word has an effect, but effects is none", _owners(sentences.offsets, ~np.isnan(sentences.effects))
+        yield "a sentence or a word has an effect, but effects is none", _owners(lists.offsets, ~np.isnan(words.effects))
+        return
+    evidence, nothing, total, interaction = (_floats(batch["effects"].field(name)) for name in _EFFECT_NUMBERS)
+    counts = np.diff(sentences.offsets)
+    only = np.repeat(counts == 1, counts)
+    yield (
+        "the effect of a sentence is not a number, or the only sentence has one",
+        _owners(sentences.offsets, np.isfinite(sentences.effects) == only),
+    )
+    yield "its evidence is not a number", np.flatnonzero(~np.isfinite(evidence))
+    several = counts > 1
+    sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=np.nan_to_num(sentences.effects), minlength=len(counts))
+    size = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=abs(np.nan_to_num(sentences.effects)), minlength=len(counts))
+    with np.errstate(invalid="ignore"):
+        yield "the sum of its effects is not their sum", np.flatnonzero(several & ~(abs(total - sums) <= TOLERANCE * (1 + size)))
+        rest = abs(evidence.astype(np.float64) - nothing - total - interaction)
+        yield "its evidence is not nothing + sum + interaction", np.flatnonzero(several & ~(rest <= TOLERANCE * (1 + size + abs(evidence))))
+    if effects == "words" and len(words.effects):
+        of_reviews = np.diff(lists.offsets)
+        only_word = np.repeat(of_reviews == 1, of_reviews)
+        yield "the effect of a word is not a number", _owners(lists.offsets, ~np.isfinite(words.effects) & ~only_word & _has_words(lists))
+
+
+def _has_words(lists: Attended) -> Mask:
+    return np.repeat(~lists.null_sentences, np.diff(lists.words.offsets))
+
+
 def broken_spans(lists: Attended) -> Broken:
     """0 <= start < end; spans do not overlap; a sentence spans from its first word to its last."""
     sentences, words = lists.sentences, lists.words
@@ -144,12 +182,20 @@ def broken_slices(lists: Attended, *, texts: pa.StringArray, attention: Attentio
     yield f"a {what} begins or ends with white space", _owners(offsets, blank & ~outside)
 
 
-def _spans(lists: pa.ListArray) -> tuple[Spans, list[pa.Array]]:
-    """The spans of all lists, and the other fields of their elements."""
+def _spans(lists: pa.ListArray) -> tuple[Spans, pa.Array | None]:
+    """The spans of all lists, and the words of their elements."""
     lengths = _filled(pc.list_value_length(lists), 0).to_numpy()
-    starts, ends, attention, *more = lists.flatten().flatten()
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Spans(offsets=offsets, starts=_integers(starts), ends=_integers(ends), attention=_floats(attention)), more
+    elements = lists.flatten()
+    fields = {field.name: column for field, column in zip(elements.type, elements.flatten(), strict=True)}
+    effects = _floats(fields["effect"]) if "effect" in fields else np.full(len(elements), np.nan, np.float32)
+    spans = Spans(
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        starts=_integers(fields["start"]),
+        ends=_integers(fields["end"]),
+        attention=_floats(fields["attention"]),
+        effects=effects,
+    )
+    return spans, fields.get("words")
 
 
 def _not_spans(spans: Spans) -> Mask:

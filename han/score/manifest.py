@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from han.storage import filesystem
-from han.types import AttentionDetail, Mistake
+from han.types import AttentionDetail, EffectDetail, Mistake
 
 FORMAT = 1
 MANIFEST, SUCCESS, SCORES, QUARANTINE, STAGING = "_manifest.json", "_SUCCESS", "scores", "_quarantine", ".staging"
@@ -70,6 +70,7 @@ class Part:
 class Listing:
     model: str  # fingerprint
     attention: AttentionDetail
+    effects: EffectDetail
     text: str  # column of the input
     review_id: str  # column of the input
     counts: dict[str, int]  # rows_in, scored, quarantined, num_tokens
@@ -122,6 +123,7 @@ def read_listing(folder: Folder) -> Listing:
         return Listing(
             model=manifest["job"]["model"],
             attention=settings["attention"],
+            effects=settings.get("effects", "none"),
             text=settings["columns"]["text"],
             review_id=settings["columns"]["review_id"],
             counts=_counts(manifest["counts"]),

@@ -220,6 +220,7 @@ class Part:
         self._adds_ids = plan.columns.review_id not in self._carried
         fields += [pa.field("review_id", pa.string())] if self._adds_ids else []
         self._schema = pa.schema([*fields, *scorer.schema(plan.labels)], {f"han.{key}": value for key, value in plan.metadata.items()})
+        self._encodings = _encodings(self._schema, scorer.schema(plan.labels).names)
         self._attempt = secrets.token_hex(4)
         self._files: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
@@ -307,7 +308,9 @@ class Part:
                 self._staged = f"{self._name}{number}.{self._attempt}.tmp"
                 self._stream = self._staging.create(self._where(self._staged))
                 compression = self._output.compression
-                self._writer = pq.ParquetWriter(self._stream, self._schema, compression=compression, write_page_checksum=True)
+                self._writer = pq.ParquetWriter(
+                    self._stream, self._schema, compression=compression, write_page_checksum=True, **self._encodings
+                )
                 self._rows = 0
             now = table.slice(0, most - self._rows)
             self._writer.write_table(now)
@@ -454,6 +457,22 @@ def _record(folder: Folder, name: str) -> Record:
 
 def _damaged(folder: Folder, name: str) -> Mistake:
     return Mistake(f"{folder.place}/{name} is not a file that jobs.score wrote, or it is damaged: give a new --out, or remove the old one")
+
+
+def _encodings(schema: pa.Schema, answers: Sequence[str]) -> dict[str, Any]:
+    """How the columns of the answers are encoded, as arguments of a `ParquetWriter`; the input's columns have Parquet's defaults.
+
+    Offsets as differences and attention split by bytes are a third smaller and take half the time to write (docs/log.md).
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    kinds = {"INT32": "DELTA_BINARY_PACKED", "FLOAT": "BYTE_STREAM_SPLIT"}
+    found = pq.ParquetFile(sink.getvalue()).schema
+    leaves = [found.column(index) for index in range(len(found.names))]
+    encodings = {
+        leaf.path: kinds[leaf.physical_type] for leaf in leaves if leaf.path.split(".")[0] in answers and leaf.physical_type in kinds
+    }
+    return {"column_encoding": encodings, "use_dictionary": [leaf.path for leaf in leaves if leaf.path not in encodings]}
 
 
 def _json(values: dict[str, Any]) -> bytes:

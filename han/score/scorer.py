@@ -17,13 +17,44 @@ import torch
 from numpy.typing import NDArray
 
 from han.config import ScoreConfig
-from han.model import artifact
+from han.model import artifact, effects
 from han.model.artifact import Artifact
+from han.model.effects import WordMethod
 from han.model.gru import compiled
 from han.model.metrics import softmax
 from han.model.network import FoldedHAN
 from han.model.ragged import flat_batch, token_batches
-from han.types import Attention, AttentionDetail, EncodedBatch, Float32s, Int32s, Mistake, RaggedBatch, Refusal, Score, Sentence, Word
+from han.types import (
+    Attention,
+    AttentionDetail,
+    EffectDetail,
+    Effects,
+    EncodedBatch,
+    Float32s,
+    Int32s,
+    Mistake,
+    RaggedBatch,
+    Refusal,
+    Score,
+    Sentence,
+    Word,
+)
+
+# Of the words of a review: the estimate with the best faithfulness for its time, and the exact effect, which costs about 100 passes.
+WORD_METHODS: dict[EffectDetail, WordMethod] = {"words": "gradient_input", "exact_words": "leave_one_out"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredEffects:
+    """The effects of R reviews, in nats, as flat arrays; NaN where an effect is not defined (see `model.effects`)."""
+
+    evidence: Float32s  # [R]
+    nothing: Float32s  # [R]
+    sums: Float32s  # [R]
+    interaction: Float32s  # [R]
+    sentences: Float32s  # [S]
+    words: Float32s | None  # [T], None without effects of words
+    word_method: str | None  # as in `types.Effects`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +68,15 @@ class Scored:
     num_tokens: Int32s  # [R]
     num_unknown: Int32s  # [R], tokens that are not in the vocabulary
     num_characters_cut: Int32s  # [R]
+    unfamiliar: NDArray[np.bool_]  # [R], the share of unknown tokens is above the threshold of the model
+    uncertain: NDArray[np.bool_]  # [R], the probability of the label is below the threshold of the model
     review_lengths: Int32s  # [R], sentences
     sentence_lengths: Int32s  # [S], tokens
     sentence_spans: Int32s  # [S, 2], code points, end exclusive
     sentence_attention: Float32s  # [S]
     spans: Int32s  # [T, 2], code points, end exclusive
     word_attention: Float32s  # [T]
+    effects: ScoredEffects | None  # None if not computed
 
 
 class Scorer:
@@ -53,63 +87,98 @@ class Scorer:
         self.labels = model.labels
         self.fingerprint = model.fingerprint
         self._encoder = model.encoder
+        self._unfamiliar_above, self._uncertain_below = model.unfamiliar_above, model.uncertain_below or 0.0
         network = model.network.to(device)
+        self._trained = network.eval()
+        self._sentence_weights = effects.compile_weights(network.sentences)
         self._network: Callable[[RaggedBatch], Attention] = FoldedHAN(network) if device == "cpu" and compiled() else network
         self._device = device
         self._batch_tokens = batch_tokens
         self._encoder.warm_up()
 
-    def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words") -> list[Score | Refusal]:
-        """One `Score` or `Refusal` for each text, in their order."""
-        scored = self.score_flat(texts)
+    def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words", effects: EffectDetail = "none") -> list[Score | Refusal]:
+        """One `Score` or `Refusal` for each text, in their order.
+
+        effects: also the effects of sentences; `words` adds an estimate for each word, `exact_words` the exact effect (about 100 passes).
+        """
+        scored = self.score_flat(texts, effects=effects)
         answers: list[Score | Refusal] = [refusal for _, refusal in scored.refused]
         places = [place for place, _ in scored.refused]
         answers += _scores(scored, labels=self.labels, fingerprint=self.fingerprint, attention=attention)
         places += scored.kept.tolist()
         return [answers[row] for row in np.argsort(places).tolist()]
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         """The answers as arrays. A logit that is not finite is a `Mistake`: the model is damaged."""
         encoded = self._encoder.encode_batch(texts)
-        logits, word_attention, sentence_attention = self._forward(encoded)
+        logits, word_attention, sentence_attention, computed = self._forward(encoded, effects)
         if not np.isfinite(logits).all():
             raise Mistake(
                 f"model {self.fingerprint} gave logits that are not finite for {int((~np.isfinite(logits)).any(axis=1).sum())} of "
                 f"{len(logits)} reviews: its weights are damaged or diverged in training; use another model"
             )
+        probabilities = softmax(logits).astype(np.float32)
         last_words = np.cumsum(encoded.sentence_lengths) - 1
         first_words = last_words - encoded.sentence_lengths + 1
         return Scored(
             kept=encoded.kept,
             refused=encoded.refused,
             logits=logits,
-            probabilities=softmax(logits).astype(np.float32),
+            probabilities=probabilities,
             num_tokens=encoded.num_tokens,
             num_unknown=encoded.num_unknown,
             num_characters_cut=encoded.num_characters_cut,
+            unfamiliar=encoded.num_unknown > self._unfamiliar_above * encoded.num_tokens,
+            uncertain=probabilities.max(axis=1) < self._uncertain_below,
             review_lengths=encoded.review_lengths,
             sentence_lengths=encoded.sentence_lengths,
             sentence_spans=np.stack([encoded.spans[first_words, 0], encoded.spans[last_words, 1]], axis=1),
             sentence_attention=sentence_attention,
             spans=encoded.spans,
             word_attention=word_attention,
+            effects=computed,
         )
 
-    def _forward(self, encoded: EncodedBatch) -> tuple[Float32s, Float32s, Float32s]:
-        """Logits [R, C], word attention [T] and sentence attention [S] in the order of the reviews, whatever the batches."""
+    def _forward(self, encoded: EncodedBatch, detail: EffectDetail) -> tuple[Float32s, Float32s, Float32s, ScoredEffects | None]:
+        """Logits [R, C], word attention [T], sentence attention [S] and effects in the order of the reviews, whatever the batches."""
         num_tokens, review_lengths = encoded.num_tokens, encoded.review_lengths
         logits = np.empty((len(num_tokens), len(self.labels)), dtype=np.float32)
         word_attention = np.empty(num_tokens.sum(), dtype=np.float32)
         sentence_attention = np.empty(review_lengths.sum(), dtype=np.float32)
+        computed = _no_effects(encoded, detail)
         for rows in token_batches(num_tokens, max_tokens=self._batch_tokens):
             words, sentences = _elements(rows, num_tokens), _elements(rows, review_lengths)
             batch = flat_batch(encoded.token_ids[words], encoded.sentence_lengths[sentences], review_lengths[rows])
+            batch = dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device))
             with torch.inference_mode():
-                answer = self._network(dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device)))
+                answer = self._network(batch)
             logits[rows] = answer.logits.cpu().numpy()
             word_attention[words] = answer.word_attention.cpu().numpy()
             sentence_attention[sentences] = answer.sentence_attention.cpu().numpy()
-        return logits, word_attention, sentence_attention
+            if computed is not None:
+                self._fill_effects(computed, answer, batch, rows, sentences, words, detail)
+        return logits, word_attention, sentence_attention, computed
+
+    def _fill_effects(
+        self,
+        computed: ScoredEffects,
+        answer: Attention,
+        batch: RaggedBatch,
+        rows: NDArray[np.int64],
+        sentences: NDArray[np.int64],
+        words: NDArray[np.int64],
+        detail: EffectDetail,
+    ) -> None:
+        of_sentences = effects.sentence_effects(
+            self._trained, answer.sentence_vectors, batch.review_lengths, logits_RC=answer.logits, weights=self._sentence_weights
+        )
+        computed.evidence[rows] = of_sentences.evidence.cpu().numpy()
+        computed.nothing[rows] = of_sentences.nothing.cpu().numpy()
+        computed.sums[rows] = of_sentences.sums.cpu().numpy()
+        computed.interaction[rows] = of_sentences.interaction.cpu().numpy()
+        computed.sentences[sentences] = of_sentences.effects.cpu().numpy()
+        if computed.words is not None:
+            computed.words[words] = effects.word_effects(self._trained, batch, method=WORD_METHODS[detail]).cpu().numpy()
 
 
 def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
@@ -128,21 +197,39 @@ def schema(labels: Sequence[str]) -> pa.Schema:
             ("num_tokens", pa.int32()),
             ("num_unknown", pa.int32()),
             ("num_characters_cut", pa.int32()),
+            ("unfamiliar", pa.bool_()),
+            ("uncertain", pa.bool_()),
             ("model", pa.dictionary(pa.int32(), pa.string())),
+            ("effects", _EFFECTS),
         ]
     )
 
 
+def schema_of_0_1(labels: Sequence[str]) -> pa.Schema:
+    """The columns as version 0.1 wrote them: without flags and effects."""
+    fields = [field for field in schema(labels) if field.name not in ("unfamiliar", "uncertain", "effects")]
+    word = pa.struct([field for field in _WORD if field.name != "effect"])
+    sentence = pa.struct([*(field for field in _SENTENCE if field.name not in ("effect", "words")), ("words", pa.list_(word))])
+    return pa.schema([pa.field("sentences", pa.list_(sentence)) if field.name == "sentences" else field for field in fields])
+
+
 def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attention: AttentionDetail) -> pa.Table:
-    """R rows of `schema`. The column `sentences` is null with attention `none`; its `words` are null with attention `sentences`."""
+    """R rows of `schema`. The column `sentences` is null with attention `none`; its `words` are null with attention `sentences`.
+
+    Effects are null where they are not computed, or not defined: of the only sentence of a review, or its only word.
+    """
     num_reviews, num_sentences = len(scored.review_lengths), len(scored.sentence_lengths)
     answers = scored.logits.argmax(axis=1)
+    computed = scored.effects
     words: pa.Array = pa.nulls(num_sentences, _SENTENCE.field("words").type)
     if attention == "words":
-        words = _lists(scored.sentence_lengths, _structs(_WORD, *scored.spans.T, scored.word_attention))
+        of_words = _finite(computed.words if computed else None, len(scored.spans))
+        words = _lists(scored.sentence_lengths, _structs(_WORD, *scored.spans.T, scored.word_attention, of_words))
     sentences: pa.Array = pa.nulls(num_reviews, pa.list_(_SENTENCE))
     if attention != "none":
-        sentences = _lists(scored.review_lengths, _structs(_SENTENCE, *scored.sentence_spans.T, scored.sentence_attention, words))
+        of_sentences = _finite(computed.sentences if computed else None, num_sentences)
+        structs = _structs(_SENTENCE, *scored.sentence_spans.T, scored.sentence_attention, of_sentences, words)
+        sentences = _lists(scored.review_lengths, structs)
     wanted = schema(labels)
     columns = [
         pa.DictionaryArray.from_arrays(pa.array(answers, pa.int32()), pa.array(labels, pa.string())).cast(pa.string()),
@@ -152,7 +239,10 @@ def to_arrow(scored: Scored, *, labels: Sequence[str], fingerprint: str, attenti
         pa.array(scored.num_tokens),
         pa.array(scored.num_unknown),
         pa.array(scored.num_characters_cut),
+        pa.array(scored.unfamiliar),
+        pa.array(scored.uncertain),
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_reviews, dtype=np.int32)), pa.array([fingerprint])),
+        pa.nulls(num_reviews, _EFFECTS) if computed is None else _effects_column(computed),
     ]
     return pa.Table.from_arrays(columns, schema=wanted)
 
@@ -166,16 +256,51 @@ def as_json(score: Score) -> dict[str, Any]:
                 "start": sentence.start,
                 "end": sentence.end,
                 "attention": sentence.attention,
+                "effect": sentence.effect,
                 "words": sentence.words
-                and [{"start": word.start, "end": word.end, "attention": word.attention} for word in sentence.words],
+                and [{"start": word.start, "end": word.end, "attention": word.attention, "effect": word.effect} for word in sentence.words],
             }
             for sentence in score.sentences
         ]
-    return {**{field.name: getattr(score, field.name) for field in dataclasses.fields(Score)}, "sentences": sentences}
+    own = {field.name: getattr(score, field.name) for field in dataclasses.fields(Score)}
+    return {**own, "sentences": sentences, "effects": score.effects and dataclasses.asdict(score.effects)}
 
 
-_WORD = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32())])
-_SENTENCE = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32()), ("words", pa.list_(_WORD))])
+_WORD = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("attention", pa.float32()), ("effect", pa.float32())])
+_SENTENCE = pa.struct([*_WORD, ("words", pa.list_(_WORD))])
+_EFFECTS = pa.struct(
+    [(name, pa.float32()) for name in ("evidence", "nothing", "sum", "interaction")]
+    + [("method", pa.string()), ("word_method", pa.string())]
+)
+
+
+def _effects_column(computed: ScoredEffects) -> pa.StructArray:
+    num_reviews = len(computed.evidence)
+    numbers = (_finite(values, num_reviews) for values in (computed.evidence, computed.nothing, computed.sums, computed.interaction))
+    names = (pa.repeat(pa.scalar(name, pa.string()), num_reviews) for name in ("leave_one_out", computed.word_method))
+    return _structs(_EFFECTS, *numbers, *names)
+
+
+def _finite(values: Float32s | None, length: int) -> pa.Array:
+    """The values as float32, null where they are not finite; all null if there are none."""
+    return pa.nulls(length, pa.float32()) if values is None else pa.array(values, mask=~np.isfinite(values))
+
+
+def _no_effects(encoded: EncodedBatch, detail: EffectDetail) -> ScoredEffects | None:
+    """Room for the effects of a batch; None without effects."""
+    if detail == "none":
+        return None
+    num_reviews, num_sentences = len(encoded.review_lengths), len(encoded.sentence_lengths)
+    evidence, nothing, sums, interaction = np.empty((4, num_reviews), np.float32)
+    return ScoredEffects(
+        evidence=evidence,
+        nothing=nothing,
+        sums=sums,
+        interaction=interaction,
+        sentences=np.empty(num_sentences, np.float32),
+        words=np.empty(len(encoded.token_ids), np.float32) if detail in WORD_METHODS else None,
+        word_method=WORD_METHODS.get(detail),
+    )
 
 
 def _scores(scored: Scored, *, labels: Sequence[str], fingerprint: str, attention: AttentionDetail) -> list[Score]:
@@ -193,24 +318,46 @@ def _scores(scored: Scored, *, labels: Sequence[str], fingerprint: str, attentio
                 num_tokens=int(scored.num_tokens[row]),
                 num_unknown=int(scored.num_unknown[row]),
                 num_characters_cut=int(scored.num_characters_cut[row]),
+                unfamiliar=bool(scored.unfamiliar[row]),
+                uncertain=bool(scored.uncertain[row]),
                 model=fingerprint,
+                effects=_effects(scored.effects, row) if scored.effects else None,
             )
         )
     return scores
 
 
+def _effects(computed: ScoredEffects, row: int) -> Effects:
+    return Effects(
+        evidence=float(computed.evidence[row]),
+        nothing=float(computed.nothing[row]),
+        sum=_numbers(computed.sums[row : row + 1])[0],
+        interaction=_numbers(computed.interaction[row : row + 1])[0],
+        method="leave_one_out",
+        word_method=computed.word_method,
+    )
+
+
+def _numbers(values: Float32s) -> list[float | None]:
+    """The values, None where they are not finite."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]
+
+
 def _sentences(scored: Scored, *, with_words: bool) -> list[Sentence]:
+    computed = scored.effects
+    of_words = [None] * len(scored.spans) if computed is None or computed.words is None else _numbers(computed.words)
+    of_sentences = [None] * len(scored.sentence_lengths) if computed is None else _numbers(computed.sentences)
     words = [
-        Word(start=start, end=end, attention=attention)
-        for (start, end), attention in zip(scored.spans.tolist(), scored.word_attention.tolist(), strict=True)
+        Word(start=start, end=end, attention=attention, effect=effect)
+        for (start, end), attention, effect in zip(scored.spans.tolist(), scored.word_attention.tolist(), of_words, strict=True)
         if with_words
     ]
     ends = np.cumsum(scored.sentence_lengths).tolist()
     firsts = (np.cumsum(scored.sentence_lengths) - scored.sentence_lengths).tolist()
     return [
-        Sentence(start=start, end=end, attention=attention, words=tuple(words[first:last]) if with_words else None)
-        for (start, end), attention, first, last in zip(
-            scored.sentence_spans.tolist(), scored.sentence_attention.tolist(), firsts, ends, strict=True
+        Sentence(start=start, end=end, attention=attention, effect=effect, words=tuple(words[first:last]) if with_words else None)
+        for (start, end), attention, effect, first, last in zip(
+            scored.sentence_spans.tolist(), scored.sentence_attention.tolist(), of_sentences, firsts, ends, strict=True
         )
     ]
 

@@ -27,13 +27,12 @@ from han.score.manifest import MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, D
 from han.types import Mistake
 
 Report: TypeAlias = Callable[[str, int, int], None]  # name of the step, rows done, total rows
-Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "spans", "slices", "ids"]
+Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "effects", "spans", "slices", "ids"]
 
 PROBLEMS = 20  # problems that are kept as lines; all are counted
 COMPARED = 100_000  # most ids in memory while repeats are compared; further repeats are counted by their hashes
 
 _QUARANTINE_KEYS = {"file", "row", "byte_offset", "review_id", "reason", "message", "excerpt"}
-_NUM_OURS = len(scorer.schema(["any"]))
 _READ_ROWS = 1024
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; 5 mod 8, so that its powers have the longest period
 _BYTES = np.random.default_rng(0).integers(0, 2**64, 256, dtype=np.uint64)  # any fixed numbers
@@ -239,17 +238,22 @@ def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report:
 def _wrong_columns(schema: pa.Schema, first: pa.Schema) -> str | None:
     at = schema.get_field_index("probabilities")
     labels = [field.name for field in schema.field(at).type] if at >= 0 and pa.types.is_struct(schema.field(at).type) else []
-    ours = scorer.schema(labels)
+    ours = _ours(schema, labels)
     if not labels or pa.schema(list(schema)[-len(ours) :]) != ours:
         return f"its last columns are not {', '.join(ours.names)} in their types"
     return None if schema == first else "its columns are not those of the other files"
+
+
+def _ours(schema: pa.Schema, labels: Sequence[str]) -> pa.Schema:
+    """The columns that scoring added to a file with this schema."""
+    return scorer.schema(labels) if schema.names[-1:] == ["effects"] else scorer.schema_of_0_1(labels)
 
 
 def _batches(parquet: pq.ParquetFile, text_column: str) -> Iterator[tuple[pa.RecordBatch, pa.StringArray | None]]:
     """All rows in batches, with their texts if those are carried."""
     names = parquet.schema_arrow.names
     text = _carried(names, text_column)
-    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-_NUM_OURS:], *([text] if text else [])]):
+    for read in parquet.iter_batches(_READ_ROWS, columns=[*names[-len(_ours(parquet.schema_arrow, ["any"])) :], *([text] if text else [])]):
         read.validate(full=True)
         for first in range(0, len(read), _CHECK_ROWS):
             batch = read.slice(first, _CHECK_ROWS)
@@ -277,6 +281,7 @@ def _check_batch(
     ]
     if listing.attention != "none":
         checks += [("attention", contract.broken_attention(lists)), ("spans", contract.broken_spans(lists))]
+        checks += [("effects", contract.broken_effects(batch, lists, effects=listing.effects))]
         if texts is not None:
             checks.append(("slices", contract.broken_slices(lists, texts=texts, attention=listing.attention)))
     for kind in dict(checks):

@@ -33,7 +33,7 @@ from han.data.sources import Batch, Shard
 from han.model import artifact
 from han.score.retries import Attempts, BatchState, RecordState, batch_state, record_state
 from han.score.scorer import Scored, Scorer
-from han.types import Mistake
+from han.types import EffectDetail, Mistake
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class BatchScorer(Protocol):
     labels: tuple[str, ...]
     fingerprint: str
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         """As `Scorer.score_flat`."""
 
 
@@ -106,6 +106,7 @@ class Task:
     make_scorer: Callable[[Task], BatchScorer]  # called once in every actor; `local_scorer` loads the model there
     cpus: float  # of an actor
     survives_broken_files: bool  # whether the rest of a file that cannot be read is quarantined, or ends the run
+    effects: EffectDetail = "none"
 
 
 def local_scorer(task: Task) -> BatchScorer:
@@ -213,7 +214,7 @@ class Worker:
         limit_s = self._task.config.stall_s if len(batch.rows) > 1 else self._task.config.stall_s / _SINGLE_SHARE
         try:
             with _marked(attempts, batch, limit_s):
-                return batch, reviews, self._scorer.score_flat(reviews["text"].to_pylist())
+                return batch, reviews, self._scorer.score_flat(reviews["text"].to_pylist(), effects=self._task.effects)
         except (Mistake, OSError):
             raise
         except Exception as error:

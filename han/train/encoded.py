@@ -5,6 +5,7 @@ An encoded folder (see `train.prepare`):
   vocab.txt punkt.json       the parts of `Encoder`
   vectors.safetensors        float32 [V, E], the initial embedding
   train/ development/        Parquet: review_id, label int32, token_ids list<int32>, sentence_lengths list<int32>; row groups of 64
+  unlabelled/                the same with null labels, if there are such reviews; folders of older versions lack it
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from han.types import Float32s, Mistake
 ROWS_PER_GROUP = 64  # the unit of shuffling; a window mixes groups of many files, so files may be sorted by label
 GROUPS_PER_WINDOW = 64  # 4,096 reviews, about 5 MB: enough to sort by length and shuffle
 
+SPLITS = ("train", "development", "unlabelled")
+
 Report = Callable[[str, int, int], None]  # name of the step, shards done, all shards
 
 
@@ -49,7 +52,8 @@ class EncodedFolder:
     data_fingerprint: str | None  # of the encoded reviews, independent of order and files; None in folders of older versions
 
     def num_reviews(self, split: str) -> int:
-        return sum(self.files[split].values())
+        """Reviews of a split, or of several joined by +."""
+        return sum(sum(self.files.get(part, {}).values()) for part in split.split("+"))
 
 
 def read_encoded(path: Path) -> EncodedFolder:
@@ -86,8 +90,8 @@ def windows(
 ) -> Iterator[Iterator[pa.Table]]:
     """This worker's share of each pass over a split, about 4,096 rows at a time. In a pass, every row belongs to one worker.
 
-    passes: the split, and the seed of its order (None keeps the order of the files). Rows and order depend only on the arguments, never
-    on timing. One stream of Ray Data reads all passes ahead, so a pass starts at once. Read each pass to its end.
+    passes: the split (or several joined by +), and the seed of its order (None keeps the order of the files). Rows and order depend only on
+    the arguments, never on timing. One stream of Ray Data reads all passes ahead, so a pass starts at once. Read each pass to its end.
     """
     shares = [_windows_of(folder, split, seed, rank, num_workers) for split, seed in passes]
     items = [{"groups": json.dumps(window)} for share in shares for window in share]
@@ -103,11 +107,18 @@ def windows(
         yield islice(tables, len(share))
 
 
+def read_windows(folder: EncodedFolder, split: str, seed: int | None = None) -> Iterator[pa.Table]:
+    """The same windows in this process, without Ray Data, for steps that one process computes."""
+    for window in _windows_of(folder, split, seed, 0, 1):
+        yield _read_groups(window)
+
+
 def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, num_workers: int) -> list[list[tuple[str, int]]]:
     """Windows of row groups (file, number) of one worker's share of a pass."""
     groups = [
-        (f"{folder.path}/{split}/{name}", group)
-        for name, rows in folder.files[split].items()
+        (f"{folder.path}/{part}/{name}", group)
+        for part in split.split("+")
+        for name, rows in folder.files.get(part, {}).items()
         for group in range((rows + ROWS_PER_GROUP - 1) // ROWS_PER_GROUP)
     ]
     if seed is not None:
@@ -117,7 +128,10 @@ def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, 
 
 
 def _read_window(batch: pa.Table) -> pa.Table:
-    groups: list[tuple[str, int]] = json.loads(batch["groups"][0].as_py())
+    return _read_groups(json.loads(batch["groups"][0].as_py()))
+
+
+def _read_groups(groups: Sequence[tuple[str, int]]) -> pa.Table:
     by_file: dict[str, list[int]] = {}
     for path, group in groups:
         by_file.setdefault(path, []).append(group)

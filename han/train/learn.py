@@ -7,13 +7,17 @@ zero. So every review is seen once, and no worker waits forever.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
@@ -22,16 +26,36 @@ from torch.nn import functional
 from han.config import TrainConfig
 from han.model.gru import compiled
 from han.model.network import HAN, FoldedHAN
+from han.model.ngrams import NgramTables
 from han.model.ragged import collate_table, token_batches
-from han.types import Float32s, RaggedBatch
+from han.types import Float32s, Mistake, RaggedBatch
 
+PROBABILITY_TOLERANCE = 1e-3  # of the sum of soft labels
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledBatch:
     reviews: RaggedBatch
-    labels: Tensor  # int64 [R]
+    labels: Tensor  # int64 [R], -1 for an unlabelled review; or soft labels float32 [R, C], each row sums to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftLabels:
+    """Probabilities of the labels of unlabelled reviews."""
+
+    rows: dict[str, int]  # review_id to row
+    probabilities: Float32s  # [N, C]
+
+    def of(self, table: pa.Table) -> Float32s:
+        """Labels [R, C] of encoded reviews: a labelled review has its own label with probability 1. A missing review is a KeyError."""
+        labels = table["label"].to_pylist()
+        one_hot = np.eye(self.probabilities.shape[1], dtype=np.float32)
+        found = [
+            one_hot[label] if label is not None else self.probabilities[self.rows[name]]
+            for name, label in zip(table["review_id"].to_pylist(), labels, strict=True)
+        ]
+        return np.stack(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +205,40 @@ class Learner:
             token_ids=reviews.token_ids.to(self.device, non_blocking=True),
             sentence_lengths=reviews.sentence_lengths,
             review_lengths=reviews.review_lengths,
+            ngrams=reviews.ngrams,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             return self.network(on_device).logits  # type: ignore[no-any-return]
 
 
-def batches(tables: Iterable[pa.Table], batch_tokens: int, order: np.random.Generator | None) -> Iterator[LabelledBatch]:
-    """Length-bucketed batches of a stream of windows; `order` shuffles the reviews and batches of a window."""
+def read_soft_labels(path: Path, labels: Sequence[str]) -> SoftLabels:
+    """Soft labels from a Parquet file or a folder of Parquet files: review_id, and probabilities with a number for each label."""
+    try:
+        table = pq.read_table(path, columns=["review_id", "probabilities"])
+        columns = [table["probabilities"].combine_chunks().field(label).to_numpy(zero_copy_only=False) for label in labels]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise Mistake(
+            f"{path} has no soft labels: give Parquet with review_id and probabilities, a struct of {', '.join(labels)} ({error})"
+        ) from None
+    probabilities = np.stack(columns, axis=1).astype(np.float32)
+    sums = probabilities.sum(axis=1)
+    if not (np.abs(sums - 1) < PROBABILITY_TOLERANCE).all() or (probabilities < 0).any():
+        raise Mistake(f"{path} has probabilities that do not sum to 1, or are negative")
+    return SoftLabels(rows={name: row for row, name in enumerate(table["review_id"].to_pylist())}, probabilities=probabilities)
+
+
+def batches(
+    tables: Iterable[pa.Table],
+    batch_tokens: int,
+    order: np.random.Generator | None,
+    *,
+    ngrams: NgramTables | None = None,
+    soft: SoftLabels | None = None,
+) -> Iterator[LabelledBatch]:
+    """Length-bucketed batches of a stream of windows; `order` shuffles the reviews and batches of a window.
+
+    ngrams: tables whose weights, out of fold, are the inputs of the reviews; None leaves the look-up to the network.
+    """
     for table in tables:
         if order is not None:
             table = table.take(order.permutation(len(table)))
@@ -195,7 +246,21 @@ def batches(tables: Iterable[pa.Table], batch_tokens: int, order: np.random.Gene
         found = token_batches(tokens, max_tokens=batch_tokens)
         for index in order.permutation(len(found)) if order is not None else range(len(found)):
             rows = table.take(found[index])
-            yield LabelledBatch(reviews=collate_table(rows), labels=torch.from_numpy(rows["label"].to_numpy().astype(np.int64)))
+            reviews = collate_table(rows)
+            if ngrams is not None:
+                reviews = dataclasses.replace(reviews, ngrams=torch.from_numpy(_ngram_inputs(rows, ngrams)))
+            labels = soft.of(rows) if soft is not None else pc.fill_null(rows["label"], -1).to_numpy().astype(np.int64)
+            yield LabelledBatch(reviews=reviews, labels=torch.from_numpy(labels))
+
+
+def _ngram_inputs(rows: pa.Table, ngrams: NgramTables) -> Float32s:
+    columns = (pc.is_valid(rows["label"]).to_pylist(), rows["token_ids"], rows["sentence_lengths"])
+    return np.concatenate(
+        [
+            ngrams.inputs(token_ids.values.to_numpy(), sentence_lengths.values.to_numpy(), labelled=labelled)
+            for labelled, token_ids, sentence_lengths in zip(*columns, strict=True)
+        ]
+    )
 
 
 def add_over_workers(network: HAN, dense: list[torch.nn.Parameter], sums: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from han.text import vectors
 from han.text.encode import Encoder
 from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
 from han.text.vocabulary import Vocab, build
-from han.train.encoded import ROWS_PER_GROUP, EncodedFolder, Report, read_encoded
+from han.train.encoded import ROWS_PER_GROUP, SPLITS, EncodedFolder, Report, read_encoded
 from han.types import Float32s, Mistake, Refusal
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     encoder = Encoder(config.text, punkt, vocab)
     labels = _label_names(records, config.columns)
     _write_encoder(out, encoder)
-    files: dict[str, dict[str, int]] = {"train": {}, "development": {}}
+    files: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     finish = _map_shards(
         _Finish, [record["staged"] for record in records], (str(out), encoder, labels), lambda done, total: report("encoded", done, total)
     )
@@ -94,7 +94,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
             files[split] |= {str(record["name"]): int(record[split])} if record[split] else {}
     files = {split: dict(sorted(rows.items())) for split, rows in files.items()}
     for split, rows in files.items():
-        if not rows:
+        if not rows and split != "unlabelled":
             raise Mistake(
                 f"{input} leaves no {split} review: {totals['reviews']:,} reviews read, of which {totals['unlabelled']:,} unlabelled"
             )
@@ -242,16 +242,14 @@ class _Stage:
                     if not development:
                         counted.append(word_ids)
                         corpus.write(" ".join(tokens.words) + "\n")
-                    if label is None:
-                        tally["unlabelled"] += 1
-                        continue
+                    tally["unlabelled"] += label is None
                     for column, value in zip(rows, (key, review_id, label, development, word_ids, tokens.sentence_lengths), strict=True):
                         rows[column].append(value)
         staged = pa.table({**rows, "key": np.array(rows["key"], np.uint64)}, _STAGED_SCHEMA)
         pq.write_table(staged.sort_by("key"), self.staging / f"{name}.parquet")
         counts = np.bincount(np.concatenate(counted), minlength=len(index)).tolist()
         (self.staging / f"{name}.counts.json").write_text(json.dumps(dict(zip(index, counts, strict=True))))
-        return {"staged": str(self.staging / name), "labels": sorted(set(rows["label"])), **tally}
+        return {"staged": str(self.staging / name), "labels": sorted(set(rows["label"]) - {None}), **tally}
 
 
 _STAGED_SCHEMA = pa.schema(
@@ -282,10 +280,12 @@ class _Finish:
         encoded = pa.table(columns, names=SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
         name = f"{Path(staged).name}.parquet"
         record: dict[str, Any] = {"name": name, "digest": 0}
-        for split, kept in (("train", pc.invert(table["development"])), ("development", table["development"])):
+        labelled = pc.is_valid(table["label"])
+        rest = pc.and_(labelled, pc.invert(table["development"]))
+        for split, kept in zip(SPLITS, (rest, table["development"], pc.invert(labelled)), strict=True):
             part = encoded.filter(kept)
             record[split] = len(part)
-            record["digest"] += digest_of(part, split)
+            record["digest"] += digest_of(part, split) if split != "unlabelled" else 0
             if len(part):
                 (self.out / split).mkdir(exist_ok=True)
                 pq.write_table(part, self.out / split / name, row_group_size=ROWS_PER_GROUP, compression="zstd")

@@ -7,11 +7,13 @@ A run folder:
   diverged.json    epoch and step of the first loss or gradient that was not finite, if any; such a run has no artifact
   run.json         its id, and the ids that trackers assigned (see `track`)
   tensorboard/     the history, and the loss within epochs
+  stages/          results of the stages of semi-supervised training (see `semi_supervised`)
   artifact/        the model of the best epoch; written last
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import tempfile
@@ -31,13 +33,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from han.cluster.metrics import Training, waited
-from han.config import ModelConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
+from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
 from han.model import artifact, metrics
 from han.model.metrics import best_epoch
 from han.model.network import HAN
+from han.model.ngrams import NgramTables
 from han.storage import replace_file, write_json
-from han.train.encoded import EncodedFolder, read_encoded, windows
-from han.train.learn import Learner, NotFinite, Seen, batches
+from han.train.encoded import EncodedFolder, read_encoded, read_windows, windows
+from han.train.learn import Learner, NotFinite, Seen, batches, read_soft_labels
+from han.train.ngrams import NgramModel
+from han.train.semi_supervised import Start, summary, teach
 from han.train.track import Trackers, claim, link
 from han.types import Mistake
 
@@ -64,24 +69,39 @@ def fit(
     *,
     track: TrackConfig | None = None,
     callbacks: Sequence[UserCallback] = (),
+    recipe: SemiSupervisedConfig | None = None,
+    start: Start | None = None,
 ) -> Run:
     """Train on the encoded folder `data`, validate each epoch on its development split, and keep the best epoch's network.
 
-    The same call resumes a killed run and returns a finished one. Paths are absolute, on storage of all nodes. track: trackers beside
-    TensorBoard, None for none; they may change when a run resumes. callbacks: of Ray Train, called for every epoch. Raises `Mistake` if the
-    cluster is too small or `out` holds another run.
+    recipe: settings of semi-supervised training; start: files to start from, None for random weights and no n-grams. The same call resumes
+    a killed run and returns a finished one. Paths are absolute, on storage of all nodes. track: trackers beside TensorBoard, None for none;
+    they may change when a run resumes. callbacks: of Ray Train, called for every epoch. Raises `Mistake` if the cluster is too small or
+    `out` holds another run.
     """
     folder = read_encoded(data)
     track = track or TrackConfig()
     request: dict[str, Any] = {"data": str(data), "encoding": folder.fingerprint, "data_fingerprint": folder.data_fingerprint}
     request |= {"model": as_json(model), "train": as_json(train)}
+    recipe = recipe or SemiSupervisedConfig()
+    if train.semi_supervised:
+        request["semi_supervised"] = as_json(recipe)
+    if start is not None:
+        request["start"] = dataclasses.asdict(start)
     if _finished(out, request):
         return read_run(out)
     _check_cluster(train)
+    if train.soft_labels is not None:
+        _check_soft_labels(folder, Path(train.soft_labels))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", request)
     (out / DIVERGED).unlink(missing_ok=True)
     claim(out, track)
+    stages = Path(recipe.stages) if recipe.stages is not None else out / "stages"
+    if train.semi_supervised:
+        student = teach(folder, stages, model, train, recipe, fit=fit)
+        model, train, start = student.model, student.train, student.start
+        request |= {"model": as_json(model), "train": as_json(train), "start": dataclasses.asdict(start)}
     resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
     TorchTrainer(
         work,
@@ -99,7 +119,7 @@ def fit(
     ).fit()
     if (out / DIVERGED).exists():
         raise Mistake(read_json(out / DIVERGED)["message"])
-    _write_artifact(out, folder, model)
+    _write_artifact(out, folder, model, start, summary(stages) if train.soft_labels == str(stages / "soft-labels.parquet") else None)
     return read_run(out)
 
 
@@ -121,13 +141,17 @@ def work(request: dict[str, Any]) -> None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(train.cpus_per_worker)
     torch.manual_seed(train.seed)  # the same first weights on every worker
-    network = build(folder, from_json(ModelConfig, request["model"]))
-    learner = Learner(network, train, num_reviews=folder.num_reviews("train"), device=get_device())
+    start = Start(**request["start"]) if "start" in request else None
+    ngrams = _tables(start)
+    soft = read_soft_labels(Path(train.soft_labels), folder.labels) if train.soft_labels is not None else None
+    split = "train" if soft is None else "train+unlabelled"
+    network = build(folder, from_json(ModelConfig, request["model"]), start, ngrams)
+    learner = Learner(network, train, num_reviews=folder.num_reviews(split), device=get_device())
     history, best = _resume(learner, out)
-    journal = _Journal(out, folder.num_reviews("train"), train.epochs, _trackers(request, folder, history)) if rank == 0 else None
+    journal = _Journal(out, folder.num_reviews(split), train.epochs, _trackers(request, folder, history)) if rank == 0 else None
     batch_tokens = max(1, train.batch_tokens // num_workers)
     epochs = range(len(history) + 1, train.epochs + 1)
-    passes = [a_pass for epoch in epochs for a_pass in (("train", _seed(train.seed, epoch)), ("development", None))]
+    passes = [a_pass for epoch in epochs for a_pass in ((split, _seed(train.seed, epoch)), ("development", None))]
     tables = (waited(share, str(out), rank=rank) for share in windows(folder, passes, rank=rank, num_workers=num_workers))
     for epoch in epochs:
         if len(history) - (best_epoch(history) if history else 0) > train.patience:
@@ -135,8 +159,9 @@ def work(request: dict[str, Any]) -> None:
         started = time.monotonic()
         steps = _Steps(journal.step(epoch) if journal else lambda seen: None)
         try:
+            order = np.random.default_rng([_seed(train.seed, epoch), rank])
             seen = learner.train_epoch(
-                batches(next(tables), batch_tokens, np.random.default_rng([_seed(train.seed, epoch), rank])),
+                batches(next(tables), batch_tokens, order, ngrams=ngrams, soft=soft),
                 seed=_seed(train.seed, epoch, rank),
                 report=steps,
             )
@@ -148,7 +173,7 @@ def work(request: dict[str, Any]) -> None:
             if rank == 0:
                 write_json(out / DIVERGED, {"epoch": epoch, "step": steps.number, "message": _diverged(error, epoch, steps.number)})
             break
-        line = _line(epoch, seen, train_s, logits, labels, folder.labels)
+        line = _line(epoch, seen, train_s, logits, labels, folder.labels, train.coverage)
         history.append(line)
         if best_epoch(history) == len(history) - 1:
             best = {f"best.{name}": value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -179,20 +204,29 @@ def _diverged(error: NotFinite, epoch: int, step: int) -> str:
     )
 
 
-def build(folder: EncodedFolder, model: ModelConfig) -> HAN:
-    """A new network for an encoded folder, with the folder's vectors as its embedding."""
+def build(folder: EncodedFolder, model: ModelConfig, start: Start | None, ngrams: NgramTables | None) -> HAN:
+    """A new network for an encoded folder: its embedding has the folder's vectors, and `start` gives other weights."""
     num_words, embedding_size = folder.vectors.shape
-    network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels))
+    table = ngrams.whole if ngrams is not None else None
+    network = HAN(model, num_words=num_words, embedding_size=embedding_size, num_classes=len(folder.labels), ngrams=table)
     network.embedding.weight.data.copy_(torch.from_numpy(folder.vectors))
+    if start is not None:
+        network.load_state_dict(load_file(start.weights), strict=False)
     return network
 
 
-def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _tables(start: Start | None) -> NgramTables | None:
+    return NgramModel.read(Path(start.ngrams)).tables() if start is not None and start.reads_ngrams else None
+
+
+def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...], coverage: float) -> dict[str, Any]:
     """One line of history. Development metrics use the logits after the temperature that was fitted on them."""
     temperature = metrics.fit_temperature(logits, labels)
-    figures = metrics.measure(metrics.softmax(logits / temperature), labels, label_names=names)
+    probabilities = metrics.softmax(logits / temperature)
+    figures = metrics.measure(probabilities, labels, label_names=names)
+    chosen = {"temperature": temperature, "uncertain_below": float(np.quantile(probabilities.max(axis=1), 1 - coverage))}
     learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
-    return {"epoch": epoch, **figures, "temperature": temperature, **learnt}
+    return {"epoch": epoch, **figures, **chosen, **learnt}
 
 
 def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
@@ -270,13 +304,13 @@ class _Journal:
         )
 
 
-def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> None:
+def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig, start: Start | None, stages: dict[str, Any] | None) -> None:
     """Write the best epoch's network. Its temperature is divided into the read-out, so its logits are calibrated."""
     run = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
     history = read_run(out).history
     best = history[best_epoch(history)]
     tensors = load_file(out / "checkpoints" / f"epoch-{run['epoch']:03d}" / "state.safetensors")
-    network = build(folder, model)
+    network = build(folder, model, start, _tables(start))
     network.load_state_dict({name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")})
     for parameter in network.read_out.parameters():
         parameter.data /= best["temperature"]
@@ -285,8 +319,8 @@ def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig) -> Non
         encoder=folder.encoder,
         network=network,
         labels=folder.labels,
-        metrics={"development": best, "temperature": best["temperature"]},
-        provenance=_provenance(out, folder),
+        metrics={"development": best, "temperature": best["temperature"], "uncertain_below": best["uncertain_below"]},
+        provenance=_provenance(out, folder) | ({"semi_supervised": stages} if stages is not None else {}),
     )
 
 
@@ -314,6 +348,19 @@ def _finished(out: Path, request: dict[str, Any]) -> bool:
     if changed:
         raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
     return (out / "artifact").exists()
+
+
+def _check_soft_labels(folder: EncodedFolder, path: Path) -> None:
+    """Refuse a file that lacks an unlabelled review."""
+    known = read_soft_labels(path, folder.labels).rows
+    unlabelled = [name for table in read_windows(folder, "unlabelled") for name in table["review_id"].to_pylist()]
+    missing = [name for name in unlabelled if name not in known]
+    if missing or not unlabelled:
+        example = f", as {missing[0]}" if missing else ""
+        raise Mistake(
+            f"{path} has probabilities for {len(unlabelled) - len(missing):,} of the {len(unlabelled):,} unlabelled reviews of "
+            f"{folder.path}{example}: score all of them, e.g. with jobs.score"
+        )
 
 
 def _check_cluster(train: TrainConfig) -> None:

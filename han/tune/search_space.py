@@ -34,6 +34,9 @@ _NOT_VARIED = (
     "train.gpu",
     "train.precision",
     "train.max_failures",
+    "train.soft_labels",
+    "train.semi_supervised",
+    "train.coverage",
 )
 
 

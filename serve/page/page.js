@@ -1,17 +1,19 @@
 // The page: a text, its answer, and the effect of muting. It sends requests only to the server that it came from.
 
-import { Reading, draw, drawNumbers, drawTable, moved } from "./draw.js";
+import { Reading, draw, drawNumbers, drawTable, moved, warnings } from "./draw.js";
 import { linkTo, linked } from "./link.js";
 import { Trouble, about, sample, score, useKey } from "./server.js";
 import { count, element, percent } from "./text.js";
 import { hide, watchWords } from "./words.js";
 
+const LONGEST_EXACT = 10_000; // characters of a review whose words the server takes out one by one
 const MUTE_PAUSE_MS = 150; // several clicks in a row are one request
 const $ = (id) => document.getElementById(id);
 const box = $("text");
 const sentences = document.querySelector(".sentences");
 
 let reading = null; // what is drawn
+let effects = false; // whether effects are shown
 let asking = new AbortController(); // of the newest request; an older one is cancelled, and its answer ignored
 let pausing = 0;
 let again = null; // retries the action that failed; null if none did
@@ -44,17 +46,39 @@ const scoreText = (muted = []) =>
   run(async (signal) => {
     const text = box.value.toWellFormed();
     const caption = box.value === sampled.text ? sampled.caption : "";
-    reading = new Reading(text, await score(text, signal), caption);
+    reading = new Reading(text, await score(text, signal, exactly(text)), caption);
+    reading.effects = effects;
     draw(reading);
     settle();
     reveal();
-    $("said").textContent = `${reading.whole.label}, ${percent(reading.whole.probability)}`;
+    $("said").textContent = [`${reading.whole.label}, ${percent(reading.whole.probability)}`, ...warnings(reading.whole)].join(". ");
     reading.muted = new Set(muted.filter((number) => number < reading.whole.sentences.length));
     if (!reading.muted.size) return;
     reading.now = null;
     drawNumbers(reading);
     settleRest(await score(reading.rest, signal));
   });
+
+/** The effects to ask for: those of words only where they are shown, because they take longer. */
+const exactly = (text) => (effects && Array.from(text).length <= LONGEST_EXACT ? "exact_words" : "sentences");
+
+/** Switch between attention and effects. The effects of the sentences are at hand, those of the words are fetched. */
+function switchView() {
+  effects = !effects;
+  $("view").textContent = effects ? "Show attention" : "Show effects";
+  reading.effects = effects;
+  hide();
+  if (reading.now) drawNumbers(reading);
+  if (!effects || reading.whole.effects?.word_method || exactly(reading.text) === "sentences") return;
+  if (reading.muted.size || !reading.now) return;
+  run(
+    async (signal) => {
+      reading.whole = reading.now = await score(reading.text, signal, "exact_words");
+      drawNumbers(reading);
+    },
+    { keeps: true },
+  );
+}
 
 /** Scroll until the attention is in view, the verdict above it. */
 function reveal() {
@@ -161,8 +185,8 @@ async function introduce() {
   try {
     const { model, limits, metrics } = await about();
     limit = limits.max_characters;
-    const measured = metrics.test ?? metrics.development;
-    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, "review")} it was not trained on · `;
+    const [split, measured] = metrics.test ? ["test", metrics.test] : ["development", metrics.development];
+    const right = measured && `right in ${percent(measured.accuracy)} of ${count(measured.num_reviews, `${split} review`)} · `;
     $("model").replaceChildren("Model ", element("code", "", model), " · ", right ?? "");
     settle();
   } catch (error) {
@@ -190,6 +214,7 @@ $("back").addEventListener("click", () => {
   $("back").hidden = true;
   box.focus();
 });
+$("view").addEventListener("click", switchView);
 $("copy").addEventListener("click", share);
 $("unmute").addEventListener("click", () => {
   reading.muted.clear();

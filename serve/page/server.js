@@ -15,8 +15,9 @@ export const about = () => ask("v1/model");
 
 export const sample = (signal) => ask(`v1/samples/random?seed=${crypto.getRandomValues(new Uint32Array(1))[0] >>> 1}`, { signal });
 
-export async function score(text, signal) {
-  const body = JSON.stringify({ inputs: text, attention: "words" });
+/** effects: "sentences", or "exact_words" for those of every word too. */
+export async function score(text, signal, effects = "sentences") {
+  const body = JSON.stringify({ inputs: text, attention: "words", effects });
   const answer = await ask("v1/score", { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
   return answer.results[0];
 }

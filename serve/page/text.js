@@ -69,6 +69,12 @@ export function percent(share) {
   return share >= 0.9995 && share < 1 ? ">99.9%" : `${(100 * share).toFixed(1)}%`;
 }
 
+/** An effect in nats with its sign and two decimals; a dash where there is none. */
+export function signed(effect) {
+  if (effect === null || effect === undefined) return "–";
+  return `${effect < 0 ? "−" : "+"}${Math.abs(effect).toFixed(2)}`;
+}
+
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 function grey(text) {

@@ -28,7 +28,7 @@ function show(word) {
   shown = word;
   word.setAttribute("aria-describedby", "tip");
   tip.setAttribute("role", "tooltip");
-  tip.firstChild.textContent = `${word.dataset.sentence} of its sentence · ${word.dataset.review} of the review`;
+  tip.firstChild.textContent = word.effect ?? `${word.dataset.sentence} of its sentence · ${word.dataset.review} of the review`;
   const [first] = word.getClientRects(); // a word may span lines
   const left = first.left + first.width / 2 - tip.offsetWidth / 2;
   const above = first.top - tip.offsetHeight;

@@ -21,6 +21,7 @@ from han.score import batch_job, publish
 from han.score.publish import Claim, Part, Record
 from han.score.scorer import Scored
 from han.score.worker import BatchScorer, Task, local_scorer
+from han.types import EffectDetail
 from jobs import cli
 from jobs.score import Score, main
 
@@ -48,14 +49,14 @@ class Poisoned:
         self._scorer, self._log, self._faults = local_scorer(task), log, faults
         self.labels, self.fingerprint = self._scorer.labels, self._scorer.fingerprint
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         for text in texts:
             for word, fault in self._faults.items():
                 if word in text:
                     with open(self._log, "a") as log:
                         log.write(text.replace("\n", " ") + "\n")
                     fault()
-        return self._scorer.score_flat(texts)
+        return self._scorer.score_flat(texts, effects=effects)
 
 
 class Uncommitted(Part):

@@ -172,6 +172,8 @@ def looked(review: planted.Planted, found: bool) -> Score:
         num_tokens=1,
         num_unknown=0,
         num_characters_cut=0,
+        unfamiliar=False,
+        uncertain=False,
         model="none",
     )
 

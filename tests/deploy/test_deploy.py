@@ -102,7 +102,7 @@ def test_up_refuses_a_file_with_set_me(tmp_path: Path) -> None:
     assert not (tmp_path / ".ray").exists()
 
 
-def test_a_job_uploads_less_than_a_megabyte_of_code(tmp_path: Path) -> None:
+def test_a_job_uploads_at_most_a_megabyte_and_a_half_of_code(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     checkout = tmp_path / "checkout"
@@ -117,7 +117,7 @@ def test_a_job_uploads_less_than_a_megabyte_of_code(tmp_path: Path) -> None:
     create_package(str(checkout), tmp_path / "package.zip", include_gitignore=True)
     names = set(zipfile.ZipFile(tmp_path / "package.zip").namelist())
     assert {"han/train/trainer.py", "jobs/train.py", "serve/app.py", "han/data/samples/reviews.jsonl"} <= names
-    assert (tmp_path / "package.zip").stat().st_size < 1_000_000
+    assert (tmp_path / "package.zip").stat().st_size < 1_500_000
 
 
 def test_the_shipped_model_is_found_in_the_installed_package(tmp_path: Path) -> None:

@@ -109,3 +109,48 @@ def test_the_job_prints_the_tables_and_writes_the_page_once(tmp_path: Path, caps
     assert (tmp_path / "compare.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(Mistake, match="exists already"):
         main(job)
+
+
+def measured_on(run: Path, num_right: int, num_reviews: int) -> Path:
+    """Gives the run's last epoch the accuracy and the interval of so many reviews."""
+    lines = (run / "history.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1]) | {
+        "accuracy": num_right / num_reviews,
+        "accuracy_interval": list(metrics.wilson(num_right, num_reviews)),
+        "log_loss": 1 - num_right / num_reviews,
+    }
+    (run / "history.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    return run
+
+
+def test_the_better_value_of_each_figure_is_marked_lower_for_a_loss(tmp_path: Path) -> None:
+    good = measured_on(write_run(tmp_path / "good", accuracies=[0.5]), 900, 1_000)
+    bad = measured_on(write_run(tmp_path / "bad", accuracies=[0.5]), 800, 1_000)
+    runs = compare.read([bad, good])
+    assert compare.best_of(runs, "accuracy") == [False, True]
+    assert compare.best_of(runs, "log loss") == [False, True]
+    assert compare.best_of(runs, "brier") == [False, False]  # equal
+    assert compare.best_of(runs, "temperature") == compare.best_of(runs, "best epoch") == [False, False]
+    assert compare.verdict(runs) == "good has the highest development accuracy; the 95% intervals of all others are below its own"
+    assert compare.page(runs, title="two").count('class="best"') == 2
+
+
+def test_a_difference_within_the_intervals_may_be_chance(tmp_path: Path) -> None:
+    folders = [measured_on(write_run(tmp_path / name, accuracies=[0.5]), right, 1_000) for name, right in (("one", 900), ("other", 895))]
+    assert "the 95% intervals of other overlap with its own, so this difference may be chance" in str(
+        compare.verdict(compare.read(folders))
+    )
+
+
+def test_nothing_is_marked_between_runs_of_different_data(tmp_path: Path) -> None:
+    one = measured_on(write_run(tmp_path / "one", accuracies=[0.5], data="d1"), 900, 1_000)
+    runs = compare.read([one, measured_on(write_run(tmp_path / "other", accuracies=[0.5], data="d2"), 800, 1_000)])
+    assert compare.best_of(runs, "accuracy") == [False, False]
+    assert compare.verdict(runs) is None
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = tuple(str(write_run(tmp_path / name, accuracies=[0.5])) for name in ("one", "other"))
+    with pytest.raises(Mistake, match="there is no folder"):
+        main(Compare(runs=folders, out=str(tmp_path / "nowhere" / "compare.html")))
+    assert capsys.readouterr().out == ""

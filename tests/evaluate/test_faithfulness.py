@@ -94,7 +94,8 @@ def test_the_permuted_attention_is_the_attention_in_another_order_within_each_re
 def test_the_report_is_json_with_every_method_at_both_levels() -> None:
     report = json.loads(json.dumps(faithfulness.report(tiny_network(), reviews_of_several_sentences())))
     controls = {"permuted_attention", "random"}
-    assert set(report["sentences"]["methods"]) == {"leave_one_out", "attention"} | controls
+    bounds = {"best_order", "worst_order"}
+    assert set(report["sentences"]["methods"]) == {"leave_one_out", "attention"} | controls | bounds
     assert set(report["words"]["methods"]) == {*effects.WordMethod.__args__, "random_weights"} | controls
     low, high = report["words"]["methods"]["leave_one_out"]["comprehensiveness_interval"]
     assert low <= report["words"]["methods"]["leave_one_out"]["comprehensiveness"] <= high
@@ -102,3 +103,52 @@ def test_the_report_is_json_with_every_method_at_both_levels() -> None:
 
 def reviews_of_several_sentences() -> RaggedBatch:
     return flat_batch(np.random.default_rng(0).integers(0, len(WORDS), 40), np.array([7, 3, 10, 10, 5, 5]), np.array([3, 3]))
+
+
+def test_batches_measured_apart_give_the_report_of_all() -> None:
+    network, batch = tiny_network(), reviews_of_several_sentences()
+    whole = faithfulness.report(network, batch, words=False)
+    halves = []
+    for first, last in ((0, batch.num_reviews // 2), (batch.num_reviews // 2, batch.num_reviews)):
+        sentences = slice(int(batch.review_lengths[:first].sum()), int(batch.review_lengths[:last].sum()))
+        tokens = slice(int(batch.sentence_lengths[: sentences.start].sum()), int(batch.sentence_lengths[: sentences.stop].sum()))
+        part = RaggedBatch(
+            token_ids=batch.token_ids[tokens],
+            sentence_lengths=batch.sentence_lengths[sentences],
+            review_lengths=batch.review_lengths[first:last],
+        )
+        halves.append(faithfulness.measure(network, part, words=False))
+    joined = faithfulness.summarise(halves)
+    assert joined["num_reviews"] == whole["num_reviews"]
+    for method in ("leave_one_out", "attention", "best_order", "worst_order"):
+        for name in ("comprehensiveness", "sufficiency", "comprehensiveness_interval"):
+            found, expected = (each["sentences"]["methods"][method][name] for each in (joined, whole))
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert joined["sentences"]["kendall"]["attention"]["leave_one_out"] == pytest.approx(
+        whole["sentences"]["kendall"]["attention"]["leave_one_out"]
+    )
+
+
+def test_the_best_order_takes_out_the_largest_effect_first_and_the_worst_the_smallest() -> None:
+    network, batch = tiny_network(), reviews_of_several_sentences()
+    leave_one_out = faithfulness.sentence_rankings(network, batch)["leave_one_out"]
+    ends = np.cumsum(batch.review_lengths.numpy())[:-1]
+    for strongest_first, pick in ((True, np.argmax), (False, np.argmin)):
+        values = faithfulness.greedy_order(network, batch, strongest_first=strongest_first)
+        for order, effect in zip(np.split(values, ends), np.split(leave_one_out, ends), strict=True):
+            assert order.argmax() == pick(effect)
+    methods = faithfulness.report(network, batch, words=False)["sentences"]["methods"]
+    assert methods["best_order"]["comprehensiveness"] >= methods["leave_one_out"]["comprehensiveness"] - 1e-9
+    assert methods["worst_order"]["comprehensiveness_normalised"] == 0
+
+
+def test_the_plot_is_one_svg_that_names_every_method() -> None:
+    results = faithfulness.report(tiny_network(), reviews_of_several_sentences(), words=False)
+    drawn = faithfulness.plot(results)
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert all(method.replace("_", " ") in drawn for method in results["sentences"]["methods"])
+
+
+def test_a_control_that_does_not_fail_is_named() -> None:
+    methods = {"leave_one_out": {"comprehensiveness": 0.2, "comprehensiveness_interval": [0.1, 0.3]}, "random": {"comprehensiveness": 0.15}}
+    assert faithfulness.failures({"sentences": {"methods": methods}}) == ["sentences: random is as comprehensive as leave_one_out"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from han.explain.html import fragment, page
 from han.types import Score, Sentence, Word
-from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores
+from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores, with_effects
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -286,3 +286,24 @@ def luminance(colour: tuple[int, ...]) -> float:
 def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
     short, long = (seconds(fragment, "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
+
+
+def test_an_unfamiliar_or_uncertain_review_has_a_visible_warning() -> None:
+    plain = fragment(REVIEW, read(REVIEW))
+    assert 'class="warning"' not in plain
+    drawn = fragment(REVIEW, replace(read(REVIEW), unfamiliar=True, uncertain=True))
+    assert "tokens are unknown to the model. Do not trust this answer." in drawn
+    assert "The model is uncertain about this review." in drawn
+
+
+def test_effects_are_drawn_signed_in_two_colours_behind_a_switch() -> None:
+    drawn = page([("one", "A b. C.", with_effects())], title="Effects")
+    assert '<input type="checkbox" class="effects">' in drawn
+    assert '<span class="number">+1.25</span><svg class="bar for"' in drawn
+    assert '<span class="number">\u22120.50</span><svg class="bar against"' in drawn
+    assert 'data-effect="+0.75"' in drawn
+    assert "+0.15 from their interaction" in drawn
+
+
+def test_a_review_without_effects_has_no_switch() -> None:
+    assert 'class="effects"' not in page([("one", REVIEW, read(REVIEW))], title="No effects")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from han.explain.terminal import terminal
 from han.types import Score
-from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores
+from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores, with_effects
 
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -94,3 +94,19 @@ def test_the_environment_changes_nothing_that_is_drawn(monkeypatch: pytest.Monke
 def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
     short, long = (seconds(lambda text, score: terminal(text, score, width=80, colour=True), "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
+
+
+def test_an_unfamiliar_review_has_a_warning_below_its_probabilities() -> None:
+    drawn = terminal(REVIEW, replace(read(REVIEW), unfamiliar=True), width=100, colour=False)
+    assert "! 2 of " in drawn
+    assert "Do not trust this answer." in drawn
+    assert "uncertain" not in drawn
+
+
+def test_effects_stand_beside_attention_with_their_balance() -> None:
+    score = with_effects()
+    plain = terminal("A b. C.", score, width=80, colour=False)
+    assert " 75.0% ████████  +1.25 A b." in plain
+    assert "\u22120.50 C." in plain
+    assert "b +0.75" in plain
+    assert "evidence for positive +1.00 = +0.10 without text, +0.75 from the sentences one by one, +0.15" in plain.replace("\n", " ")

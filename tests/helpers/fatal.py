@@ -11,6 +11,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from han.score.scorer import Scored, Scorer
+from han.types import EffectDetail
 from serve import app, replica
 from serve.options import Options
 
@@ -28,10 +29,10 @@ class _Broken:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.labels, self.fingerprint = scorer, scorer.labels, scorer.fingerprint
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         if FATAL in texts:
             os._exit(1)
-        scored = self._scorer.score_flat(texts)
+        scored = self._scorer.score_flat(texts, effects=effects)
         probabilities = scored.probabilities.copy()
         probabilities[[texts[place] == INVALID for place in scored.kept]] = np.nan
         return dataclasses.replace(scored, probabilities=probabilities)

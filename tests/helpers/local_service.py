@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from han.model import artifact
 from han.score.scorer import Scorer
-from han.types import AttentionDetail
+from han.types import EffectDetail
 from serve.api import make_app
-from serve.backend import About, Answers
+from serve.backend import About, AnswerDetail, Answers
 from serve.metrics import Metrics, text
 from serve.middleware import Middleware
 from serve.options import Options
@@ -32,8 +32,9 @@ class Local:
     def __init__(self, model: artifact.Artifact, metrics: Metrics) -> None:
         self._scorer, self._metrics, self._about = Scorer(model), metrics, About.of(model)
 
-    async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
-        scored = await asyncio.to_thread(self._scorer.score_flat, texts)
+    async def score(self, texts: Sequence[str], attention: AnswerDetail) -> Answers:
+        effects: EffectDetail = "sentences" if attention in ("words", "sentences") else attention
+        scored = await asyncio.to_thread(self._scorer.score_flat, texts, effects=effects)
         results = score_json(scored, self._scorer.labels, self._scorer.fingerprint, [attention] * len(texts))
         return Answers(results=results, model=self._scorer.fingerprint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 import timeit
@@ -11,7 +12,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from han.text.raw import blank_tags
-from han.types import Score, Sentence, Word
+from han.types import Effects, Score, Sentence, Word
 
 REVIEW = "I LOVED it, twice!<br /><br />Not  dull &amp; <i>never</i> slow."
 LONG_TEXT_UNITS = ["good film. ", "<", "<a", "<br", "&", "\u202e", "é", " ", "a. "]  # a test repeats one of them
@@ -27,6 +28,8 @@ def scored(text: str, sentences: tuple[Sentence, ...] | None) -> Score:
         num_tokens=len(text.split()),
         num_unknown=2,
         num_characters_cut=0,
+        unfamiliar=False,
+        uncertain=False,
         model="3fa9c1d2",
     )
 
@@ -45,6 +48,16 @@ def sentence_of(spans: list[tuple[int, int]], attention: float) -> Sentence:
     total = len(spans) * (len(spans) + 1) / 2
     words = tuple(Word(start=start, end=end, attention=(index + 1) / total) for index, (start, end) in enumerate(spans))
     return Sentence(start=spans[0][0], end=spans[-1][1], attention=attention, words=words)
+
+
+def with_effects() -> Score:
+    """Returns a score of the text "A b. C." whose first sentence supports the label and whose second contradicts it."""
+    first = sentence_of([(0, 1), (2, 3), (3, 4)], 0.75)
+    words = tuple(dataclasses.replace(word, effect=effect) for word, effect in zip(first.words or (), (0.5, 0.75, -0.1), strict=True))
+    second = sentence_of([(5, 6), (6, 7)], 0.25)
+    effects = Effects(evidence=1.0, nothing=0.1, sum=0.75, interaction=0.15, method="leave_one_out", word_method="leave_one_out")
+    sentences = (dataclasses.replace(first, words=words, effect=1.25), dataclasses.replace(second, effect=-0.5))
+    return dataclasses.replace(scored("A b. C.", sentences), effects=effects)
 
 
 @st.composite

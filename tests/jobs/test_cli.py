@@ -174,3 +174,49 @@ def test_a_wrong_path_is_one_line_before_ray_starts(arguments: tuple[str, ...], 
     assert done.stderr.count("\n") == 1
     assert "starting Ray" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    def start(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because some Ray processes failed.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(cli, "_hide_lines_of_ray", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.connect()
+    error = capfd.readouterr().err
+    assert stop.value.code == cli.EXIT_RAY
+    assert error.startswith("error: Ray did not start: try again (The current node timed out")
+    assert error.count("\n") == 1
+
+
+def test_a_training_worker_without_memory_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.exceptions import OutOfMemoryError
+    from ray.train import WorkerGroupError
+
+    with pytest.raises(SystemExit) as stop:
+        cli._explain(WorkerGroupError("many\nlines", {1: OutOfMemoryError("low on memory")}))
+    error = capsys.readouterr().err
+    assert stop.value.code == cli.EXIT_RAY
+    assert error.startswith("error: a worker ran out of memory: use fewer workers")
+    assert error.count("\n") == 1
+
+
+def test_the_next_command_after_python_m_jobs_has_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["some/python", "-m", "jobs", "prepare"])
+    monkeypatch.setattr(cli, "invoked_as", ("", "prepare"))
+    assert cli.command("train") == "some/python -m jobs train"
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(settings: Score) -> None:
+        sys.exit(15)  # as Ray's handler of SIGTERM does
+
+    monkeypatch.setattr(sys, "argv", ["jobs.score", "--input", "sample", "--out", "scores"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(Score, job)
+    assert stop.value.code == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; run the same command to resume\n"

@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_the_sizes_are_named(saved: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    (saved / "config.json").write_text((saved / "config.json").read_text().replace('"format": 1', '"format": 2'))
+    (saved / "config.json").write_text((saved / "config.json").read_text().replace('"format": 1', '"format": 3'))
     sum_again(saved)
     with pytest.raises(Mistake, match="upgrade"):
         artifact.load(saved)

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from han.config import ModelConfig, TextConfig
-from han.model import artifact, registry
+from han.evaluate import registry
+from han.model import artifact
 from han.model.network import HAN
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab

@@ -14,6 +14,7 @@ from han.config import ModelConfig, TextConfig, TrainConfig
 from han.data.samples import planted
 from han.model import effects
 from han.model.network import HAN
+from han.model.ngrams import NgramTable, ngram_hashes
 from han.model.ragged import collate, flat_batch, token_batches
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
@@ -26,12 +27,25 @@ SMALL = ModelConfig(word_hidden=5, word_attention=7, sentence_hidden=4, sentence
 WITHOUT_SENTENCE_GRU = ModelConfig(word_hidden=5, word_attention=7, sentence_encoder=False, sentence_attention=6)
 
 
-def network(config: ModelConfig = SMALL, *, num_classes: int = 2, seed: int = 0) -> HAN:
+def network(config: ModelConfig = SMALL, *, num_classes: int = 2, seed: int = 0, ngrams: NgramTable | None = None) -> HAN:
     torch.manual_seed(seed)
-    han = HAN(config, num_words=NUM_WORDS, embedding_size=9, num_classes=num_classes)
+    han = HAN(config, num_words=NUM_WORDS, embedding_size=9, num_classes=num_classes, ngrams=ngrams)
     for weight in han.parameters():
         torch.nn.init.normal_(weight, std=0.7)
     return han.double().eval()
+
+
+def table_of(batch: RaggedBatch, *, columns: int = 1) -> NgramTable:
+    """Random weights for all n-grams that may appear when one word of the batch is taken out, and for no others."""
+    hashes = [
+        ngram_hashes(np.array(words[:place] + words[place + 1 :]), np.array([len(words) - 1]))
+        for review in sentences_of(batch)
+        for words in review
+        for place in range(len(words))
+        if len(words) > 1
+    ]
+    known = np.unique(np.concatenate(hashes))[1:]
+    return NgramTable.of(known, np.random.default_rng(0).standard_normal((len(known), columns)))
 
 
 def random_batch(review_lengths: list[int], *, seed: int = 0, longest: int = 12) -> RaggedBatch:
@@ -108,9 +122,11 @@ def test_a_review_of_more_sentences_than_the_reach_is_nearly_exact() -> None:
     assert errors[2] < errors[0] / 100
 
 
+@pytest.mark.parametrize("with_ngrams", [False, True])
 @pytest.mark.parametrize("config", [SMALL, WITHOUT_SENTENCE_GRU])
-def test_the_effect_of_a_word_is_what_scoring_the_review_without_it_shows(config: ModelConfig) -> None:
-    han, batch = network(config), random_batch([4, 1, 3], longest=6)
+def test_the_effect_of_a_word_is_what_scoring_the_review_without_it_shows(config: ModelConfig, with_ngrams: bool) -> None:
+    batch = random_batch([4, 1, 3], longest=6)
+    han = network(config, ngrams=table_of(batch) if with_ngrams else None)
     assert 1 in batch.sentence_lengths  # a sentence that its only word takes along
     expected = []
     for review in sentences_of(batch):
@@ -182,10 +198,12 @@ def test_a_greedy_set_of_sentences_flips_the_label_and_is_marked() -> None:
     assert flips
 
 
-def test_flipping_spans_are_all_spans_of_the_shortest_length_that_flip() -> None:
+@pytest.mark.parametrize("with_ngrams", [False, True])
+def test_flipping_spans_are_all_spans_of_the_shortest_length_that_flip(with_ngrams: bool) -> None:
     sizes = set()
     for seed in range(8):
-        han, batch = network(seed=seed), random_batch([3], seed=seed, longest=8)
+        batch = random_batch([3], seed=seed, longest=8)
+        han = network(seed=seed, ngrams=table_of(batch) if with_ngrams else None)
         (review,) = sentences_of(batch)
         label = int(logits_of(han, review).argmax())
         expected: set[tuple[int, ...]] = set()

@@ -118,3 +118,35 @@ def test_logits_without_a_mistake_keep_a_temperature_above_0() -> None:
 
 def test_logits_that_know_nothing_have_temperature_1() -> None:
     assert metrics.fit_temperature(np.zeros((6, 3)), [0, 1, 2] * 2) == 1.0
+
+
+def test_precision_recall_and_majority_are_those_counted_by_hand() -> None:
+    figures = metrics.measure(two([0.9, 0.8, 0.4]), [1, 0, 1], label_names=NAMES)
+    assert figures["precision_by_label"] == {"negative": 0.0, "positive": 0.5}
+    assert figures["recall_by_label"] == {"negative": 0.0, "positive": 0.5}
+    assert figures["majority"] == {"label": "positive", "accuracy": pytest.approx(2 / 3)}
+
+
+def test_the_bins_of_the_calibration_curve_hold_every_review_once_and_give_its_error() -> None:
+    confidence, correct = RANDOM.uniform(0.5, 1, size=1_000), RANDOM.random(1_000) < 0.8
+    bins = metrics.calibration_curve(confidence, correct)
+    assert sum(each["num_reviews"] for each in bins) == 1_000
+    error = sum(abs(each["accuracy"] - each["confidence"]) * each["num_reviews"] for each in bins) / 1_000
+    assert error == pytest.approx(metrics.calibration_error(confidence, correct))
+
+
+def test_accuracy_at_coverage_is_that_of_the_most_confident_reviews() -> None:
+    confidence = np.array([0.6, 0.9, 0.8, 0.7])
+    steps = {each["coverage"]: each for each in metrics.accuracy_at_coverage(confidence, np.array([False, True, True, False]))}
+    assert (steps[0.5]["accuracy"], steps[0.5]["least_confidence"], steps[0.5]["num_reviews"]) == (1.0, 0.8, 2)
+    assert (steps[1.0]["accuracy"], steps[1.0]["num_reviews"]) == (0.5, 4)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_reviews", "reasons"),
+    [(900, 1_000, 0), (505, 1_000, 1), (490, 1_000, 1), (95, 100, 1), (55, 100, 2)],
+)
+def test_few_reviews_and_an_accuracy_like_that_of_the_majority_class_are_doubts(num_right: int, num_reviews: int, reasons: int) -> None:
+    labels = [0, 1] * (num_reviews // 2)
+    positive = [abs(label - (0.1 if row < num_right else 0.9)) for row, label in enumerate(labels)]
+    assert len(metrics.doubts(metrics.measure(two(positive), labels, label_names=NAMES))) == reasons

@@ -19,17 +19,23 @@ def oracle(network: HAN, batch: RaggedBatch) -> Attention:
     """Yang et al. 2016, equations 1 to 10, word for word."""
     words, sentences, read_out = network.words, network.sentences, network.read_out
     tokens = iter(batch.token_ids.split(batch.sentence_lengths.tolist()))
-    logits, word_attention, sentence_attention = [], [], []
+    logits, word_attention, sentence_attention, sentence_vectors = [], [], [], []
     for num_sentences in batch.review_lengths.tolist():
         vectors = []
         for _ in range(num_sentences):
             vector, attention = oracle_level(words, network.embedding(next(tokens)))
             vectors.append(vector)
             word_attention.append(attention)
+        sentence_vectors += vectors
         vector, attention = oracle_level(sentences, torch.stack(vectors))
         sentence_attention.append(attention)
         logits.append(read_out(vector))
-    return Attention(logits=torch.stack(logits), word_attention=torch.cat(word_attention), sentence_attention=torch.cat(sentence_attention))
+    return Attention(
+        logits=torch.stack(logits),
+        word_attention=torch.cat(word_attention),
+        sentence_attention=torch.cat(sentence_attention),
+        sentence_vectors=torch.stack(sentence_vectors),
+    )
 
 
 def oracle_level(level: Level, inputs: Tensor) -> tuple[Tensor, Tensor]:

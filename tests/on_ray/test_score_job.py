@@ -187,3 +187,9 @@ def test_figures_are_of_the_test_split_alone_and_of_the_same_answers(dump: Path,
     unlabelled = sum(row % 7 == 3 and row % 10 > 0 for row in range(50))
     assert (figures["rows_in"], figures["quarantined"], figures["unlabelled"]) == (50, 5, unlabelled)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
+    predictions = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert len(predictions) == figures["num_reviews"]
+    assert sum(row["correct"] for row in predictions) == round(figures["accuracy"] * len(predictions))
+    assert all(row["correct"] == (row["label"] == row["true_label"]) for row in predictions)
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert page.count("<article") == min(20, sum(not row["correct"] for row in predictions))

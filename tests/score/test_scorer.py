@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from han.model import artifact
 from han.score import scorer as scoring
 from han.score.scorer import Scorer
-from han.types import AttentionDetail, Mistake, Refusal, Score
+from han.types import AttentionDetail, EffectDetail, Mistake, Refusal, Score
 
 TEXTS = [
     "I loved it. The film was good!<br /><br />Not dull, not bad.",
@@ -37,8 +37,10 @@ def answers(scorer: Scorer, texts: Sequence[str], attention: AttentionDetail = "
     return [answer for answer in scorer.score(texts, attention=attention) if isinstance(answer, Score)]
 
 
-def table(scorer: Scorer, texts: Sequence[str] = TEXTS, attention: AttentionDetail = "words") -> pa.Table:
-    return scoring.to_arrow(scorer.score_flat(texts), labels=scorer.labels, fingerprint=scorer.fingerprint, attention=attention)
+def table(scorer: Scorer, texts: Sequence[str] = TEXTS, attention: AttentionDetail = "words", effects: EffectDetail = "none") -> pa.Table:
+    return scoring.to_arrow(
+        scorer.score_flat(texts, effects=effects), labels=scorer.labels, fingerprint=scorer.fingerprint, attention=attention
+    )
 
 
 def numbers(answer: Score) -> list[float]:
@@ -104,13 +106,54 @@ def test_a_review_scores_the_same_in_any_company_and_order(tiny_model: Path, tex
 
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
-def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: AttentionDetail) -> None:
+@pytest.mark.parametrize("effects", ["none", "sentences", "words", "exact_words"])
+def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: AttentionDetail, effects: EffectDetail) -> None:
     file = io.BytesIO()
-    pq.write_table(table(scorer, attention=attention), file)
+    pq.write_table(table(scorer, attention=attention, effects=effects), file)
     rows = pq.read_table(file).to_pylist()
-    expected = [scoring.as_json(answer) for answer in answers(scorer, TEXTS, attention)]
+    scores = scorer.score(TEXTS, attention=attention, effects=effects)
+    expected = [scoring.as_json(score) for score in scores if isinstance(score, Score)]
     assert json.loads(json.dumps(expected)) == expected == rows
     assert list(expected[0]) == [field.name for field in dataclasses.fields(Score)] == scoring.schema(scorer.labels).names
+
+
+def test_an_effect_is_the_evidence_lost_when_the_sentence_is_taken_out(scorer: Scorer) -> None:
+    text = "It was good. Dull and bad. I loved the film!"
+    (score,) = [answer for answer in scorer.score([text], effects="exact_words") if isinstance(answer, Score)]
+    assert score.sentences
+    assert score.effects
+    for sentence in score.sentences:
+        (rest,) = answers(scorer, [text[: sentence.start] + text[sentence.end :]])
+        assert sentence.effect == pytest.approx(score.effects.evidence - log_odds(rest, score.label), abs=1e-5)
+        for word in sentence.words or ():
+            (rest,) = answers(scorer, [text[: word.start] + " " * (word.end - word.start) + text[word.end :]])
+            if len(rest.sentences or ()) == 3:  # a sentence ends at its full stop
+                assert word.effect == pytest.approx(score.effects.evidence - log_odds(rest, score.label), abs=1e-5)
+    assert score.effects.sum == pytest.approx(sum(sentence.effect or 0 for sentence in score.sentences), abs=1e-5)
+    total = score.effects.nothing + score.effects.sum + (score.effects.interaction or 0)
+    assert total == pytest.approx(score.effects.evidence, abs=1e-5)
+    assert (score.effects.method, score.effects.word_method) == ("leave_one_out", "leave_one_out")
+
+
+def log_odds(score: Score, label: str) -> float:
+    return float(np.log(score.probabilities[label]) - np.log(1 - score.probabilities[label]))
+
+
+def test_the_only_sentence_of_a_review_has_no_effect(scorer: Scorer) -> None:
+    (row,) = table(scorer, ["Bad."], effects="exact_words").to_pylist()
+    assert row["sentences"][0]["effect"] is None
+    assert (row["effects"]["sum"], row["effects"]["interaction"]) == (None, None)
+    assert row["effects"]["evidence"] > 0
+
+
+def test_effects_do_not_depend_on_the_other_reviews_or_change_the_answer(scorer: Scorer) -> None:
+    together = scorer.score(TEXTS, effects="words")
+    for text, plain, answer in zip(TEXTS, scorer.score(TEXTS), together, strict=True):
+        if isinstance(answer, Score) and isinstance(plain, Score):
+            (alone,) = [each for each in scorer.score([text], effects="words") if isinstance(each, Score)]
+            effects = [[sentence.effect or 0 for sentence in each.sentences or ()] for each in (alone, answer)]
+            np.testing.assert_allclose(*effects, rtol=0, atol=1e-6)
+            assert answer.probabilities == plain.probabilities
 
 
 def test_less_attention_is_null_not_empty(scorer: Scorer) -> None:
@@ -120,16 +163,19 @@ def test_less_attention_is_null_not_empty(scorer: Scorer) -> None:
 
 
 def test_the_schema_is_the_documented_one(scorer: Scorer) -> None:
-    word = "struct<start: int32, end: int32, attention: float>"
+    word = "struct<start: int32, end: int32, attention: float, effect: float>"
     assert {field.name: str(field.type) for field in table(scorer).schema} == {
         "label": "string",
         "probability": "float",
         "probabilities": "struct<negative: float, positive: float>",
-        "sentences": f"list<item: struct<start: int32, end: int32, attention: float, words: list<item: {word}>>>",
+        "sentences": f"list<item: struct<start: int32, end: int32, attention: float, effect: float, words: list<item: {word}>>>",
         "num_tokens": "int32",
         "num_unknown": "int32",
         "num_characters_cut": "int32",
+        "unfamiliar": "bool",
+        "uncertain": "bool",
         "model": "dictionary<values=string, indices=int32, ordered=0>",
+        "effects": "struct<evidence: float, nothing: float, sum: float, interaction: float, method: string, word_method: string>",
     }
 
 
@@ -158,3 +204,40 @@ def test_the_compiled_scorer_equals_the_one_in_torch(tiny_model: Path, monkeypat
     assert type(fast._network) is not type(slow._network)
     for ours, theirs in zip(answers(fast, TEXTS), answers(slow, TEXTS), strict=True):
         np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["\U0001f60d\U0001f60d\U0001f60d", "Der Film war leider langweilig."])
+def test_a_text_of_unknown_words_is_flagged_as_unfamiliar(scorer: Scorer, text: str) -> None:
+    familiar, foreign = answers(scorer, ["I loved it. The film was good!", text])
+    assert (familiar.unfamiliar, foreign.unfamiliar) == (False, True)
+    assert table(scorer, ["I loved it. The film was good!", text])["unfamiliar"].to_pylist() == [False, True]
+
+
+def test_the_threshold_of_unfamiliar_texts_is_that_of_the_model(tiny_model: Path) -> None:
+    model = artifact.load(tiny_model)
+    patient = Scorer(dataclasses.replace(model, metrics={**model.metrics, "unfamiliar_above": 1.0}))
+    assert not answers(patient, ["Zyx qwv."])[0].unfamiliar
+
+
+def test_an_answer_is_uncertain_only_below_the_threshold_of_its_model(tiny_model: Path) -> None:
+    model = artifact.load(tiny_model)
+    (probability,) = [answer.probability for answer in answers(Scorer(model), TEXTS[:1])]
+    for threshold, flagged in ((None, False), (probability - 0.001, False), (probability + 0.001, True)):
+        thresholded = Scorer(dataclasses.replace(model, metrics={**model.metrics, "uncertain_below": threshold}))
+        assert [answer.uncertain for answer in answers(thresholded, TEXTS[:1])] == [flagged]
+        assert table(thresholded, TEXTS[:1])["uncertain"].to_pylist() == [flagged]
+
+
+def test_the_documented_query_finds_the_words_that_did_most(scorer: Scorer, tmp_path: Path) -> None:
+    texts = ["The film was good. Not dull!", "Bad film. It was bad, dull."] * 30
+    (tmp_path / "scores" / "scores").mkdir(parents=True)
+    scores = table(scorer, texts, effects="words")
+    scores = scores.append_column("text", pa.array(texts)).append_column("review_id", pa.array([f"r{row:02}" for row in range(60)]))
+    pq.write_table(scores, tmp_path / "scores" / "scores" / "part.parquet")
+    document = (Path(__file__).parents[2] / "docs" / "explanations.md").read_text(encoding="utf-8")
+    query = document.partition("```sql\n")[2].partition("```")[0].replace("scores/scores", str(tmp_path / "scores" / "scores"))
+    found = duckdb.connect().execute(query).fetchall()
+    rows = [word for row in scores.to_pylist() for sentence in row["sentences"] for word in sentence["words"]]
+    assert sum(total for _, _, total, _, _, _ in found) == pytest.approx(sum(word["effect"] for word in rows), abs=1e-3)
+    assert {(word, times) for _, word, _, _, times, _ in found} >= {("good", 30), ("bad", 60)}
+    assert {example for *_, example in found} == {"r00", "r01"}

@@ -159,6 +159,7 @@ DAMAGED_ROWS: dict[str, tuple[Callable[[Row], object], str, str]] = {
     "no tokens": (lambda row: row.update(num_tokens=None), "answers", "its num_tokens is below 1"),
     "too many unknown": (lambda row: row.update(num_unknown=999), "answers", "its num_unknown is not from 0 to num_tokens"),
     "less than nothing cut": (lambda row: row.update(num_characters_cut=-1), "answers", "its num_characters_cut is below 0"),
+    "no flag": (lambda row: row.update(unfamiliar=None), "answers", "its unfamiliar is null"),
     "a token more": (
         lambda row: row.update(num_tokens=row["num_tokens"] + 1),
         "attention",
@@ -214,7 +215,7 @@ def test_a_damaged_row_is_found_and_named(out: Path, damage: Callable[[Row], obj
 def test_a_good_folder_has_no_problems_and_all_of_it_is_checked(good: Path) -> None:
     verdict = check(good, unique_ids=True)
     assert verdict.problems == verdict.notes == ()
-    rows = dict.fromkeys(("answers", "attention", "spans", "slices"), 6)
+    rows = dict.fromkeys(("answers", "attention", "effects", "spans", "slices"), 6)
     assert verdict.checked == rows | {"manifest": 2, "files": 4, "quarantine": 4, "ids": 8}
 
 

@@ -24,7 +24,7 @@ from han.score.batch_job import Plan
 from han.score.scorer import Scored, Scorer, load
 from han.score.verify import verify
 from han.score.worker import BatchScorer, Task
-from han.types import Mistake, Score
+from han.types import EffectDetail, Mistake, Score
 
 POISON = "This text kills its worker."
 TEXTS = [f"Review {number} was good. The end was {'bad' if number % 2 else 'fine'}." for number in range(60)]
@@ -37,10 +37,10 @@ class Sabotaged:
         self.labels, self.fingerprint = scorer.labels, scorer.fingerprint
         self._scorer, self._before = scorer, before
 
-    def score_flat(self, texts: Sequence[str]) -> Scored:
+    def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         for text in texts:
             self._before(text)
-        return self._scorer.score_flat(texts)
+        return self._scorer.score_flat(texts, effects=effects)
 
 
 @pytest.fixture(scope="module")

@@ -118,11 +118,25 @@ class Fake:
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
 def test_the_answer_is_the_scorers_under_the_same_names(app: Middleware, scorer: Scorer, attention: AttentionDetail) -> None:
-    (score,) = scorer.score([REVIEW], attention=attention)
+    (score,) = scorer.score([REVIEW], attention=attention, effects="none" if attention == "none" else "sentences")
     assert isinstance(score, Score)
     answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": attention}).json()
     assert as_float32(answer["results"]) == [as_float32(as_json(score))]
     assert answer["model"] == score.model
+
+
+def test_exact_effects_of_words_are_the_scorers(app: Middleware, scorer: Scorer) -> None:
+    (score,) = scorer.score([REVIEW], effects="exact_words")
+    assert isinstance(score, Score)
+    answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "effects": "exact_words"}).json()
+    assert as_float32(answer["results"]) == [as_float32(as_json(score))]
+    assert answer["results"][0]["effects"]["word_method"] == "leave_one_out"
+
+
+@pytest.mark.parametrize("body", [{"inputs": [REVIEW, REVIEW]}, {"inputs": REVIEW, "attention": "sentences"}])
+def test_exact_effects_of_words_take_one_review_with_attention_of_words(app: Middleware, body: dict[str, Any]) -> None:
+    answer = ask(app, "POST", SCORE, json={**body, "effects": "exact_words"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
 
 
 def test_a_list_comes_back_in_its_order(app: Middleware, scorer: Scorer) -> None:
@@ -211,7 +225,7 @@ def tensor(*texts: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_kserve_gets_labels_probabilities_and_whole_scores(app: Middleware, scorer: Scorer) -> None:
-    (score,) = scorer.score([REVIEW])
+    (score,) = scorer.score([REVIEW], effects="sentences")
     assert isinstance(score, Score)
     answer = ask(app, "POST", INFER, json={**tensor(REVIEW), "id": "mine"}).json()
     outputs = {output["name"]: output for output in answer["outputs"]}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
@@ -22,6 +23,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 import han
 import serve
 from han.explain.html import fragment
+from han.explain.pieces import signed
 from han.model import artifact
 from han.model.artifact import Artifact
 from han.score.scorer import Scorer
@@ -172,6 +174,30 @@ def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, b
     oracle.close()
 
 
+def test_effects_are_the_scorers_and_what_muting_shows(page: Page, scorer: Scorer) -> None:
+    text = "The first hour is slow. Then the last act is beautifully acted. I loved it!"
+    ask(page, text)
+    page.click("#view")
+    settled(page)
+    [score] = scorer.score([text], effects="exact_words")
+    assert isinstance(score, Score)
+    assert score.sentences
+    shown = [signed(sentence.effect) for sentence in score.sentences]
+    assert page.locator(".sentences .share .number").all_text_contents() == shown
+    expect(page.locator("#balance")).to_contain_text("from their interaction")
+    page.locator(".w", has_text="loved").hover()
+    loved = next(word for word in score.sentences[2].words or () if text[word.start : word.end] == "loved")
+    expect(page.locator("#tip")).to_have_text(f"effect {signed(loved.effect)} nats")
+    [rest] = scorer.score([text[: score.sentences[0].start] + " " * score.sentences[0].end + text[score.sentences[0].end :]])
+    assert isinstance(rest, Score)
+    assert score.effects
+    left = np.log(rest.probabilities[score.label]) - np.log1p(-rest.probabilities[score.label])
+    assert score.sentences[0].effect == pytest.approx(score.effects.evidence - left, abs=1e-5)
+    page.click("#view")
+    settled(page)
+    assert page.locator(".sentences .share .number").first.text_content() == percent(score.sentences[0].attention)
+
+
 def test_every_word_is_the_slice_of_its_span(page: Page, scorer: Scorer) -> None:
     for text in (MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT):
         ask(page, text)
@@ -210,6 +236,15 @@ def test_unknown_words_are_counted_and_explained(page: Page) -> None:
     ask(page, "A zzyzxq film.")
     expect(page.locator("#facts")).to_contain_text("1 unknown")
     expect(page.locator(".if-unknown")).to_be_visible()
+
+
+@pytest.mark.parametrize("text", ["😍😍😍", "Der Film war leider sehr langweilig, und die Handlung ist vorhersehbar."])
+def test_a_text_that_the_model_cannot_read_has_a_visible_warning(page: Page, text: str) -> None:
+    ask(page, text)
+    expect(page.locator(".warning")).to_contain_text("tokens are unknown to the model. Do not trust this answer.")
+    expect(page.locator("#said")).to_contain_text("Do not trust this answer.")
+    ask(page, MIXED)
+    expect(page.locator(".warning")).to_have_count(0)
 
 
 def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page) -> None:

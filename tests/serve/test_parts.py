@@ -22,12 +22,12 @@ from ray.serve.exceptions import BackPressureError
 
 from han.model import artifact
 from han.score.scorer import Scored, Scorer, as_json
-from han.types import AttentionDetail, Mistake, Refusal, Score
+from han.types import Mistake, Refusal, Score
 from jobs import serve as serve_job
 from serve import batch_client
 from serve import metrics as metrics_module
 from serve.app import build
-from serve.backend import Answer, Answers
+from serve.backend import Answer, AnswerDetail, Answers
 from serve.batching import JOB_WAIT_S, LONG_TOKENS, BatchQueue, Item
 from serve.dispatch import BUDGET, Replicas
 from serve.errors import InvalidScoreError, Problem
@@ -53,11 +53,14 @@ def scorer(tiny_model: Path) -> Scorer:
 @pytest.mark.parametrize("label", ['a "quoted"\nlabel', "\u00e9toile"])
 def test_answers_are_the_json_of_the_scores(scorer: Scorer, label: str) -> None:
     texts = ["The film was good.", "...", "Not dull! I loved it, the film.", "bad"]
-    details: list[AttentionDetail] = ["words", "words", "sentences", "none"]
+    details: list[AnswerDetail] = ["words", "words", "sentences", "exact_words"]
     labels = (label, "positive")
-    found = score_json(scorer.score_flat(texts), labels, scorer.fingerprint, details)
+    found = score_json(scorer.score_flat(texts, effects="exact_words"), labels, scorer.fingerprint, details)
     for text_, detail, answer in zip(texts, details, found, strict=True):
-        (score,) = scorer.score([text_], attention=detail)
+        if detail == "exact_words":
+            (score,) = scorer.score([text_], effects="exact_words")
+        else:
+            (score,) = scorer.score([text_], attention=detail, effects="sentences")
         if isinstance(score, Refusal):
             assert answer == score
             continue
@@ -294,7 +297,15 @@ def test_joined_pieces_are_the_answer_to_the_whole(scorer: Scorer) -> None:
     whole = scorer.score_flat(texts)
     parts = join([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
     assert parts.refused == whole.refused
-    for name in set(Scored.__dataclass_fields__) - {"refused"}:
+    joined = join([scorer.score_flat(texts[:4], effects="words"), scorer.score_flat(texts[4:], effects="words")]).effects
+    together = scorer.score_flat(texts, effects="words").effects
+    assert joined
+    assert together
+    np.testing.assert_allclose(joined.sentences, together.sentences, atol=1e-6)
+    np.testing.assert_allclose(joined.interaction, together.interaction, atol=1e-6)
+    assert joined.words is not None
+    np.testing.assert_allclose(joined.words, together.words, atol=1e-6)
+    for name in set(Scored.__dataclass_fields__) - {"refused", "effects"}:
         assert getattr(parts, name).dtype == getattr(whole, name).dtype
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-6)
 
@@ -458,7 +469,7 @@ def test_only_texts_without_a_probability_fail_and_the_replica_is_unhealthy(scor
     whole = scorer.score_flat(["The film was good.", "...", "bad"])
     broken = dataclasses.replace(whole, probabilities=np.array([[np.nan, np.nan], whole.probabilities[1]], dtype=np.float32))
     replica._scorer = SimpleNamespace(  # type: ignore[assignment]
-        score_flat=lambda texts: broken, labels=scorer.labels, fingerprint=scorer.fingerprint
+        score_flat=lambda texts, effects: broken, labels=scorer.labels, fingerprint=scorer.fingerprint
     )
     bad, refused, good = replica._score_items([SimpleNamespace(text="", attention="none")] * 3)  # type: ignore[list-item]
     assert isinstance(bad, InvalidScoreError)

@@ -2,6 +2,7 @@
 
     models/
       3f9c…-51d2…/   a version: an artifact, named by its fingerprint and by a hash of its SHA256SUMS
+      3f9c…-51d2….test.json   test metrics of that version, if `evaluate` has measured it
       best.json      version, fingerprint, date, metrics, previous (the earlier pointer, for roll-back)
 
 `--model models/best` is the version that best.json names when a job starts (see `artifact.find`). If a process dies, the pointer is the old
@@ -21,8 +22,8 @@ from typing import Any
 
 from han.failpoint import Failpoint
 from han.model import artifact
-from han.model.artifact import BEST, Artifact, read_object
-from han.storage import Folder
+from han.model.artifact import BEST, TEST, Artifact, read_object, read_test
+from han.storage import Folder, write_json
 from han.types import Mistake
 
 POINTER = f"{BEST}.json"
@@ -60,6 +61,8 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
         if not force:
             _check_not_worse(loaded, models)
         _copy(source, folder, version, point)
+        if _test_file(source).is_file() and source.parent != models:
+            folder.write(f"{version}{TEST}", _test_file(source).read_bytes(), durable=True)
         before = _read_pointer(models)
         if before is not None and before["version"] == version:
             return before, False
@@ -109,13 +112,30 @@ def versions(models: Path) -> list[Version]:
             Version(
                 folder=folder,
                 fingerprint=loaded.fingerprint,
-                metrics=figures(loaded),
+                metrics=figures(loaded) | read_test(folder, loaded.fingerprint),
                 is_best=folder.name == best,
                 date=dates.get(folder.name, made),
                 run=_run(loaded),
             )
         )
     return sorted(found, key=lambda version: (version.date, version.is_best, version.folder.name), reverse=True)
+
+
+def keep_test(model: Path, measured: dict[str, Any]) -> bool:
+    """Store test metrics beside the artifact `model` of a run or of a folder of models. Returns False for any other artifact.
+
+    An artifact is immutable, so they are in a file beside it. `promote` copies this file. A later evaluation replaces it.
+    """
+    is_version = (model.parent / POINTER).is_file()
+    if not is_version and not (model.name == "artifact" and (model.parent / "config.json").is_file()):
+        return False
+    kept = {name: measured[name] for name in (*_FIGURES, "model", "data") if name in measured}
+    write_json(_test_file(model), kept | {"date": datetime.now(UTC).isoformat(timespec="seconds")})
+    return True
+
+
+def _test_file(model: Path) -> Path:
+    return model.parent / f"{model.name}{TEST}"
 
 
 def figures(model: Artifact) -> dict[str, Any]:
@@ -221,7 +241,8 @@ def _version_folders(models: Path) -> Iterator[Path]:
 
 def _foreign(models: Path) -> str | None:
     """A name that does not belong in a folder of models, or None."""
-    ours = {POINTER, *(path.name for path in _version_folders(models))}
+    versions = [path.name for path in _version_folders(models)]
+    ours = {POINTER, *versions, *(f"{version}{TEST}" for version in versions)}
     names = (path.name for path in sorted(models.iterdir()) if path.name not in ours)
     return next((name for name in names if not name.startswith(".") and not _is_left_over(name)), None)
 

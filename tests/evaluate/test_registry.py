@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from han.config import TextConfig
+from han.evaluate import registry
 from han.failpoint import OF_A_PROMOTION
-from han.model import artifact, registry
+from han.model import artifact
 from han.score.scorer import Scorer
 from han.storage import Folder
 from han.text.encode import Encoder
@@ -207,7 +208,7 @@ def test_a_second_promotion_at_the_same_time_is_refused_by_name(runs: tuple[Path
 PROMOTE = """
 import sys
 from pathlib import Path
-from han.model import registry
+from han.evaluate import registry
 try:
     registry.promote(Path(sys.argv[1]), Path(sys.argv[2]), failpoint=sys.argv[3] if len(sys.argv) > 3 else None)
 except registry.Mistake as mistake:
@@ -358,3 +359,31 @@ def test_versions_are_listed_newest_first_with_date_run_and_figures(tmp_path: Pa
         ("a", "2030-01-01", False),
     ]
     assert listed[0].metrics["development"]["accuracy"] == 0.9
+
+
+def test_test_metrics_of_a_run_are_promoted_with_it_and_listed(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "config.json").write_text("{}")
+    measured = {**FIGURES, "accuracy": 0.875, "data": "test.csv", "confusion": {}, "model": fingerprint(run)}
+    assert registry.keep_test(run / "artifact", measured)
+    pointer = promoted(run, tmp_path / "models")
+    (version,) = registry.versions(tmp_path / "models")
+    assert (version.metrics["test"]["accuracy"], version.metrics["test"]["data"]) == (0.875, "test.csv")
+    assert "confusion" not in version.metrics["test"]
+    assert pointer["metrics"]["test"]["accuracy"] == artifact.load(run / "artifact").metrics["test"]["accuracy"] == 0.875
+    assert registry.keep_test(tmp_path / "models" / pointer["version"], {**measured, "accuracy": 0.9})
+    assert registry.versions(tmp_path / "models")[0].metrics["test"]["accuracy"] == 0.9
+    promoted(runs[1], tmp_path / "models")  # the folder still counts as one of models
+
+
+def test_test_metrics_are_not_stored_beside_an_artifact_that_is_neither_of_a_run_nor_promoted(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "some" / "model")
+    assert not registry.keep_test(tmp_path / "some" / "model", dict(FIGURES))
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["model"]
+
+
+def test_test_metrics_of_another_model_are_ignored(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "artifact.test.json").write_text(json.dumps({**FIGURES, "model": "of another model"}))
+    assert "test" not in artifact.load(tmp_path / "run" / "artifact").metrics

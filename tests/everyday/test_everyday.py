@@ -1,0 +1,25 @@
+"""The steps of everyday use that need neither torch nor Ray: help, and mistakes. `make everyday` runs all steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.everyday.steps import HELP, MISTAKES, Step, run, write_inputs
+
+PATIENCE = 3.0  # tests run beside each other; `make everyday` runs one step at a time and has no patience
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("everyday")
+    write_inputs(made)
+    return made
+
+
+@pytest.mark.parametrize("step", [*HELP, *MISTAKES], ids=lambda step: step.name)
+def test_a_step_ends_as_it_should(step: Step, folder: Path) -> None:
+    result = run(step, folder, patience=PATIENCE)
+    assert result.problems == (), f"{step.command}\n{result.output}"
+    assert not (folder / "x").exists()
