@@ -1,4 +1,4 @@
-"""What many tests stand on: a tiny network with random weights, and the artifact it makes."""
+"""Shared by many tests: a tiny network with random weights, and its artifact."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ WORDS = ("<unk>", "the", "film", "was", "good", "bad", "dull", "not", "i", "love
 
 
 def tiny_network(num_words: int = len(WORDS), *, num_classes: int = 2, seed: int = 1) -> HAN:
-    """A network whose random weights are large enough for answers to differ."""
+    """A network with random weights large enough for predictions to differ."""
     torch.manual_seed(seed)
     config = ModelConfig(word_hidden=3, word_attention=4, sentence_hidden=5, sentence_attention=6)
     network = HAN(config, num_words=num_words, embedding_size=7, num_classes=num_classes)

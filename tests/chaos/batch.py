@@ -1,6 +1,6 @@
-"""Tests of the promises of batch scoring: `python -m tests.chaos.batch [--seed N] [--only D1 D3 …]`; see docs/reliability.md.
+"""Test the guarantees of batch scoring: `python -m tests.chaos.batch [--seed N] [--only D1 D3 …]`; see docs/reliability.md.
 
-One Ray is started. Every job is a separate driver that joins it, as `jobs.score` does on a cluster. Each promise prints one line.
+One Ray is started. Every job is a separate driver that joins it, as `jobs.score` does on a cluster. Each guarantee prints one line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray.util.state import list_actors, list_jobs
 
 from han import failpoint
 from han.data.samples import planted
-from tests.chaos.driver import DEEDS
+from tests.chaos.driver import FAULTS
 from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
 from tests.helpers.cluster import RAY, Cluster, head
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Run:
-    """A driver in a process group of its own."""
+    """A driver in its own process group."""
 
     def __init__(self, cluster: Cluster, source: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.score",)) -> None:
         self.log = out.parent / f".{out.name}.{secrets.token_hex(4)}.log"
@@ -79,35 +79,36 @@ def score(cluster: Cluster, source: Path, out: Path, *flags: str, **options: Any
 
 
 def write_dump(path: Path, num_reviews: int, *, seed: int, extra: dict[int, str] | None = None) -> None:
-    """Generated reviews, some without a word, in row groups that are shards."""
+    """Write generated reviews, NUM_EMPTY of them without a word. Each row group is a shard."""
     texts = [review.text for review in planted.generate(num_reviews, seed=seed)]
-    for place in range(NUM_EMPTY):
-        texts[place * (num_reviews // NUM_EMPTY) + 7] = "..."
-    for place, text in (extra or {}).items():
-        texts[place] = text
+    for number in range(NUM_EMPTY):
+        texts[number * (num_reviews // NUM_EMPTY) + 7] = "..."
+    for row, text in (extra or {}).items():
+        texts[row] = text
     ids = [f"{seed}/{row}" for row in range(num_reviews)]
     pq.write_table(pa.table({"review_id": ids, "text": texts}), path, row_group_size=SHARD_ROWS)
 
 
 def oracle(source: Path, out: Path) -> dict[str, int]:
-    """Each record of the input must be in the output or in quarantine exactly once."""
-    wanted = Counter(pq.read_table(source, columns=["review_id"])["review_id"].to_pylist())
-    found = Counter(pq.read_table(out, columns=["review_id"])["review_id"].to_pylist()) if (out / "scores").exists() else Counter()
-    aside = Counter(line["review_id"] or f"row {line['row']}" for line in quarantine(out))
+    """Count records. Each record of the input must be in the output or in quarantine exactly once."""
     rows = pq.read_table(source, columns=["review_id"])["review_id"].to_pylist()
-    aside = Counter(rows[int(name[4:])] if name.startswith("row ") else name for name in aside.elements())
-    both = found + aside
+    inputs = Counter(rows)
+    scored = Counter(pq.read_table(out, columns=["review_id"])["review_id"].to_pylist()) if (out / "scores").exists() else Counter()
+    quarantined = Counter(line["review_id"] or f"row {line['row']}" for line in quarantine(out))
+    quarantined = Counter(rows[int(name[4:])] if name.startswith("row ") else name for name in quarantined.elements())
+    outputs = scored + quarantined
     return {
-        "in": sum(wanted.values()),
-        "out": sum(found.values()),
-        "quarantine": sum(aside.values()),
-        "duplicates": sum(max(0, both[name] - wanted[name]) for name in both),
-        "missing": sum(max(0, wanted[name] - both[name]) for name in wanted),
+        "in": sum(inputs.values()),
+        "out": sum(scored.values()),
+        "quarantine": sum(quarantined.values()),
+        "duplicates": sum(max(0, outputs[name] - inputs[name]) for name in outputs),
+        "missing": sum(max(0, inputs[name] - outputs[name]) for name in inputs),
     }
 
 
-def holds(found: dict[str, int], quarantined: int = NUM_EMPTY) -> bool:
-    return found["duplicates"] == found["missing"] == 0 and found["quarantine"] == quarantined
+def holds(counts: dict[str, int], quarantined: int = NUM_EMPTY) -> bool:
+    """Whether the counts of `oracle` show no duplicate, no missing record and the expected quarantine."""
+    return counts["duplicates"] == counts["missing"] == 0 and counts["quarantine"] == quarantined
 
 
 def quarantine(out: Path) -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ def quarantine(out: Path) -> list[dict[str, Any]]:
 
 
 def digest(out: Path) -> str:
-    """Of all rows, whatever their order and files: the sum of their hashes; every number rounded to 1e-6."""
+    """The sum of the hashes of all rows, independent of their order and files. Numbers are rounded to 1e-6."""
     total = 0
     for path in sorted((out / "scores").glob("*.parquet")):
         for row in pq.read_table(path).drop_columns(["model"]).to_pylist():
@@ -142,7 +143,7 @@ def everything(out: Path) -> dict[str, tuple[int, int]]:
 
 
 class Poller(Repeated):
-    """Reads a folder every 50 ms, as a careless reader would."""
+    """Read a folder every 50 ms without waiting for its _SUCCESS."""
 
     every_s = 0.05
 
@@ -163,13 +164,13 @@ class Poller(Repeated):
 
 
 def scorers(cluster: Cluster) -> list[int]:
-    """Process ids of the living actors of any pool."""
-    found = list_actors(address=cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
-    return [actor.pid for actor in found if actor.class_name.startswith("MapWorker") and actor.pid]
+    """Process ids of the live actors of all pools."""
+    actors = list_actors(address=cluster.dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    return [actor.pid for actor in actors if actor.class_name.startswith("MapWorker") and actor.pid]
 
 
 def _begun(out: Path, *, recorded: bool) -> set[tuple[str, str]]:
-    """Driver and shard of all shards whose last beginner was that driver and that have a record, or have none."""
+    """Pairs of driver and shard for every shard that the driver began last, with a record (`recorded`) or without one."""
     staging = out / ".staging"
     begun = {(json.loads(path.read_text())["run"], path.stem) for path in staging.glob("attempts/*.json")}
     records = {path.stem for path in staging.glob("records/*.json")}
@@ -188,7 +189,7 @@ def small_disk(megabytes: int) -> Iterator[Path]:
 
 
 class Batch:
-    """All the runs, on one cluster and one dump."""
+    """All runs, on one cluster and one dump."""
 
     def __init__(self, cluster: Cluster, folder: Path, seed: int) -> None:
         self.cluster, self.folder, self.random = cluster, folder, random.Random(seed)
@@ -198,19 +199,19 @@ class Batch:
             write_dump(dump, num_reviews, seed=seed)
 
     def whole(self, dump: Path) -> str:
-        """The digest of the dump's scores when nobody disturbs; they stay in a folder DUMP-whole."""
+        """The digest of the dump's scores from an undisturbed job, whose folder DUMP-whole is kept."""
         if dump not in self._digests:
             began = time.monotonic()
             out = self.folder / f"{dump.stem}-whole"
             code, output = score(self.cluster, dump, out)
             if code:
-                sys.exit(f"the job does not even run undisturbed: exit code {code}\n{output}")
+                sys.exit(f"the undisturbed job failed with exit code {code}\n{output}")
             self._digests[dump] = digest(out)
             print(f"{dump.name} undisturbed: {time.monotonic() - began:.1f} s, digest {self._digests[dump]}", flush=True)
         return self._digests[dump]
 
     def d1_driver_killed(self, kills: int = 10) -> None:
-        """D1 and D7: the driver SIGKILLed at random moments, from its start to its last shard, while a reader polls."""
+        """D1 and D7: the driver is killed at random moments, from its start to its last shard, while a reader polls."""
         out, done, in_flight = self.folder / "d1", 0, set[tuple[str, str]]()
         moments = sorted(self.random.sample(range(NUM_REVIEWS // SHARD_ROWS - 1), kills))
         with Poller(out, NUM_REVIEWS - NUM_EMPTY) as poller:
@@ -221,16 +222,16 @@ class Batch:
                 done += run.process.poll() is None
                 run.kill()
                 in_flight |= _begun(out, recorded=False)
-            until(lambda: not scorers(self.cluster), 60)  # those of a killed driver may still end what they are at
+            until(lambda: not scorers(self.cluster), 60)  # the actors of a killed driver may still finish a batch
             redone = Counter(run_id for run_id, _ in in_flight - _begun(out, recorded=True))
             code, _ = score(self.cluster, self.dump, out)
-        found = oracle(self.dump, out)
+        counts = oracle(self.dump, out)
         same = digest(out) == self.whole(self.dump)
         reliability(
             "D1",
-            ok=code == 0 and holds(found) and same and done == kills and max(redone.values(), default=0) <= 2,
+            ok=code == 0 and holds(counts) and same and done == kills and max(redone.values(), default=0) <= 2,
             kills=done,
-            **found,
+            **counts,
             digest_equal=same,
             most_shards_redone=max(redone.values(), default=0),
             rescored_percent=100 * redone.total() * SHARD_ROWS / NUM_REVIEWS,
@@ -238,7 +239,7 @@ class Batch:
         reliability("D7", ok=poller.torn == 0 and poller.seen > 0, polls=poller.polls, with_scores=poller.seen, torn=poller.torn)
 
     def d1_control(self) -> None:
-        """Without the commit the same kills must be seen as damage."""
+        """Control: without the commit, the same kills must leave duplicates or missing records."""
         out = self.folder / "control"
         through = ("tests.chaos.driver", "uncommitted", "-")
         for enough in (3, 6):
@@ -246,11 +247,11 @@ class Batch:
             until(lambda enough=enough: len(list(out.glob("scores/*.parquet"))) >= enough, DEADLINE_S)
             run.kill()
         code, _ = score(self.cluster, self.dump, out, through=through)
-        found = oracle(self.dump, out)
-        reliability("D1-control", ok=found["duplicates"] + found["missing"] > 0, code=code, **found)
+        counts = oracle(self.dump, out)
+        reliability("D1-control", ok=counts["duplicates"] + counts["missing"] > 0, code=code, **counts)
 
     def d2_failpoints(self) -> None:
-        """Every point without Ray is tests/score/test_publish.py; here one of a worker and one of the driver through Ray."""
+        """Kill at every failpoint without Ray (tests/score/test_publish.py), then at one of a worker and one of the driver on Ray."""
         command = [
             sys.executable,
             "-m",
@@ -287,21 +288,21 @@ class Batch:
                     os.kill(self.random.choice(alive), signal.SIGKILL)
                     killed += 1
         code = run.wait()
-        found = oracle(self.dump, out)
+        counts = oracle(self.dump, out)
         same = digest(out) == self.whole(self.dump)
-        reliability("D3", ok=code == 0 and holds(found) and same and killed == kills, kills=killed, **found, digest_equal=same)
+        reliability("D3", ok=code == 0 and holds(counts) and same and killed == kills, kills=killed, **counts, digest_equal=same)
 
     def d4_double_fault(self) -> None:
-        """A worker dies after its commit and before anybody knows; the driver dies while the shard is tried again."""
+        """A worker dies after its commit and before the driver knows; the driver dies while the shard is retried."""
         out = self.folder / "d4"
         run = Run(self.cluster, self.small, out, "--failpoint", "recorded:3")
         fired = until(lambda: (out / ".staging" / ".recorded.failpoint").exists(), 90)
         time.sleep(1.0)
         run.kill()
         code, _ = score(self.cluster, self.small, out)
-        found = oracle(self.small, out)
+        counts = oracle(self.small, out)
         same = digest(out) == self.whole(self.small)
-        reliability("D4", ok=fired and code == 0 and holds(found) and same, fired=fired, **found, digest_equal=same)
+        reliability("D4", ok=fired and code == 0 and holds(counts) and same, fired=fired, **counts, digest_equal=same)
 
     def d5_again(self) -> None:
         self.whole(self.small)
@@ -319,9 +320,9 @@ class Batch:
         runs = [Run(self.cluster, self.small, out) for _ in range(2)]
         codes = sorted(run.wait() for run in runs)
         output = [run.output() for run in runs]
-        found = oracle(self.small, out)
+        counts = oracle(self.small, out)
         clear = sum("is being written by another process" in each for each in output)
-        reliability("D6", ok=codes == [0, 2] and clear == 1 and holds(found), exits=codes, told_clearly=clear, **found)
+        reliability("D6", ok=codes == [0, 2] and clear == 1 and holds(counts), exits=codes, clear_messages=clear, **counts)
 
     def d8_disk_full(self) -> None:
         with small_disk(5) as disk:
@@ -332,27 +333,27 @@ class Batch:
             print(error)
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             again, _ = score(self.cluster, self.small, out)
-            found = oracle(self.small, out)
+            counts = oracle(self.small, out)
             names_path, names_bytes = str(disk) in error or "part-" in error, "MB more" in error
-            ok = (code, visible, again) == (5, 0, 0) and holds(found) and names_path and names_bytes
-            reliability("D8", ok=ok, exit=code, visible=visible, names_path=names_path, names_bytes=names_bytes, exit_after=again, **found)
+            ok = (code, visible, again) == (5, 0, 0) and holds(counts) and names_path and names_bytes
+            reliability("D8", ok=ok, exit=code, visible=visible, names_path=names_path, names_bytes=names_bytes, exit_after=again, **counts)
 
     def d16_poison(self) -> None:
         """Records that end, crash, hang or fail the process that scores them, in two shards."""
-        dump, out, log = self.folder / "poison.parquet", self.folder / "d16", self.folder / "deeds.log"
-        words = dict(zip((100, 300, 1_200, 1_800), DEEDS, strict=True))
+        dump, out, log = self.folder / "poison.parquet", self.folder / "d16", self.folder / "faults.log"
+        words = dict(zip((100, 300, 1_200, 1_800), FAULTS, strict=True))
         write_dump(dump, 2_000, seed=5, extra={row: f"A film like {word}. It was fine." for row, word in words.items()})
         began = time.monotonic()
         through = ("tests.chaos.driver", "poison", str(log))
         flags = ("--stall-s", "25", "--max-bad-ratio", "0.05")
         code, _ = score(self.cluster, dump, out, *flags, through=through)
-        tries = Counter(word for line in log.read_text().splitlines() for word in DEEDS if word in line)
-        found = {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] in ("poison", "failed")}
-        right = sum(found.get(row) == ("failed" if word == "POISONMEMORY" else "poison") for row, word in words.items())
+        tries = Counter(word for line in log.read_text().splitlines() for word in FAULTS if word in line)
+        reasons = {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] in ("poison", "failed")}
+        right = sum(reasons.get(row) == ("failed" if word == "POISONMEMORY" else "poison") for row, word in words.items())
         counts = oracle(dump, out)
         reliability(
             "D16",
-            ok=code == 0 and right == len(words) == len(found) and max(tries.values()) <= 3 and holds(counts, NUM_EMPTY + len(words)),
+            ok=code == 0 and right == len(words) == len(reasons) and max(tries.values()) <= 3 and holds(counts, NUM_EMPTY + len(words)),
             right=f"{right}/{len(words)}",
             most_tries=max(tries.values()),
             tries=",".join(f"{word.removeprefix('POISON').lower()}:{number}" for word, number in sorted(tries.items())),
@@ -361,7 +362,7 @@ class Batch:
         )
 
     def d19_one_csv(self) -> None:
-        """One CSV is scored by two actors; the driver is SIGKILLed half-way and the job resumes."""
+        """Two actors score one CSV file; the driver is killed half-way and the job resumes."""
         dump, out = self.folder / "small.csv", self.folder / "d19"
         csv.write_csv(pq.read_table(self.small), dump)
         run = Run(self.cluster, dump, out)
@@ -372,12 +373,12 @@ class Batch:
         kept = len(list(out.glob(".staging/records/*.json")))
         redone = len(_begun(out, recorded=False))
         code, output = score(self.cluster, dump, out)
-        found = oracle(self.small, out)
-        ok = fired and code == 0 and holds(found) and actors == 2 and redone <= 2 and "were done before" in output
-        reliability("D19", ok=ok, actors=actors, shards_kept=kept, shards_redone=redone, **found)
+        counts = oracle(self.small, out)
+        ok = fired and code == 0 and holds(counts) and actors == 2 and redone <= 2 and "were complete and were kept" in output
+        reliability("D19", ok=ok, actors=actors, shards_kept=kept, shards_redone=redone, **counts)
 
     def d20_input_changes(self) -> None:
-        """A JSONL file is truncated, or replaced by one of its length, and a folder of texts grows, while they are scored."""
+        """While they are scored, a JSONL file is truncated, another is replaced by one of equal length, and a folder of texts grows."""
         texts = [review.text for review in planted.generate(NUM_SMALL, seed=4)]
         right, outputs = 0, []
         for name in ("truncated", "replaced", "grown"):
@@ -462,11 +463,13 @@ RUNS: dict[str, Callable[[Batch], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="seed of all random choices")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="runs to do")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would the drivers
-    print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job of a shell ignores SIGINT, and its drivers would inherit that
+    print(f"seed {arguments.seed}; to repeat this run: --seed {arguments.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="han-chaos-"))
     try:
         with head() as cluster:

@@ -1,4 +1,4 @@
-"""Misbehaving clients: they leave in the middle, send a byte at a time, or send odd headers."""
+"""Misbehaving clients: they disconnect early, send one byte at a time, or send malformed headers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Received:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the ingress answered, not Serve's proxy: only the ingress adds this header."""
+        """Whether the ingress answered instead of Serve's proxy. Only the ingress adds this header."""
         return b"content-security-policy" in self.head.lower()
 
 
 def exchange(port: int, request: bytes, *, wait_s: float) -> Received:
-    """Send these bytes and read the head of the first response."""
+    """Send a request and read the head of the first response."""
     began, received = time.monotonic(), b""
     with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection, contextlib.suppress(OSError):
         connection.sendall(request)
@@ -41,7 +41,7 @@ def exchange(port: int, request: bytes, *, wait_s: float) -> Received:
 
 
 def leave(port: int, request: bytes, *, after_s: float) -> None:
-    """Send these bytes, then reset the connection."""
+    """Send a request, then reset the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
         time.sleep(after_s)
@@ -49,7 +49,7 @@ def leave(port: int, request: bytes, *, after_s: float) -> None:
 
 
 class Slow:
-    """Connections that send one byte at each `drip`."""
+    """Connections that send one byte at each call of `drip`."""
 
     def __init__(self, port: int, start: bytes, number: int) -> None:
         self.statuses: list[int] = []  # of the answered connections; 0: closed
@@ -91,53 +91,53 @@ _SOCKET = (
     HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
 )
 
-# Complete requests: each is answered at once, and never with a fault of the service.
+# Complete requests. Each must be answered at once and without a fault of the service.
 ODD: dict[str, bytes] = {
-    "id of a byte that is no text": _with(b"x-request-id: \xff"),
+    "id of an invalid byte": _with(b"x-request-id: \xff"),
     "id of 10,000 letters": _with(b"x-request-id: " + b"a" * 10_000),
     "id with a line end and a header": _with(b"x-request-id: a\r\nx-evil: 1"),
     "id with a bare CR": _with(b"x-request-id: a\rx-evil: 1"),
     "id with a bare LF": _with(b"x-request-id: a\nx-evil: 1"),
-    "id folded": _with(b"x-request-id: a\r\n b"),
-    "id twice": _with(b"x-request-id: a", b"x-request-id: b"),
+    "folded id": _with(b"x-request-id: a\r\n b"),
+    "two ids": _with(b"x-request-id: a", b"x-request-id: b"),
     "64 KB in one header": _with(b"x-long: " + b"a" * 65_536),
     "64 KB in 1,000 headers": _with(*(b"x-%d: " % number + b"a" * 60 for number in range(1_000))),
     "timeout 0": _with(b"x-request-timeout-seconds: 0"),
-    "timeout below 0": _with(b"x-request-timeout-seconds: -1"),
-    "timeout no number": _with(b"x-request-timeout-seconds: soon"),
-    "timeout nan": _with(b"x-request-timeout-seconds: nan"),
-    "timeout of a byte that is no text": _with(b"x-request-timeout-seconds: \xff"),
+    "negative timeout": _with(b"x-request-timeout-seconds: -1"),
+    "timeout that is not a number": _with(b"x-request-timeout-seconds: soon"),
+    "timeout NaN": _with(b"x-request-timeout-seconds: nan"),
+    "timeout of an invalid byte": _with(b"x-request-timeout-seconds: \xff"),
     "disconnect disabled": _with(b"x-request-disconnect-disabled: ?1"),
     "model id": _with(b"serve_multiplexed_model_id: x"),
-    "trace id of a byte that is no text": _with(b"traceparent: \xff"),
-    "type of a byte that is no text": WHOLE.replace(b"application/json", b"application/\xff"),
-    "length that is no number": WHOLE.replace(b"Content-Length: 25", b"Content-Length: many"),
-    "length below 0": WHOLE.replace(b"Content-Length: 25", b"Content-Length: -1"),
+    "trace id of an invalid byte": _with(b"traceparent: \xff"),
+    "content type with an invalid byte": WHOLE.replace(b"application/json", b"application/\xff"),
+    "length that is not a number": WHOLE.replace(b"Content-Length: 25", b"Content-Length: many"),
+    "negative length": WHOLE.replace(b"Content-Length: 25", b"Content-Length: -1"),
     "length of 30 digits": WHOLE.replace(b"Content-Length: 25", b"Content-Length: " + b"9" * 30),
     "two lengths": _with(b"Content-Length: 3"),
     "length and chunks": _with(b"Transfer-Encoding: chunked"),
-    "coding that is not known": WHOLE.replace(b"Content-Length: 25", b"Transfer-Encoding: gzip, x"),
-    "host of a byte that is no text": WHOLE.replace(b"Host: test", b"Host: \xff"),
+    "unknown coding": WHOLE.replace(b"Content-Length: 25", b"Transfer-Encoding: gzip, x"),
+    "host of an invalid byte": WHOLE.replace(b"Host: test", b"Host: \xff"),
     "no host": WHOLE.replace(b"Host: test\r\n", b""),
     "HTTP/1.0": WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0"),
     "HTTP/9.9": WHOLE.replace(b"HTTP/1.1", b"HTTP/9.9"),
-    "method that is not known": WHOLE.replace(b"POST", b"BREW"),
-    "path of a byte that is no text": WHOLE.replace(b"/v1/score", b"/v1/\xff"),
-    "path escaped into no text": WHOLE.replace(b"/v1/score", b"/v1/%ff%00"),
+    "unknown method": WHOLE.replace(b"POST", b"BREW"),
+    "path with an invalid byte": WHOLE.replace(b"/v1/score", b"/v1/\xff"),
+    "path with invalid escapes": WHOLE.replace(b"/v1/score", b"/v1/%ff%00"),
     "path of 10,000 letters": WHOLE.replace(b"/v1/score", b"/" + b"a" * 10_000),
-    "path that climbs": WHOLE.replace(b"/v1/score", b"/static/../../../etc/passwd"),
-    "query of a byte that is no text": WHOLE.replace(b"/v1/score", b"/v1/score?\xff=%ff"),
+    "path with ..": WHOLE.replace(b"/v1/score", b"/static/../../../etc/passwd"),
+    "query with an invalid byte": WHOLE.replace(b"/v1/score", b"/v1/score?\xff=%ff"),
     "upgrade to a web socket": _SOCKET.replace(b"POST", b"GET") + b"\r\n",
     "upgrade to a web socket, with a body": _SOCKET + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
-    "expects to go on": _with(b"Expect: 100-continue"),
+    "Expect: 100-continue": _with(b"Expect: 100-continue"),
 }
-# Bodies that stop: the deadline holds whatever the headers say.
-UNDYING: dict[str, bytes] = {
+# Requests whose body stops. The deadline must hold with any of these headers.
+STALLED_WITH_HEADERS: dict[str, bytes] = {
     name: STALLED.replace(b"Content-Length", line + b"\r\nContent-Length")
     for name, line in {
         "no header": b"x-none: 1",
         "timeout 0": b"x-request-timeout-seconds: 0",
-        "timeout an hour": b"x-request-timeout-seconds: 3600",
+        "timeout of an hour": b"x-request-timeout-seconds: 3600",
         "disconnect disabled": b"x-request-disconnect-disabled: ?1",
     }.items()
 }

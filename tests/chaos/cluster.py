@@ -1,7 +1,7 @@
-"""Does a cluster survive the death of a node? `python -m tests.chaos.cluster [--seed N] [--only C1 C2 …]`, one line each.
+"""Test that a cluster survives the death of a node: `python -m tests.chaos.cluster [--seed N] [--only C1 C2 …]`, one line for each run.
 
-Three nodes of two CPUs on this machine, each a raylet with workers of its own, token on. Everything is submitted as a user would submit it.
-A node dies by SIGKILL to its raylet, its workers and its agents; another one joins before the next run. See docs/runbook.md.
+Three nodes with two CPUs run on this machine, each with its own raylet and workers, with a token. Jobs are submitted as users submit them.
+A node dies by SIGKILL to its raylet, workers and agents; another node joins before the next run. See docs/runbook.md.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from han.model import artifact
 from han.score.scorer import Scorer
 from tests.chaos.batch import NUM_EMPTY, digest, holds, oracle, write_dump
 from tests.chaos.report import attempt, close, reliability
-from tests.chaos.service import Question, Service, golden
-from tests.chaos.submitted import Job, cluster, until, where
+from tests.chaos.service import GoldenRequest, Service, golden
+from tests.chaos.submitted import Job, actors_by_node, cluster, until
 
 NODE = local.NodeConfig(num_cpus=2)
 NUM_REVIEWS, NUM_TRIALS, PER_S = 6_000, 4, 5.0
 SIZES = ["--model.word-hidden=16", "--model.word-attention=32", "--model.sentence-hidden=16", "--model.sentence-attention=32"]
 QUICK = ["--train.learning-rate=0.01", "--train.batch-tokens=8192"]
-# Two CPUs a worker, which is a whole node: so two workers are on two nodes. After four epochs some seeds know two labels of three.
+# A worker takes the two CPUs of a node, so two workers run on two nodes. After four epochs, some seeds have learnt two labels of three.
 TRAIN = [*SIZES, *QUICK, "--train.num-workers=2", "--train.cpus-per-worker=2", "--train.epochs=6"]
-TRIES, PAUSE_S = 5, 0.5  # of a client: see docs/serving.md
+MAX_TRIES, PAUSE_S = 5, 0.5  # of a client: see docs/serving.md
 SERVE = str(Path(sys.executable).with_name("serve"))
 
 
 class Matrix:
-    """All the runs, on one cluster."""
+    """All runs, on one cluster."""
 
-    def __init__(self, there: local.LocalCluster, folder: Path, seed: int) -> None:
+    def __init__(self, cluster: local.LocalCluster, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.dashboard, self.cluster_folder = there.dashboard, there.folder
-        self.headers = {"Authorization": f"Bearer {(there.folder / 'token').read_text()}"}
+        self.dashboard, self.cluster_folder = cluster.dashboard, cluster.folder
+        self.headers = {"Authorization": f"Bearer {(cluster.folder / 'token').read_text()}"}
         self.reviews, self.test, self.dump = folder / "reviews.jsonl", folder / "test.jsonl", folder / "dump.parquet"
         planted.write_jsonl(self.reviews, 1_600, seed=seed, num_neutral=400)
         planted.write_jsonl(self.test, 200, seed=seed + 1, num_neutral=50)
@@ -72,8 +72,8 @@ class Matrix:
         return self._job("tune", "--data", self.folder / "data", "--out", out, "--trials", NUM_TRIALS, "--concurrent", 2, *flags)
 
     def _kill_worker_node(self, kind: str) -> str:
-        """The name of a node that was killed: one with actors of this kind, never the head."""
-        victims = [name for name in where(self.dashboard, kind) if name != "head"]
+        """Kill a node with actors of this kind, never the head, and return its name."""
+        victims = [name for name in actors_by_node(self.dashboard, kind) if name != "head"]
         victim = self.random.choice(sorted(victims))
         local.kill_node(local.read(self.cluster_folder).node(victim))
         return victim
@@ -82,21 +82,21 @@ class Matrix:
         local.add_node(local.read(self.cluster_folder), NODE)
 
     def c1_everything_submitted(self) -> None:
-        """Prepare, train on two nodes, evaluate, score: the runs that the others are compared with."""
+        """Prepare, train on two nodes, evaluate and score. The other runs are compared with these results."""
         flags = ["--vocab.min-count", 1, "--vectors.size", 32, "--punkt-sample", 0]
         prepared = self._job("prepare", "--input", self.reviews, "--out", self.folder / "data", *flags).wait(300)
         spread: dict[str, set[str]] = {}
         training = self._train(self.folder / "run")
-        until(lambda: spread.update(where(self.dashboard, "training")) or sum(map(len, spread.values())) == 2, 120)
+        until(lambda: spread.update(actors_by_node(self.dashboard, "training")) or sum(map(len, spread.values())) == 2, 120)
         trained = training.wait(400)
-        unseen = self._job("evaluate", "--model", self.folder / "run", "--data", self.test, "--out", self.folder / "evaluation")
-        evaluated = unseen.wait(300)
+        evaluation = self._job("evaluate", "--model", self.folder / "run", "--data", self.test, "--out", self.folder / "evaluation")
+        evaluated = evaluation.wait(300)
         scored = self._undisturbed()
         figures = json.loads((self.folder / "evaluation" / "metrics.json").read_text()) if evaluated else {"accuracy": 0.0}
-        found = oracle(self.dump, self.folder / "scores")
-        ok = prepared and trained and len(spread) == 2 and figures["accuracy"] >= 0.95 and scored and holds(found)
+        counts = oracle(self.dump, self.folder / "scores")
+        ok = prepared and trained and len(spread) == 2 and figures["accuracy"] >= 0.95 and scored and holds(counts)
         nodes = ",".join(sorted(spread))
-        reliability("C1-submitted", ok=ok, training_on=nodes, test_accuracy=figures["accuracy"], scored=scored, **found)
+        reliability("C1-submitted", ok=ok, training_on=nodes, test_accuracy=figures["accuracy"], scored=scored, **counts)
 
     def c2_training(self) -> None:
         out = self.folder / "killed"
@@ -125,7 +125,7 @@ class Matrix:
     def c3_sweep(self) -> None:
         out = self.folder / "sweep"
         job = self._tune(out)
-        ready = until(lambda: any(name != "head" for name in where(self.dashboard, "training")), 300)
+        ready = until(lambda: any(name != "head" for name in actors_by_node(self.dashboard, "training")), 300)
         began, victim = time.monotonic(), self._kill_worker_node("training") if ready else "none"
         succeeded = job.wait(400)
         took_s = time.monotonic() - began
@@ -143,29 +143,29 @@ class Matrix:
         )
 
     def _undisturbed(self) -> bool:
-        """Whether the dump is scored; C1 does it, or C4 where it runs alone."""
+        """Score the dump without a fault, unless C1 has done it; returns whether it is scored."""
         return (self.folder / "scores" / "_SUCCESS").exists() or self._score(self.folder / "scores").wait(400)
 
     def c4_scoring(self) -> None:
         whole, out = self._undisturbed(), self.folder / "scores-killed"
         job = self._score(out)
-        ready = until(lambda: bool(list(out.glob(".staging/attempts/*.json"))) and len(where(self.dashboard, "scoring")) >= 2, 120)
+        ready = until(lambda: bool(list(out.glob(".staging/attempts/*.json"))) and len(actors_by_node(self.dashboard, "scoring")) >= 2, 120)
         began, victim = time.monotonic(), self._kill_worker_node("scoring") if ready else "none"
         in_time = not (out / "_SUCCESS").exists()
         succeeded = job.wait(400)
-        found = oracle(self.dump, out)
+        counts = oracle(self.dump, out)
         same = whole and succeeded and digest(out) == digest(self.folder / "scores")
         reliability(
             "C4-scoring",
-            ok=ready and in_time and succeeded and holds(found, NUM_EMPTY) and same,
+            ok=ready and in_time and succeeded and holds(counts, NUM_EMPTY) and same,
             killed=victim,
-            **found,
+            **counts,
             digest_equal=same,
             from_kill_to_end_s=time.monotonic() - began,
         )
 
     def c5_serving(self) -> None:
-        """Light load by clients that ask again, as docs/serving.md says; replicas of each kind on two nodes."""
+        """Light load by clients that retry as docs/serving.md says, with replicas of each kind on two nodes."""
         service = Service(self.dashboard, headers=self.headers)
         for deployment in service.config["applications"][0]["deployments"]:
             if deployment["name"] != "Coordinator":
@@ -173,72 +173,68 @@ class Matrix:
         (self.folder / "serve.yaml").write_text(yaml.safe_dump(service.config))
         subprocess.run([SERVE, "deploy", "--address", self.dashboard, str(self.folder / "serve.yaml")], check=True, timeout=60)
         deployed = until(lambda: service.status() == "RUNNING" and service.is_whole() and service.readyz() == 200, 300)
-        questions = golden([Scorer(artifact.load(artifact.find("imdb")))], num_texts=100)
-        with Clients(service.score_url, questions) as clients:
+        requests = golden([Scorer(artifact.load(artifact.find("imdb")))], num_texts=100)
+        with Clients(service.score_url, requests) as clients:
             time.sleep(3)
-            spread, killed_s = where(self.dashboard, "serving"), clients.since_s()
+            spread, killed_s = actors_by_node(self.dashboard, "serving"), clients.since_s()
             victim = self._kill_worker_node("serving")
             until(lambda: len(service.running()) < 2, 60)
             whole = until(service.is_whole, 120)
             whole_s = clients.since_s() - killed_s
             time.sleep(3)
-        asked = clients.asked
+        results = clients.results
         reliability(
             "C5-serving",
-            ok=deployed and whole and len(spread) == 2 and bool(asked) and all(each["ok"] for each in asked),
+            ok=deployed and whole and len(spread) == 2 and bool(results) and all(each["ok"] for each in results),
             killed=victim,
-            sent=len(asked),
-            failed=sum(not each["ok"] for each in asked),
-            wrong=sum(each["wrong"] for each in asked),
-            asked_again=sum(each["tries"] > 1 for each in asked),
-            most_tries=max(each["tries"] for each in asked),
-            first_answers=_counted(each["first"] for each in asked),
-            slowest_s=max(each["took_s"] for each in asked),
+            sent=len(results),
+            failed=sum(not each["ok"] for each in results),
+            wrong=sum(each["wrong"] for each in results),
+            retried=sum(each["tries"] > 1 for each in results),
+            most_tries=max(each["tries"] for each in results),
+            first_outcomes=_counted(each["first"] for each in results),
+            slowest_s=max(each["took_s"] for each in results),
             two_replicas_again_after_s=whole_s,
         )
         service.withdraw()
         service.shut_down()
 
     def c6_token(self) -> None:
-        """Without the token, or with another, the jobs API and the state of the cluster are closed."""
+        """Without the token, or with a wrong one, the jobs API and the state API refuse requests."""
         paths = ("/api/version", "/api/jobs/", "/api/v0/nodes", "/nodes?view=summary", "/api/serve/applications/")
-        codes = {httpx.get(self.dashboard + path, headers=headers).status_code for path in paths for headers in ({}, OTHER)}
+        codes = {httpx.get(self.dashboard + path, headers=headers).status_code for path in paths for headers in ({}, WRONG_TOKEN)}
         codes.add(httpx.post(f"{self.dashboard}/api/jobs/", json={"entrypoint": "true"}).status_code)
         with_token = httpx.get(f"{self.dashboard}/api/jobs/", headers=self.headers).status_code
-        told = ",".join(map(str, sorted(codes)))
-        reliability("C6-token", ok=codes <= {401, 403} and with_token == 200, without_token=told, with_token=with_token)
+        without_token = ",".join(map(str, sorted(codes)))
+        reliability("C6-token", ok=codes <= {401, 403} and with_token == 200, without_token=without_token, with_token=with_token)
 
     def c7_listeners(self) -> None:
-        """Who listens where; whatever answers HTTP without the token beyond loopback must be an exporter of metrics."""
-        here = local.read(self.cluster_folder)
-        found: dict[tuple[str, int], str] = {}
-        for process in (each for node in here.nodes for each in local.processes(node)):
+        """List all listeners. Only exporters of metrics may answer HTTP without the token outside loopback."""
+        processes = [each for node in local.read(self.cluster_folder).nodes for each in local.processes(node)]
+        listeners: dict[tuple[str, int], str] = {}
+        for process in processes:
             for each in process.net_connections("tcp"):
                 if each.status == psutil.CONN_LISTEN:
-                    found[each.laddr.ip, each.laddr.port] = process.name()
+                    listeners[each.laddr.ip, each.laddr.port] = process.name()
         port = int(self.dashboard.rpartition(":")[2])
-        dashboards = {ip for ip, each in found if each == port}
-        beyond = sorted({(name, each) for (ip, each), name in found.items() if not ip.startswith("127.") and ip != "::1"})
-        open_to_all = [(name, each) for name, each in beyond if _answers(each)]
+        dashboards = {ip for ip, each in listeners if each == port}
+        outside = sorted({(name, each) for (ip, each), name in listeners.items() if not ip.startswith("127.") and ip != "::1"})
+        open_to_all = [(name, each) for name, each in outside if _answers(each)]
         exporters = [(name, each) for name, each in open_to_all if "# HELP" in _get(each, "/metrics")]
-        client_servers = sum("ray.util.client.server" in " ".join(process.cmdline()) for process in _all(here))
+        client_servers = sum("ray.util.client.server" in " ".join(process.cmdline()) for process in processes)
         reliability(
             "C7-listeners",
             ok=dashboards == {"127.0.0.1"} and client_servers == 0 and open_to_all == exporters,
             dashboard_at=",".join(sorted(dashboards)),
             client_servers=client_servers,
-            loopback=len(found) - len(beyond),
-            beyond=_counted(name for name, _ in beyond) or "none",
+            loopback=len(listeners) - len(outside),
+            outside=_counted(name for name, _ in outside) or "none",
             answer_without_token=len(open_to_all),
             of_them_metrics=len(exporters),
         )
 
 
-OTHER = {"Authorization": f"Bearer {'0' * 64}"}
-
-
-def _all(here: local.LocalCluster) -> list[psutil.Process]:
-    return [process for node in here.nodes for process in local.processes(node)]
+WRONG_TOKEN = {"Authorization": f"Bearer {'0' * 64}"}
 
 
 def _answers(port: int) -> bool:
@@ -246,10 +242,10 @@ def _answers(port: int) -> bool:
 
 
 def _get(port: int, path: str) -> str:
-    """The body of a 200; empty for whatever else."""
+    """The body of a response with status 200; empty otherwise."""
     try:
-        answer = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5)
-        return answer.text if answer.status_code == 200 else ""
+        response = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5)
+        return response.text if response.status_code == 200 else ""
     except (httpx.HTTPError, UnicodeDecodeError):
         return ""
 
@@ -264,13 +260,13 @@ def _counted(names: Any) -> str:
 
 
 class Clients:
-    """Requests at a steady rate while the `with` block runs, each asked again as docs/serving.md tells a client to."""
+    """Send requests at a steady rate while the `with` block runs, and retry each as docs/serving.md advises."""
 
-    def __init__(self, url: str, questions: list[Question]) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self._url, self._questions, self._over = url, questions, threading.Event()
+    def __init__(self, url: str, requests: list[GoldenRequest]) -> None:
+        self.results: list[dict[str, Any]] = []
+        self._url, self._requests, self._over = url, requests, threading.Event()
         self._threads: list[threading.Thread] = []
-        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender = threading.Thread(target=self._start_requests, daemon=True)
 
     def __enter__(self) -> Clients:
         self._began_s = time.monotonic()
@@ -286,27 +282,27 @@ class Clients:
     def since_s(self) -> float:
         return time.monotonic() - self._began_s
 
-    def _send(self) -> None:
+    def _start_requests(self) -> None:
         while not self._over.wait(max(0.0, len(self._threads) / PER_S - self.since_s())):
-            question = self._questions[len(self._threads) % len(self._questions)]
-            self._threads.append(threading.Thread(target=self._ask, args=(question,), daemon=True))
+            request = self._requests[len(self._threads) % len(self._requests)]
+            self._threads.append(threading.Thread(target=self._send, args=(request,), daemon=True))
             self._threads[-1].start()
 
-    def _ask(self, question: Question) -> None:
-        began, first, told = time.monotonic(), "", b""
-        for number in range(1, TRIES + 1):
+    def _send(self, request: GoldenRequest) -> None:
+        began, first, content = time.monotonic(), "", b""
+        for number in range(1, MAX_TRIES + 1):
             try:
-                answer = httpx.post(self._url, content=question.body, headers={"content-type": "application/json"}, timeout=10)
-                outcome, told = str(answer.status_code), answer.content
+                response = httpx.post(self._url, content=request.body, headers={"content-type": "application/json"}, timeout=10)
+                outcome, content = str(response.status_code), response.content
             except httpx.TransportError as error:
                 outcome = type(error).__name__
             first = first or outcome
             if outcome == "200" or (outcome.startswith("4") and outcome not in ("404", "408", "429")):
                 break
             time.sleep(PAUSE_S * 2 ** (number - 1))
-        wrong = outcome == "200" and question.is_wrong(told)
+        wrong = outcome == "200" and request.is_wrong(content)
         took_s = time.monotonic() - began
-        self.asked.append({"ok": outcome == "200" and not wrong, "wrong": wrong, "tries": number, "first": first, "took_s": took_s})
+        self.results.append({"ok": outcome == "200" and not wrong, "wrong": wrong, "tries": number, "first": first, "took_s": took_s})
 
 
 RUNS: dict[str, Callable[[Matrix], None]] = {
@@ -323,18 +319,18 @@ KILLS = ("C2", "C3", "C4", "C5")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="C2 and C3 stand on what C1 leaves")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="seed of all random choices")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="runs to do; C2 and C3 need the results of C1")
     arguments = parser.parse_args()
-    if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads it once, when it is imported
-        os.execve(sys.executable, [sys.executable, "-m", "tests.chaos.cluster", *sys.argv[1:]], os.environ | {"RAY_AUTH_MODE": "token"})  # noqa: S606 # ourselves
-    print(f"seed {arguments.seed}: the same run again is --seed {arguments.seed}", flush=True)
+    if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads the variable when it is imported
+        os.execve(sys.executable, [sys.executable, "-m", "tests.chaos.cluster", *sys.argv[1:]], os.environ | {"RAY_AUTH_MODE": "token"})  # noqa: S606 # this script
+    print(f"seed {arguments.seed}; to repeat this run: --seed {arguments.seed}", flush=True)
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="han-"))  # short: Ray's socket paths may have 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="han-"))  # short, because Ray's socket paths have at most 107 characters
     try:
-        with cluster(folder / "c", 3, NODE) as there:
+        with cluster(folder / "c", 3, NODE) as started:
             print(f"three nodes: {time.monotonic() - began:.0f} s", flush=True)
-            matrix = Matrix(there, folder, arguments.seed)
+            matrix = Matrix(started, folder, arguments.seed)
             for name in (name for name in RUNS if name in arguments.only):
                 attempt(name, partial(RUNS[name], matrix), expected=Exception)
                 if name in KILLS:

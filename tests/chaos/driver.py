@@ -1,8 +1,8 @@
 """`jobs.score` with a fault: `python -m tests.chaos.driver none|poison|uncommitted LOG [--failpoint NAME] <arguments of jobs.score>`.
 
-poison: a record that holds a word of `DEEDS` does that to the process that scores it, and writes a line to LOG before.
---failpoint: kill a process by SIGKILL at that point (see `Failpoint`).
-uncommitted: finished parts become visible at once and without a record: the control that must fail where the real thing holds.
+poison: a record with a word of `FAULTS` writes a line to LOG, then causes that fault in the process that scores it.
+--failpoint: SIGKILL a process at that point (see `Failpoint`).
+uncommitted: a control that must fail. Finished parts become visible at once and without a record.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from jobs.score import Score, main
 
 
 def _hang() -> None:
-    re.match(r"(a+)+$", "a" * 60 + "b")  # for ages, and it never lets another thread of Python run
+    re.match(r"(a+)+$", "a" * 60 + "b")  # runs practically forever and keeps the GIL
 
 
 def _out_of_memory() -> None:
     raise MemoryError
 
 
-DEEDS: dict[str, Callable[[], object]] = {
+FAULTS: dict[str, Callable[[], object]] = {
     "POISONEXIT": functools.partial(os._exit, 1),
-    "POISONSEGV": lambda: ctypes.string_at(0),  # a fault of this very thread; a signal would reach another one, a few records later
+    "POISONSEGV": lambda: ctypes.string_at(0),  # faults in this thread; a signal would reach another thread, a few records later
     "POISONHANG": _hang,
     "POISONMEMORY": _out_of_memory,
 }
 
 
 class Poisoned:
-    """A scorer that some words end."""
+    """A scorer in which some words cause a fault."""
 
-    def __init__(self, task: Task, *, log: str, deeds: dict[str, Callable[[], object]]) -> None:
-        self._scorer, self._log, self._deeds = local_scorer(task), log, deeds
+    def __init__(self, task: Task, *, log: str, faults: dict[str, Callable[[], object]]) -> None:
+        self._scorer, self._log, self._faults = local_scorer(task), log, faults
         self.labels, self.fingerprint = self._scorer.labels, self._scorer.fingerprint
 
     def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         for text in texts:
-            for word, deed in self._deeds.items():
+            for word, fault in self._faults.items():
                 if word in text:
                     with open(self._log, "a") as log:
                         log.write(text.replace("\n", " ") + "\n")
-                    deed()
+                    fault()
         return self._scorer.score_flat(texts, effects=effects)
 
 
 class Uncommitted(Part):
-    """A part that everybody sees as soon as it is written, under a name of this attempt."""
+    """A part that is visible as soon as it is written, under a name of this attempt."""
 
     def close(self) -> tuple[Record, None]:
         record, _ = super().close()
@@ -73,7 +73,7 @@ class Uncommitted(Part):
 
 
 def _without_commit() -> None:
-    """In the driver too: nothing is remembered, nothing is renamed."""
+    """Replace the commit, in workers and the driver: no records, no renames."""
     begin = batch_job.begin_part
 
     def begin_uncommitted(*arguments: Any, **options: Any) -> Part:
@@ -98,12 +98,12 @@ if __name__ == "__main__":
     del sys.argv[1:3]
     ask: Callable[[Task], BatchScorer] = local_scorer
     if fault == "poison":
-        ask = functools.partial(Poisoned, log=log, deeds=DEEDS)
+        ask = functools.partial(Poisoned, log=log, faults=FAULTS)
     elif fault == "uncommitted":
         _without_commit()
     failpoint = None
     if "--failpoint" in sys.argv:
-        place = sys.argv.index("--failpoint")
-        failpoint = sys.argv[place + 1]
-        del sys.argv[place : place + 2]
+        index = sys.argv.index("--failpoint")
+        failpoint = sys.argv[index + 1]
+        del sys.argv[index : index + 2]
     cli.run(Score, functools.partial(main, ask=ask, failpoint=failpoint))

@@ -1,4 +1,4 @@
-"""Generated requests: from the OpenAPI document (schemathesis), from any string (hypothesis), from the hostile list."""
+"""Generated requests: from the OpenAPI document (schemathesis), from random strings (hypothesis), and from the list of hostile texts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.helpers.hostile import PROBES, REVIEWS
 DOCUMENT = Path(__file__).parents[2] / "serve" / "openapi.json"
 MAX_CHARACTERS = 50_000
 PER_OPERATION, NUM_TEXTS = 50, 500
-_WITHIN_S = 100.0  # for all operations together
+_LIMIT_S = 100.0  # for all operations together
 _LEAKS = ("traceback", 'file "', ".py", "ray.", "exception")
 
 
 @dataclass(slots=True)
-class Found:
+class Results:
     answers: int = 0
     slowest_s: float = 0.0
     took_s: float = 0.0
@@ -35,7 +35,7 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
     def record(self, what: str, status: int, body: str, took_s: float) -> None:
-        """Record an answer. A 500 is a fault, and so is an error that shows internals."""
+        """Record a response. A status of 500 or above is a fault, and so is an error that shows internals."""
         self.answers += 1
         self.codes[status] += 1
         self.slowest_s = max(self.slowest_s, took_s)
@@ -45,70 +45,70 @@ class Found:
             self.faults.append(f"internals in {status} for {what}")
 
 
-def from_schema(url: str, *, seed: int) -> Found:
-    """Each operation of the document: requests that conform to it and requests that do not; every response must conform."""
-    found, began = Found(), time.monotonic()
+def from_schema(url: str, *, seed: int) -> Results:
+    """Send valid and invalid requests for each operation of the document. Every response must conform to the document."""
+    results, began = Results(), time.monotonic()
     schema = schemathesis.openapi.from_dict(json.loads(DOCUMENT.read_text(encoding="utf-8")))
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
             def send(case: Any) -> None:
-                if time.monotonic() - began > _WITHIN_S:
+                if time.monotonic() - began > _LIMIT_S:
                     return
                 began_s = time.monotonic()
                 response = case.call(base_url=url, timeout=30)
                 name = f"{case.method} {case.path}"
-                found.record(name, response.status_code, response.text, time.monotonic() - began_s)
+                results.record(name, response.status_code, response.text, time.monotonic() - began_s)
                 try:
                     case.validate_response(response, checks=_checks())
                 except (schemathesis.checks.CheckFailed, BaseExceptionGroup, AssertionError) as failure:  # type: ignore[attr-defined]
-                    found.faults.append(f"{name}: {str(failure)[:300]!r}")
+                    results.faults.append(f"{name}: {str(failure)[:300]!r}")
 
             try:
                 strategy = operation.as_strategy(generation_mode=mode)
                 _try(send, strategy, seed=seed, number=PER_OPERATION)
-            except Exception as nothing:
-                if "negative" not in str(nothing).lower() and type(nothing).__name__ not in ("Unsatisfiable", "SkipTest"):
+            except Exception as error:
+                if "negative" not in str(error).lower() and type(error).__name__ not in ("Unsatisfiable", "SkipTest"):
                     raise
-    found.took_s = time.monotonic() - began
-    return found
+    results.took_s = time.monotonic() - began
+    return results
 
 
-def texts(url: str, *, seed: int) -> Found:
-    """Any string of code points, also a lone surrogate: scored, or refused for one of two reasons."""
-    found, began = Found(), time.monotonic()
+def texts(url: str, *, seed: int) -> Results:
+    """Send random strings of code points, lone surrogates included. Each is scored, or refused for one of two reasons."""
+    results, began = Results(), time.monotonic()
     with httpx.Client(timeout=30) as client:
 
         def send(text: str) -> None:
             began_s = time.monotonic()
             response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
             what = ascii(text[:60])
-            found.record(what, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
-            found.faults += [f"{fault} for {what}" for fault in _wrongs(response, text)]
+            results.record(what, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
+            results.faults += [f"{fault} for {what}" for fault in _violations(response, text)]
 
         letters = st.characters(codec=None) | st.sampled_from(".!? <>&\n\u0301\u200d\u202e\U0001f600a")
         _try(send, st.text(letters, max_size=2_000), seed=seed, number=NUM_TEXTS)
-    found.took_s = time.monotonic() - began
-    return found
+    results.took_s = time.monotonic() - began
+    return results
 
 
-def hostile(url: str) -> Found:
-    """Reviews and probes that mean harm: each becomes what the list says."""
-    found, began = Found(), time.monotonic()
+def hostile(url: str) -> Results:
+    """Send hostile reviews and probes. Each must have the outcome of its list."""
+    results, began = Results(), time.monotonic()
     codes = {"scored": (200,), "empty_text": (422,), "too_long": (413,)}
     cases = [(case.name, case.text(MAX_CHARACTERS), codes[case.expected] if case.is_unicode else (422,)) for case in REVIEWS]
     cases += [(name, probe(MAX_CHARACTERS), (200, 422)) for name, probe in PROBES.items()]
     with httpx.Client(timeout=30) as client:
-        for name, text, wanted in cases:
+        for name, text, expected in cases:
             began_s = time.monotonic()
             response = client.post(url, content=json.dumps({"inputs": text}), headers={"content-type": "application/json"})
-            found.record(name, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
-            if response.status_code not in wanted:
-                found.faults.append(f"{response.status_code} for {name}, wanted {wanted}")
-            found.faults += [f"{fault} for {name}" for fault in _wrongs(response, text)]
-    found.took_s = time.monotonic() - began
-    return found
+            results.record(name, response.status_code, "" if response.status_code == 200 else response.text, time.monotonic() - began_s)
+            if response.status_code not in expected:
+                results.faults.append(f"{response.status_code} for {name}, expected {expected}")
+            results.faults += [f"{fault} for {name}" for fault in _violations(response, text)]
+    results.took_s = time.monotonic() - began
+    return results
 
 
 def _checks() -> list[Any]:
@@ -125,20 +125,20 @@ def _try(send: Callable[[Any], None], strategy: Any, *, seed: int, number: int) 
 _seeded = seed
 
 
-def _wrongs(response: httpx.Response, text: str) -> list[str]:
-    """Violations of what holds for the score of any text."""
+def _violations(response: httpx.Response, text: str) -> list[str]:
+    """Violations of the rules that hold for the score of any text."""
     if response.status_code != 200:
         return []
     (score,) = response.json()["results"]
     words = [word for sentence in score["sentences"] for word in sentence["words"]]
-    wrong = []
+    violations = []
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in score["probabilities"].values()):
-        wrong.append("a probability beyond 0 and 1")
+        violations.append("a probability outside 0 to 1")
     if abs(sum(sentence["attention"] for sentence in score["sentences"]) - 1) > 1e-5:
-        wrong.append("sentence attention that does not sum to 1")
+        violations.append("sentence attention that does not sum to 1")
     if any(abs(sum(word["attention"] for word in sentence["words"]) - 1) > 1e-5 for sentence in score["sentences"]):
-        wrong.append("word attention that does not sum to 1")
-    ends = [0, *(place for word in words for place in (word["start"], word["end"])), len(text)]
+        violations.append("word attention that does not sum to 1")
+    ends = [0, *(end for word in words for end in (word["start"], word["end"])), len(text)]
     if ends != sorted(ends) or not all(word["start"] < word["end"] for word in words):
-        wrong.append("a span that is not in the text")
-    return wrong
+        violations.append("a span outside the text")
+    return violations

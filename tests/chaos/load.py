@@ -1,4 +1,4 @@
-"""Clients of the service. Open loop: each request is sent when it is due. Closed loop: N clients each wait for their answer."""
+"""Clients of the service. Open loop: each request is sent when it is due. Closed loop: each of N clients waits for its response."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 
 import aiohttp
 
-WAIT_S = 30.0  # longer than any deadline of the service: a request without an answer after it hangs
+WAIT_S = 30.0  # longer than any deadline of the service; a request without a response after this time hangs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    question: int  # index of the body
-    due_s: float  # when it was due, since the start of the load
-    took_s: float  # from due_s to the last byte: a late start counts, so a stall shows in every request that it delayed
-    status: int  # 0: no answer
+    index: int  # of the body
+    due_s: float  # when the request was due, since the start of the load
+    took_s: float  # from due_s to the last byte; a late start counts, so a stall shows in every request that it delayed
+    status: int  # 0: no response
     body: bytes
     headers: dict[str, str]
-    error: str  # why there was no answer
+    error: str  # why there was no response
 
 
 class Load:
-    """Requests from a separate thread while the `with` block runs; afterwards `replies` has all of them, `took_s` the time."""
+    """Send requests from a separate thread while the `with` block runs. Afterwards `replies` has all replies, and `took_s` the time."""
 
     def __init__(self, url: str, bodies: Sequence[bytes], *, per_s: float = 0.0, num_clients: int = 0, num_requests: int | None = None):
-        """Either per_s (open loop) or num_clients (closed loop). num_requests: the load ends by itself after so many."""
+        """Use either per_s (open loop) or num_clients (closed loop). num_requests: the load ends after this number of requests."""
         self.replies: list[Reply] = []
         self.took_s = 0.0
         self._url, self._bodies, self._per_s, self._num_clients, self._num_requests = url, bodies, per_s, num_clients, num_requests
@@ -55,7 +55,7 @@ class Load:
         return time.monotonic() - self.began_s
 
     async def _send(self) -> None:
-        # shorter than the keep-alive of the server, which closes a connection without knowing that a request is on its way
+        # shorter than the server's keep-alive: the server may close a connection while a request is on its way
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=5)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=WAIT_S)) as session:
             await (self._open(session) if self._per_s else self._closed(session))
@@ -84,31 +84,31 @@ class Load:
         await asyncio.gather(*(client() for _ in range(self._num_clients)))
 
     async def _one(self, session: aiohttp.ClientSession, number: int, due_s: float) -> None:
-        question = number % len(self._bodies)
+        index = number % len(self._bodies)
         status, body, headers, error = 0, b"", {}, ""
         try:
-            async with session.post(self._url, data=self._bodies[question], headers={"content-type": "application/json"}) as response:
+            async with session.post(self._url, data=self._bodies[index], headers={"content-type": "application/json"}) as response:
                 body = await response.read()
                 status, headers = response.status, {name.lower(): value for name, value in response.headers.items()}
         except (aiohttp.ClientError, TimeoutError) as failure:
             error = type(failure).__name__
         took_s = self.since_s() - due_s
-        self.replies.append(Reply(question=question, due_s=due_s, took_s=took_s, status=status, body=body, headers=headers, error=error))
+        self.replies.append(Reply(index=index, due_s=due_s, took_s=took_s, status=status, body=body, headers=headers, error=error))
 
 
 def by_status(replies: Sequence[Reply]) -> str:
-    """As `200:2390,504:10`; a request without an answer by the name of its error."""
+    """Counts by status, like `200:2390,504:10`. A request without a response is counted by the name of its error."""
     counts = Counter(str(reply.status) if reply.status else reply.error for reply in replies)
     return ",".join(f"{status}:{number}" for status, number in sorted(counts.items())) or "none"
 
 
 def percentile_ms(replies: Sequence[Reply], percent: float) -> float:
-    """The nearest measured value; 0 without replies."""
+    """A percentile of the latency, as the nearest measured value; 0 without replies."""
     times = sorted(reply.took_s for reply in replies)
     return 1e3 * times[min(len(times) - 1, int(percent / 100 * len(times)))] if times else 0.0
 
 
 def longest_stall_s(replies: Sequence[Reply]) -> float:
-    """The longest time between two answers."""
+    """The longest time between two responses."""
     ends = sorted(reply.due_s + reply.took_s for reply in replies)
     return max((later - earlier for earlier, later in itertools.pairwise(ends)), default=0.0)

@@ -1,6 +1,6 @@
-"""What broken and hostile input does to the readers and the tokeniser: `python -m tests.chaos.readers`, without Ray, some two minutes.
+"""Test the readers and the tokeniser on broken and hostile input: `python -m tests.chaos.readers`, without Ray, about two minutes.
 
-The cases are those of the tests (`tests.helpers.hostile`, `tests.helpers.hostile_files`); here they are counted, timed and weighed.
+The cases are those of the tests (`tests.helpers.hostile`, `tests.helpers.hostile_files`). Here time and memory are measured too.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tests.helpers import hostile_files as files
 from tests.helpers.hostile import PROBES, REVIEWS
 from tests.helpers.spans import is_sound
 
-MOST_MB = 1_024  # of memory while a bomb is read
-WEIGH = """
+MAX_MB = 1_024  # memory while a compression bomb is read
+READ = """
 import sys
 from pathlib import Path
 from tests.helpers.hostile_files import outcome
-seen = outcome(Path(sys.argv[1]))
-print(len(seen.texts), len(seen.bad), seen.mistake is not None)
+result = outcome(Path(sys.argv[1]))
+print(len(result.texts), len(result.bad), result.mistake is not None)
 """
-# resource's ru_maxrss would be that of the parent, if it is more
+# ru_maxrss of resource would include the parent's memory
 PEAK = "print(int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) // 1024)"
 
 
@@ -50,21 +50,21 @@ def main() -> None:
 
 
 def broken_parquet() -> None:
-    """Files of the list, and a flipped byte at each of 20 offsets (of 200 where pages bear no checksum: there a text may change)."""
+    """Read the listed files, and files with one flipped byte: 20 with page checksums, 200 without, where a text may change."""
     right, crashes = _count(files.PARQUET)
     wrong_rows = refused = 0
     for offset in files.page_offsets(files.sound(), 20):
-        seen = _outcome(files.flipped(files.sound(), offset))
-        crashes += seen is None
-        if seen is not None:
-            refused += seen.mistake is not None
-            wrong_rows += len(seen.texts.items() - dict(enumerate(files.TEXTS)).items())
+        result = _outcome(files.flipped(files.sound(), offset))
+        crashes += result is None
+        if result is not None:
+            refused += result.mistake is not None
+            wrong_rows += len(result.texts.items() - dict(enumerate(files.TEXTS)).items())
     unchecked = files.parquet(pa.table({"text": files.TEXTS}))
     changed = 0
     for offset in files.page_offsets(unchecked, 200):
-        seen = _outcome(files.flipped(unchecked, offset))
-        crashes += seen is None
-        changed += seen is not None and bool(seen.texts.items() - dict(enumerate(files.TEXTS)).items())
+        result = _outcome(files.flipped(unchecked, offset))
+        crashes += result is None
+        changed += result is not None and bool(result.texts.items() - dict(enumerate(files.TEXTS)).items())
     reliability(
         "D10",
         ok=right == len(files.PARQUET) and crashes == wrong_rows == 0,
@@ -74,34 +74,34 @@ def broken_parquet() -> None:
         wrong_rows=wrong_rows,
         crashes=crashes,
         flips_without_checksum=200,
-        files_changed_in_silence_without_checksum=changed,
+        files_changed_silently_without_checksum=changed,
     )
 
 
 def bombs() -> None:
     rows = files.parquet(files.many_rows())
     cell = files.big_cell(100_000_000)
-    given = {
+    bombs = {
         "claims_1e9_rows": (files.forged(rows, 23_457, 10**9), "23457 0 True"),
         "one_cell_of_1_GB": (files.big_cell(10**9), "0 0 True"),
-        "cell_of_100_MB_that_hides_its_size": (files.forged(cell, _claimed(cell), 1_000), "1 1 False"),
+        "cell_of_100_MB_with_a_false_size": (files.forged(cell, _claimed(cell), 1_000), "1 1 False"),
         "600_bytes_of_300_times_10_MB": (files.shared_cell(), None),
     }
     right, peaks = 0, {}
-    for name, (content, expected) in given.items():
+    for name, (content, expected) in bombs.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a.parquet"
             path.write_bytes(content)
-            code = WEIGH if expected else _WEIGH_WITHOUT_KEEPING
+            code = READ if expected else _READ_WITHOUT_KEEPING
             finished = subprocess.run([sys.executable, "-c", code + PEAK, str(path)], capture_output=True, text=True, timeout=120)
         *verdict, peak = finished.stdout.split() or ["crashed", "0"]
         right += " ".join(verdict) == (expected or "300 0 False")
         peaks[f"{name}_mb"] = int(peak)
-    reliability("D11", ok=right == len(given) and max(peaks.values()) <= MOST_MB, right=f"{right}/{len(given)}", most_mb=MOST_MB, **peaks)
+    reliability("D11", ok=right == len(bombs) and max(peaks.values()) <= MAX_MB, right=f"{right}/{len(bombs)}", limit_mb=MAX_MB, **peaks)
 
 
-# What is read is 3 GB in all, so it is counted and let go.
-_WEIGH_WITHOUT_KEEPING = """
+# The rows have 3 GB in all, so they are counted and not kept.
+_READ_WITHOUT_KEEPING = """
 import sys
 from pathlib import Path
 from han.config import ColumnsConfig
@@ -113,7 +113,7 @@ print(sum(len(batch.rows) for batch in batches), 0, False)
 
 
 def _claimed(content: bytes) -> int:
-    """Bytes that the only column says it holds."""
+    """Uncompressed bytes of the only column according to the metadata."""
     metadata = pq.ParquetFile(pa.BufferReader(content)).metadata
     return int(metadata.row_group(0).column(0).total_uncompressed_size)
 
@@ -122,10 +122,10 @@ def code_in_parquet() -> None:
     refused = touched = controls = 0
     for padding in range(12):
         with tempfile.TemporaryDirectory() as folder:
-            seen, was_touched, is_touched_by_arrow = files.touching(Path(folder), padding)
-        refused += "extension type" in (seen.mistake or "")
-        touched += was_touched
-        controls += is_touched_by_arrow
+            result, was_run, is_run_by_arrow = files.touching(Path(folder), padding)
+        refused += "extension type" in (result.mistake or "")
+        touched += was_run
+        controls += is_run_by_arrow
     reliability(
         "D12", ok=(refused, touched, controls) == (12, 0, 12), refused=f"{refused}/12", markers=touched, markers_of_control=controls
     )
@@ -148,20 +148,20 @@ def broken(name: str, cases: list[files.FileCase]) -> None:
 
 
 def _count(cases: list[files.FileCase]) -> tuple[int, int]:
-    """Cases with the outcome they are to have, and cases that crashed."""
+    """Number of cases with the expected outcome, and number of crashes."""
     right = crashes = 0
     for case in cases:
-        seen = _outcome(case.content(), case.file)
-        crashes += seen is None
-        is_right = seen is not None and files.is_right(case, seen)
+        result = _outcome(case.content(), case.file)
+        crashes += result is None
+        is_right = result is not None and files.is_right(case, result)
         right += is_right
         if not is_right:
-            print(f"{case.file}: {case.name}: {str(seen)[:300]}", file=sys.stderr)
+            print(f"{case.file}: {case.name}: {str(result)[:300]}", file=sys.stderr)
     return right, crashes
 
 
 def _outcome(content: bytes, name: str = "a.parquet") -> files.Outcome | None:
-    """None where anything but a `Mistake` comes out."""
+    """The outcome of reading a file, or None if any error except `Mistake` is raised."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -173,7 +173,7 @@ def _outcome(content: bytes, name: str = "a.parquet") -> files.Outcome | None:
 
 
 def hostile_reviews() -> None:
-    """Through the shipped model, at its own limit."""
+    """Score hostile reviews with the shipped model, up to its limit of characters."""
     scorer = Scorer(artifact.load(artifact.find("imdb")))
     limit = TextConfig().max_characters
     right = spans_right = crashes = 0
@@ -198,9 +198,9 @@ def hostile_reviews() -> None:
             if not is_right:
                 print(f"not sound: {text[:40]!r}", file=sys.stderr)
     num_scored = sum(expected == "scored" for expected, _ in texts)
-    slopes, worst_s = zip(*(_slope(scorer_tokeniser(limit), make, limit) for make in PROBES.values()), strict=True)
-    is_linear = max(slopes) <= 1.2 and max(worst_s) <= 1
-    slowest = list(PROBES)[int(np.argmax(worst_s))]
+    slopes, seconds = zip(*(_slope(scorer_tokeniser(limit), make, limit) for make in PROBES.values()), strict=True)
+    is_linear = max(slopes) <= 1.2 and max(seconds) <= 1
+    slowest = list(PROBES)[int(np.argmax(seconds))]
     reliability(
         "HOSTILE",
         ok=right == len(texts) and spans_right == num_scored and crashes == 0 and is_linear and refusal_ms <= 20,
@@ -209,7 +209,7 @@ def hostile_reviews() -> None:
         sound=f"{spans_right}/{num_scored}",
         worst_slope=max(slopes),
         worst_slope_of=list(PROBES)[int(np.argmax(slopes))],
-        worst_probe_s=max(worst_s),
+        worst_probe_s=max(seconds),
         worst_probe=slowest,
         refusal_ms=refusal_ms,
     )
@@ -220,7 +220,7 @@ def scorer_tokeniser(limit: int) -> Tokeniser:
 
 
 def _slope(tokeniser: Tokeniser, make: Callable[[int], str], limit: int) -> tuple[float, float]:
-    """Of the tokenising time by the length, both as logarithms, and the seconds at the limit: CPU time, the best of three."""
+    """Log-log slope of the tokenising time by length, and the seconds at the limit. Times are CPU times, the best of three."""
     lengths = np.geomspace(1_000, limit, 6).astype(int)
     took_s = [min(_timed(tokeniser, make(int(length))) for _ in range(3)) for length in lengths]
     return float(np.polyfit(np.log(lengths), np.log(took_s), 1)[0]), took_s[-1]

@@ -1,4 +1,4 @@
-"""Polling: until a condition holds, or while a body runs."""
+"""Polling until a condition holds, or while a `with` body runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 
 def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.05, despite: tuple[type[Exception], ...] = ()) -> bool:
-    """Whether the condition held before the deadline. despite: errors of `holds` that mean not yet."""
+    """Wait until the condition holds; returns False after the deadline. despite: errors of `holds` that count as false."""
     end = time.monotonic() + deadline_s
     while True:
         with suppress(*despite):
@@ -23,7 +23,7 @@ def until(holds: Callable[[], bool], deadline_s: float, *, every_s: float = 0.05
 
 
 class Repeated(ABC):
-    """Calls `look` every `every_s` seconds in a thread while the body of its `with` runs.
+    """Call `look` every `every_s` seconds in a thread while the `with` body runs.
 
     An error of `look` ends the polling and is raised at the end of the body.
     """

@@ -1,4 +1,4 @@
-"""The output of a reliability run: one line for each promise, and exit code 1 if one does not hold."""
+"""The output of a reliability run: one line for each guarantee, and exit code 1 if one does not hold."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_short: list[str] = []
+_broken: list[str] = []
 
 
 def reliability(name: str, *, ok: bool, **figures: Any) -> None:
     """Print `RELIABILITY <name> ok=... key=value ...`."""
     if not ok:
-        _short.append(name)
+        _broken.append(name)
     line = " ".join(f"{key}={_plain(value)}" for key, value in figures.items())
     print(f"RELIABILITY {name} ok={'yes' if ok else 'NO'} {line}", flush=True)
 
 
 def attempt(name: str, run: Callable[[], None], *, expected: type[Exception] | tuple[type[Exception], ...]) -> None:
-    """Do one run and print its duration. An `expected` error means that its promise does not hold; the other runs continue."""
+    """Do one run and print its duration. An `expected` error means that the guarantee does not hold; the other runs continue."""
     since = time.monotonic()
     try:
         run()
@@ -29,10 +29,10 @@ def attempt(name: str, run: Callable[[], None], *, expected: type[Exception] | t
 
 
 def close() -> None:
-    """End the process with 0 if every promise held, else with 1 and the names of the broken ones."""
-    if _short:
-        print(f"fell short: {' '.join(_short)}", file=sys.stderr)
-    sys.exit(1 if _short else 0)
+    """End the process with 0 if every guarantee held, else with 1 and the names of the broken ones."""
+    if _broken:
+        print(f"did not hold: {' '.join(_broken)}", file=sys.stderr)
+    sys.exit(1 if _broken else 0)
 
 
 def _plain(value: Any) -> str:

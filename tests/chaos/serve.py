@@ -1,6 +1,6 @@
-"""The promises of the service, one line each: `python -m tests.chaos.serve [--seed N] [--only R1 R7 …]`; see docs/reliability.md.
+"""Test the guarantees of the service: `python -m tests.chaos.serve [--seed N] [--only R1 R7 …]`, one line each; see docs/reliability.md.
 
-One Ray and one Serve with two ingresses and two replicas. Only processes that Ray's state API names are killed.
+One Ray runs one Serve with two ingresses and two replicas. Only processes that Ray's state API lists are killed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from han.score.scorer import Scorer
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from tests.chaos import fuzz
-from tests.chaos.clients import HEAD, ODD, STALLED, UNDYING, Slow, exchange, leave
+from tests.chaos.clients import HEAD, ODD, STALLED, STALLED_WITH_HEADERS, Slow, exchange, leave
 from tests.chaos.load import Load, Reply, by_status, longest_stall_s, percentile_ms
 from tests.chaos.report import attempt, close, reliability
-from tests.chaos.service import INGRESS, MODEL, PROXY, Question, Service, golden, kill_one, open_files, resident_mb
+from tests.chaos.service import INGRESS, MODEL, PROXY, GoldenRequest, Service, golden, kill_one, open_files, resident_mb
 from tests.conftest import WORDS, tiny_network
 from tests.helpers.cluster import head
 from tests.helpers.serving import until
@@ -50,22 +50,22 @@ class Online:
         self.scorer = Scorer(artifact.load(artifact.find("imdb")))
         self.singles = golden([self.scorer], num_texts=NUM_GOLDEN)
         lists = golden([self.scorer], num_texts=NUM_GOLDEN, size=16)
-        self.mixed = [*self.singles[: 4 * len(lists)], *lists]  # every fifth is a list
+        self.mixed = [*self.singles[: 4 * len(lists)], *lists]  # every fifth request has a list
         self.random.shuffle(self.mixed)
         print(f"deployed: {service.deploy():.1f} s", flush=True)
 
-    def _load(self, questions: list[Question], *, per_s: float = PER_S) -> Load:
-        return Load(self.service.score_url, [question.body for question in questions], per_s=per_s)
+    def _load(self, requests: list[GoldenRequest], *, per_s: float = PER_S) -> Load:
+        return Load(self.service.score_url, [request.body for request in requests], per_s=per_s)
 
-    def _under_kills(self, questions: list[Question], seconds: float, kills: int) -> tuple[Load, int, int]:
-        """The load, the number of kills and of wrong answers; the kills are spread evenly."""
+    def _under_kills(self, requests: list[GoldenRequest], seconds: float, kills: int) -> tuple[Load, int, int]:
+        """Run the load with evenly spread kills; returns the load, the number of kills and the number of wrong responses."""
         done = 0
-        with self._load(questions) as load:
+        with self._load(requests) as load:
             for number in range(kills):
                 _wait(load, seconds * (number + 0.5) / kills)
                 done += kill_one(self.service, self.random)
             _wait(load, seconds)
-        return load, done, _wrong(questions, load)
+        return load, done, _wrong(requests, load)
 
     def r1_replicas_killed(self) -> None:
         before = self.service.total("han_retries_total")
@@ -87,7 +87,7 @@ class Online:
         )
 
     def r1_control(self) -> None:
-        """Without retries the same kills must show."""
+        """Control: without retries, the same kills must make requests fail."""
         self.service.deploy(retries=0)
         load, kills, wrong = self._under_kills(self.mixed, 60, 4)
         self.service.deploy()
@@ -96,13 +96,13 @@ class Online:
         reliability("R1-control", ok=ok, sent=len(load.replies), kills=kills, failed=failed, wrong=wrong, codes=codes)
 
     def golden(self, num_requests: int = 10_000) -> None:
-        """One by one, in lists, and many at once while replicas die: each request gets the Scorer's results for its own texts."""
+        """Send requests one by one, in lists, and concurrently under kills. Each gets the Scorer's results for its own texts."""
         mismatches = []
         for size in (1, 32):
-            questions = golden([self.scorer], num_texts=NUM_GOLDEN, size=size, details=["words"])
-            with Load(self.service.score_url, [each.body for each in questions], num_clients=1, num_requests=len(questions)) as load:
+            requests = golden([self.scorer], num_texts=NUM_GOLDEN, size=size, details=["words"])
+            with Load(self.service.score_url, [each.body for each in requests], num_clients=1, num_requests=len(requests)) as load:
                 pass
-            mismatches.append(_wrong(questions, load) + _failed(load))
+            mismatches.append(_wrong(requests, load) + _failed(load))
         kills = 0
         with Load(self.service.score_url, [each.body for each in self.singles], num_clients=20, num_requests=num_requests) as load:
             while not load.is_over:
@@ -124,7 +124,7 @@ class Online:
         )
 
     def r7_rolling_update(self) -> None:
-        """To another model, to a broken one, and back, under load: no request fails, each answer is right for the model it names."""
+        """Update to another model, to a broken one, and back, under load. No request fails; each response is right for its model."""
         other, broken = self.folder / "other", self.folder / "broken"
         encoder = Encoder(TextConfig(), None, Vocab(WORDS))
         metrics, provenance = {"temperature": 1.0}, {"data": "random weights"}
@@ -133,8 +133,8 @@ class Online:
         shutil.copytree(other, broken)
         (broken / "vocab.txt").write_text("damaged\n")
         second = Scorer(artifact.load(other))
-        questions = golden([self.scorer, second], num_texts=NUM_GOLDEN)
-        with self._load(questions, per_s=10) as load:
+        requests = golden([self.scorer, second], num_texts=NUM_GOLDEN)
+        with self._load(requests, per_s=10) as load:
             _wait(load, 2)
             self.service.deploy(model=str(other))
             updated_s = load.since_s()
@@ -153,8 +153,8 @@ class Online:
             name = names.get(json.loads(reply.body)["model"], "unknown")
             if not timeline or not timeline[-1].endswith(name):
                 timeline.append(f"{reply.due_s:.1f}s:{name}")
-        failed, wrong = _failed(load), _wrong(questions, load)
-        first, last = (json.loads(answered[place].body)["model"] for place in (0, -1))
+        failed, wrong = _failed(load), _wrong(requests, load)
+        first, last = (json.loads(answered[index].body)["model"] for index in (0, -1))
         reliability(
             "R7",
             ok=failed == wrong == 0 and still and first == last == self.scorer.fingerprint and any("other" in each for each in timeline),
@@ -171,7 +171,7 @@ class Online:
         )
 
     def r9_overload(self, seconds: float = 60) -> None:
-        """Five times the capacity: some requests are answered in time, the others are refused at once."""
+        """Send five times the capacity. Some requests are answered in time, the others are refused at once."""
         heavy = [_heavy(self.random, texts=16, characters=1_000)]
         with Load(self.service.score_url, heavy, num_clients=4) as load:
             _wait(load, 8)
@@ -211,10 +211,10 @@ class Online:
         )
 
     def r10_clients_that_leave(self, number: int = 500) -> None:
-        """Half of the clients leave in the middle of their body, half while they wait for the answer."""
+        """Half of the clients disconnect in the middle of their body, half while they wait for the response."""
         until(self.service.is_whole, 60)
-        with Load(self.service.score_url, [question.body for question in self.singles], num_clients=20, num_requests=400):
-            pass  # a replica that has just replaced a dead one opens its connections with its first requests
+        with Load(self.service.score_url, [request.body for request in self.singles], num_clients=20, num_requests=400):
+            pass  # a new replica opens its connections with its first requests
         processes = self.service.pids(PROXY, INGRESS, MODEL)
         until(lambda: self._at_rest() == 0, 20)
         files, resident = open_files(processes), resident_mb(processes)
@@ -227,8 +227,8 @@ class Online:
         self.random.shuffle(jobs)
         with ThreadPoolExecutor(20) as clients:
             list(clients.map(lambda job: leave(self.service.port, job[0], after_s=job[1]), jobs))
-        rest_s = _waited(lambda: self._at_rest() == 0, 30)
-        closed_s = _waited(lambda: open_files(processes) <= files + 10, 30)
+        rest_s = _seconds_until(lambda: self._at_rest() == 0, 30)
+        closed_s = _seconds_until(lambda: open_files(processes) <= files + 10, 30)
         good = httpx.post(self.service.score_url, content=self.singles[0].body, headers=JSON, timeout=10)
         reliability(
             "R10",
@@ -243,11 +243,11 @@ class Online:
         )
 
     def _at_rest(self) -> float:
-        """What is under way, but for the request that asks."""
+        """The gauges of requests, tokens and texts in progress, without the request for the metrics."""
         return sum(self.service.total(f"han_{name}") for name in ("requests_in_flight", "tokens_in_flight", "queue_texts")) - 1
 
     def r11_slow_clients(self, number: int = 100, seconds: float = 20) -> None:
-        """A byte a second: bodies are cut at the deadline; Serve's proxy waits for headers (see docs/serving.md)."""
+        """Clients send one byte a second. Bodies are cut at the deadline; Serve's proxy waits for headers (see docs/serving.md)."""
         headers, bodies = Slow(self.service.port, HEAD + b"x-slow: ", number), Slow(self.service.port, STALLED[:-1], number)
         bodies.drip()
         with self._load(self.mixed) as load:
@@ -287,7 +287,7 @@ class Online:
             unanswered += [] if response.status else [name]
             proxys += [f"{name}:{response.status}"] if not response.is_ours and response.status >= 500 else []
         stalled = []
-        for name, request in UNDYING.items():
+        for name, request in STALLED_WITH_HEADERS.items():
             response = exchange(self.service.port, request, wait_s=deadline_s + 5)
             print(f"  body that stops, {name:19} {response.status or '-'} after {response.took_s:.1f} s")
             stalled.append(response.status == 408 and response.took_s <= deadline_s + 2)
@@ -303,9 +303,9 @@ class Online:
         )
 
     def r13_stuck_replica(self) -> None:
-        """A replica that is stopped (SIGSTOP)."""
+        """Stop a replica with SIGSTOP, so that it hangs."""
         until(self.service.is_whole, 60)
-        sent_again = self.service.total("han_retries_total")
+        retries = self.service.total("han_retries_total")
         with self._load(self.mixed) as load:
             _wait(load, 3)
             stuck = self.random.choice(self.service.pids(MODEL))
@@ -328,7 +328,7 @@ class Online:
             failed=failed,
             wrong=wrong,
             codes=by_status(load.replies),
-            sent_again=self.service.total("han_retries_total") - sent_again,
+            retries=self.service.total("han_retries_total") - retries,
             last_failed_sent_after_s=max(late, default=0.0),
             detected_s=detected_s,
             two_again_after_s=whole_s,
@@ -338,7 +338,7 @@ class Online:
         )
 
     def r15_counts(self) -> None:
-        """The counts of the clients are the counts of two ingresses, by status."""
+        """The clients' counts by status equal the counts of the two ingresses."""
         bodies: list[object] = [{"inputs": text} for text in ("good film", "", 3, ["good"] * 33, ["a", "..."])]
         sent = [json.dumps(body).encode() for body in bodies]
         sent += [b"[]", b"{", b" " * (3 << 20), b'{"inputs": "\\ud800"}']
@@ -360,27 +360,27 @@ class Online:
         schema = fuzz.from_schema(self.service.url, seed=self.seed)
         texts = fuzz.texts(self.service.score_url, seed=self.seed)
         hostile = fuzz.hostile(self.service.score_url)
-        for name, found in (("FUZZ-schema", schema), ("FUZZ-texts", texts), ("FUZZ-hostile", hostile)):
-            for line in found.faults[:10]:
+        for name, results in (("FUZZ-schema", schema), ("FUZZ-texts", texts), ("FUZZ-hostile", hostile)):
+            for line in results.faults[:10]:
                 print(f"  {line}")
-            in_time = found.slowest_s <= self.service.deadline_s + 1
+            in_time = results.slowest_s <= self.service.deadline_s + 1
             reliability(
                 name,
-                ok=not found.faults and in_time and found.answers > 0,
-                answers=found.answers,
-                faults=len(found.faults),
-                slowest_s=found.slowest_s,
-                codes=",".join(f"{code}:{number}" for code, number in sorted(found.codes.items())),
-                seconds=found.took_s,
+                ok=not results.faults and in_time and results.answers > 0,
+                answers=results.answers,
+                faults=len(results.faults),
+                slowest_s=results.slowest_s,
+                codes=",".join(f"{code}:{number}" for code, number in sorted(results.codes.items())),
+                seconds=results.took_s,
             )
 
     def r8_drained(self) -> None:
-        """Delete the application, then shut Serve down, while requests of about a second are scored (see docs/serving.md)."""
+        """Delete the application, then shut Serve down, while requests that take about a second are scored (see docs/serving.md)."""
         self._ended("R8", self.service.withdraw)
         self.service.shut_down()
 
     def r8_control(self) -> None:
-        """Shutting Serve down with its application drops requests: the reason to delete the application first."""
+        """Control: shutting Serve down with its application drops requests, so the application is deleted first."""
         self.service.deploy()
         self._ended("R8-control", self.service.shut_down)
 
@@ -416,7 +416,7 @@ class Online:
         )
 
 
-EXPECTED = (AssertionError, httpx.HTTPError)  # a promise that does not hold
+EXPECTED = (AssertionError, httpx.HTTPError)  # raised if a guarantee does not hold
 RUNS: dict[str, Callable[[Online], None]] = {
     "R1": Online.r1_replicas_killed,
     "GOLDEN": Online.golden,
@@ -429,33 +429,33 @@ RUNS: dict[str, Callable[[Online], None]] = {
     "R13": Online.r13_stuck_replica,
     "R1-control": Online.r1_control,
     "R7": Online.r7_rolling_update,
-    "R8": Online.r8_drained,  # the last two end the service
+    "R8": Online.r8_drained,  # the last two runs end the service
     "R8-control": Online.r8_control,
 }
 JSON = {"content-type": "application/json"}
 
 
 def listeners(*, haproxy: bool) -> None:
-    """The listening sockets in this mode of Serve's proxy, on a Ray of its own."""
+    """List the listening sockets in this mode of Serve's proxy, on a separate Ray."""
     if haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     with head() as cluster:
         service = Service(cluster.dashboard)
         service.deploy()
         until(lambda: service.readyz() == 200, 60)
-        found = {}
+        sockets = {}
         for process in psutil.Process().children(recursive=True):
             for each in process.net_connections("tcp") if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else []:
                 if each.status == psutil.CONN_LISTEN:
-                    found[each.laddr.port, each.laddr.ip] = process.name()
-    at = sorted({ip for port, ip in found if port == service.port})
-    beyond = sorted(f"{name}@{ip}:{port}" for (port, ip), name in found.items() if not ip.startswith("127.") and ip != "::1")
+                    sockets[each.laddr.port, each.laddr.ip] = process.name()
+    at = sorted({ip for port, ip in sockets if port == service.port})
+    outside = sorted(f"{name}@{ip}:{port}" for (port, ip), name in sockets.items() if not ip.startswith("127.") and ip != "::1")
     os.environ.pop("RAY_SERVE_ENABLE_HA_PROXY", None)
     name = "LISTENERS-haproxy" if haproxy else "LISTENERS-default"
-    reliability(name, ok=at == ["127.0.0.1"], service_at=",".join(at), beyond=",".join(beyond) or "none")
+    reliability(name, ok=at == ["127.0.0.1"], service_at=",".join(at), outside=",".join(outside) or "none")
 
 
-def _waited(holds: Callable[[], bool], deadline_s: float) -> float:
+def _seconds_until(holds: Callable[[], bool], deadline_s: float) -> float:
     """Seconds until the condition holds; infinity after the deadline."""
     try:
         return until(holds, deadline_s)
@@ -468,12 +468,12 @@ def _failed(load: Load) -> int:
 
 
 def _unclear(replies: list[Reply]) -> int:
-    """Requests to a service that stops with neither an answer nor a refusal."""
+    """Number of requests during a shutdown that got neither scores nor a refusal."""
     return sum(reply.status not in (200, 404, 503) for reply in replies)
 
 
-def _wrong(questions: list[Question], load: Load) -> int:
-    return sum(reply.status == 200 and questions[reply.question].is_wrong(reply.body) for reply in load.replies)
+def _wrong(requests: list[GoldenRequest], load: Load) -> int:
+    return sum(reply.status == 200 and requests[reply.index].is_wrong(reply.body) for reply in load.replies)
 
 
 def _wait(load: Load, since_s: float) -> None:
@@ -481,21 +481,21 @@ def _wait(load: Load, since_s: float) -> None:
 
 
 def _heavy(chance: random.Random, *, texts: int, characters: int) -> bytes:
-    """A request of long texts made of bundled reviews."""
+    """The body of a request with long texts made from bundled reviews."""
     lines = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()]
     long = [" ".join(chance.choices(lines, k=characters // 200 + 1))[:characters] for _ in range(texts)]
     return json.dumps({"inputs": long, "attention": "none"}).encode()
 
 
 def _thinned(timeline: list[str]) -> list[str]:
-    """During a rolling update both versions answer by turns: keep the first and the last turns."""
+    """Keep the first and the last turns of a timeline, because both versions answer alternately during a rolling update."""
     return timeline if len(timeline) <= 8 else [*timeline[:4], f"({len(timeline) - 8}_turns)", *timeline[-4:]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--only", nargs="+", choices=[*RUNS, "LISTENERS"], default=[*RUNS, "LISTENERS"])
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="seed of all random choices")
+    parser.add_argument("--only", nargs="+", choices=[*RUNS, "LISTENERS"], default=[*RUNS, "LISTENERS"], help="runs to do")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}; to repeat this run: --seed {arguments.seed}", flush=True)
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="han-chaos-"))

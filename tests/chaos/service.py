@@ -1,4 +1,4 @@
-"""A service for a reliability run: serve/config.yaml on a free port, and the oracle for its answers."""
+"""A service for a reliability run: serve/config.yaml on a free port, and the expected responses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ DETAILS: tuple[AttentionDetail, ...] = ("words", "sentences", "none")
 
 
 class Service:
-    """The application `han`: two ingresses and two replicas of Model, each of these with half a CPU."""
+    """The application `han` with two ingresses and two replicas of Model; a replica has half a CPU."""
 
     def __init__(self, dashboard: str, *, import_path: str = "serve.app:build", headers: dict[str, str] | None = None) -> None:
-        """headers: sent to the dashboard, for example a token."""
+        """headers: headers for the dashboard, for example a token."""
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.score_url = f"{self.url}/v1/score"
@@ -54,26 +54,26 @@ class Service:
         httpx.put(self._rest, headers=self._headers, json=config, timeout=30).raise_for_status()
 
     def deploy(self, **arguments: object) -> float:
-        """Seconds until all replicas have this configuration."""
+        """Deploy and return the seconds until all replicas have this configuration."""
         began = time.monotonic()
         self.put(**arguments)
         until(lambda: self.status() == "RUNNING" and self.is_whole(), 120)
         return time.monotonic() - began
 
     def withdraw(self) -> None:
-        """Do what `serve deploy` of a config without applications does; return when the application is deleted."""
+        """Deploy a config without applications, as `serve deploy` does, and wait until the application is deleted."""
         httpx.put(self._rest, headers=self._headers, json={**self.config, "applications": []}, timeout=30).raise_for_status()
         until(lambda: self.status() == "NONE", 90)
 
     def shut_down(self) -> None:
-        """Send what `serve shutdown` sends; return when Serve has stopped."""
+        """Shut Serve down, as `serve shutdown` does, and wait until it has stopped."""
         httpx.delete(self._rest, headers=self._headers, timeout=90).raise_for_status()
 
     def status(self) -> str:
         return str(self._details().get("status", "NONE"))
 
     def is_whole(self) -> bool:
-        """Whether exactly the target number of replicas runs, each ready."""
+        """Whether exactly the target number of replicas runs, and each is ready."""
         deployments = self._details().get("deployments", {})
         return bool(deployments) and all(
             [replica["state"] for replica in deployment["replicas"]] == ["RUNNING"] * deployment["target_num_replicas"]
@@ -85,11 +85,11 @@ class Service:
         return [replica["pid"] for replica in self._details()["deployments"]["Model"]["replicas"] if replica["state"] == "RUNNING"]
 
     def _details(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(self._rest, headers=self._headers, timeout=30).json()["applications"].get("han", {})
-        return found
+        details: dict[str, Any] = httpx.get(self._rest, headers=self._headers, timeout=30).json()["applications"].get("han", {})
+        return details
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of /metrics by series."""
+        """The values of /metrics by series."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
@@ -100,15 +100,15 @@ class Service:
     def codes(self, route: str = "/v1/score") -> dict[str, int]:
         """Requests of a route by status, from /metrics."""
         pattern = re.compile(rf'han_requests_total\{{route="{route}",code="(\d+)"\}}')
-        return {found[1]: int(value) for series, value in self.metrics().items() if (found := pattern.fullmatch(series))}
+        return {match[1]: int(value) for series, value in self.metrics().items() if (match := pattern.fullmatch(series))}
 
     def pids(self, *kinds: str) -> list[int]:
-        """Of living actors, from Ray's state API. kinds: prefixes of the names of their classes."""
-        found = list_actors(self._dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000, timeout=30)
-        return [actor.pid for actor in found if actor.class_name.startswith(kinds) and actor.pid]
+        """Process ids of live actors, from Ray's state API. kinds: prefixes of the names of their classes."""
+        actors = list_actors(self._dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1000, timeout=30)
+        return [actor.pid for actor in actors if actor.class_name.startswith(kinds) and actor.pid]
 
     def readyz(self) -> int:
-        """The status; 0 without an answer."""
+        """The status of /readyz; 0 without a response."""
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code
         except httpx.TransportError:
@@ -116,7 +116,7 @@ class Service:
 
 
 def kill_one(service: Service, chance: random.Random, deadline_s: float = 60) -> bool:
-    """SIGKILL a replica of Model once all run, while it works if it gets work within 5 seconds."""
+    """Kill a replica of Model once all replicas run, if possible one that works within the next 5 seconds."""
     with contextlib.suppress(AssertionError):
         until(service.is_whole, deadline_s)
         victims = service.pids(MODEL)
@@ -138,46 +138,48 @@ def _is_working(pid: int) -> bool:
     return True
 
 
-def resident_mb(of: Sequence[int]) -> float:
-    return sum(psutil.Process(pid).memory_info().rss for pid in of if psutil.pid_exists(pid)) / 2**20
+def resident_mb(pids: Sequence[int]) -> float:
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids if psutil.pid_exists(pid)) / 2**20
 
 
-def open_files(of: Sequence[int]) -> int:
-    return sum(psutil.Process(pid).num_fds() for pid in of if psutil.pid_exists(pid))
+def open_files(pids: Sequence[int]) -> int:
+    return sum(psutil.Process(pid).num_fds() for pid in pids if psutil.pid_exists(pid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A body and its correct results, by the fingerprint of the model."""
+class GoldenRequest:
+    """The body of a request and its correct results, by the fingerprint of the model."""
 
     body: bytes
-    wanted: dict[str, list[dict[str, Any]]]
+    results: dict[str, list[dict[str, Any]]]
 
-    def is_wrong(self, answer: bytes) -> bool:
-        response = json.loads(answer)
-        return response["model"] not in self.wanted or differ(response["results"], self.wanted[response["model"]])
+    def is_wrong(self, content: bytes) -> bool:
+        response = json.loads(content)
+        return response["model"] not in self.results or differ(response["results"], self.results[response["model"]])
 
 
-def golden(scorers: Sequence[Scorer], *, num_texts: int, size: int = 1, details: Sequence[AttentionDetail] = DETAILS) -> list[Question]:
-    """Bundled reviews in requests of `size` texts (a single one is no list), with the results of each scorer."""
+def golden(
+    scorers: Sequence[Scorer], *, num_texts: int, size: int = 1, details: Sequence[AttentionDetail] = DETAILS
+) -> list[GoldenRequest]:
+    """Requests of `size` bundled reviews, with the results of each scorer. A single text is sent without a list."""
     lines = samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:num_texts]
     texts = [json.loads(line)["text"] for line in lines]
-    questions = []
+    requests = []
     for number, first in enumerate(range(0, len(texts), size)):
         some, detail = texts[first : first + size], details[number % len(details)]
-        wanted = {
+        results = {
             scorer.fingerprint: [as_json(score) for score in scorer.score(some, attention=detail) if isinstance(score, Score)]
             for scorer in scorers
         }
         body = json.dumps({"inputs": some[0] if size == 1 else some, "attention": detail}).encode()
-        questions.append(Question(body=body, wanted=wanted))
-    return questions
+        requests.append(GoldenRequest(body=body, results=results))
+    return requests
 
 
 def differ(one: Any, other: Any) -> bool:
-    """Whether two answers differ by more than 1e-6 anywhere."""
+    """Whether two results differ by more than 1e-6 anywhere."""
     if isinstance(other, dict):
         return one.keys() != other.keys() or any(differ(one[name], other[name]) for name in other)
     if isinstance(other, list | tuple):
-        return len(one) != len(other) or any(differ(each, its) for each, its in zip(one, other, strict=True))
+        return len(one) != len(other) or any(differ(first, second) for first, second in zip(one, other, strict=True))
     return abs(one - other) > 1e-6 if isinstance(other, float) else one != other

@@ -1,4 +1,4 @@
-"""Jobs as users submit them to a cluster, and where on its nodes they run."""
+"""Submit jobs to a cluster as users do, and find the nodes they run on."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from deploy.local import LocalCluster
 from tests.chaos import repeated
 from tests.helpers.cluster import interrupt_on_sigterm
 
-# While a node dies, what asks may fail.
+# While a node dies, calls to the cluster may fail.
 until = partial(repeated.until, every_s=0.2, despite=(OSError, RuntimeError, KeyError, StopIteration, psutil.Error, RayStateApiException))
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-ACTORS = {"training": "RayTrainWorker", "scoring": "MapWorker", "serving": "ServeReplica:han:Model"}  # how their classes begin
+ACTORS = {
+    "training": "RayTrainWorker",
+    "scoring": "MapWorker",
+    "serving": "ServeReplica:han:Model",
+}  # prefixes of the names of their classes
 
 
 @contextmanager
 def cluster(folder: Path, num_nodes: int, config: local.NodeConfig) -> Iterator[LocalCluster]:
-    """A cluster with a token, which this process has in its environment meanwhile."""
+    """Start a cluster with a token; its settings are in this process's environment while the body runs."""
     interrupt_on_sigterm()
     started = local.start(folder, num_nodes=num_nodes, config=config)
     before = dict(os.environ)
@@ -59,29 +63,29 @@ class Job:
         return self._client.get_job_status(self.name)
 
     def wait(self, deadline_s: float) -> bool:
-        """Whether it succeeded; what it printed is shown if not, and it is stopped if it takes too long."""
+        """Wait for the job and return whether it succeeded. If not, print its output; after the deadline, stop it."""
         until(lambda: self.status().is_terminal(), deadline_s, every_s=0.5)
         succeeded = self.status() == JobStatus.SUCCEEDED
         if not succeeded:
-            print(f"{self.name} is {self.status()}:\n{self.told()[-4_000:]}", flush=True)
+            print(f"{self.name} is {self.status()}:\n{self.output()[-4_000:]}", flush=True)
             with suppress(RuntimeError):
                 self._client.stop_job(self.name)
         return succeeded
 
-    def told(self) -> str:
+    def output(self) -> str:
         return str(self._client.get_job_logs(self.name))
 
 
-def where(dashboard: str, kind: str) -> dict[str, set[str]]:
-    """Names of the nodes that have living actors of a kind, with the ids of these actors."""
+def actors_by_node(dashboard: str, kind: str) -> dict[str, set[str]]:
+    """Ids of the live actors of a kind, by the name of their node."""
     names = {node.node_id: _name(node.resources_total) for node in list_nodes(dashboard, detail=True, timeout=30)}
-    found: dict[str, set[str]] = {}
+    actors: dict[str, set[str]] = {}
     for actor in list_actors(dashboard, filters=[("state", "=", "ALIVE")], detail=True, limit=1_000, timeout=30):
         if actor.class_name.startswith(ACTORS[kind]) and actor.pid:
-            found.setdefault(names[actor.node_id], set()).add(actor.actor_id)
-    return found
+            actors.setdefault(names[actor.node_id], set()).add(actor.actor_id)
+    return actors
 
 
 def _name(resources: dict[str, Any]) -> str:
-    """A node of `deploy.local` has a resource of its own name."""
+    """The name of a node of `deploy.local`, which is also the name of one of its resources."""
     return next(name for name in resources if name == "head" or (name.startswith("node") and name[4:].isdigit()))

@@ -1,8 +1,8 @@
 """`jobs.tune` with a fault: `python -m tests.chaos.tuner faulty|forgetful|sound <arguments of jobs.tune>`.
 
-faulty: trial 1 raises, the worker of trial 2 is killed as the kernel kills what takes too much memory, that of trial 3 asks for more memory
-than there is.
-forgetful: trials that a driver's death left running are not gone on with: the control that must fail where the real thing holds.
+faulty: trial 1 raises, the worker of trial 2 is killed as the kernel kills a process out of memory, and the worker of trial 3 allocates
+more memory than the machine has.
+forgetful: a control that must fail. Trials that were running when the driver died are not resumed.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def _out_of_memory() -> None:
     torch.empty(1 << 60, dtype=torch.uint8)
 
 
-DEEDS: dict[str, Callable[[], None]] = {"0002": _killed, "0003": _out_of_memory}
+FAULTS: dict[str, Callable[[], None]] = {"0002": _killed, "0003": _out_of_memory}
 
 
-def _work(request: dict[str, Any], *, deed: Callable[[], None]) -> None:
-    """What a worker runs once its trial is doomed."""
-    deed()
+def _work(request: dict[str, Any], *, fault: Callable[[], None]) -> None:
+    """The work of a worker in a trial with a fault."""
+    fault()
 
 
 def faulty_fit(data: Path, out: Path, *arguments: Any, **options: Any) -> Run:
     if out.name == "0001":
         raise RuntimeError("trial 1 raises")
-    if out.name in DEEDS:
-        trainer.work = functools.partial(_work, deed=DEEDS[out.name])  # in this trial's own process
+    if out.name in FAULTS:
+        trainer.work = functools.partial(_work, fault=FAULTS[out.name])  # each trial has its own process
     return trainer.fit(data, out, *arguments, **options)
 
 

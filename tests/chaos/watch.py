@@ -1,7 +1,7 @@
-"""Does the dashboard show what runs? `python -m tests.chaos.watch`: a line for each of its rows; see docs/watching.md.
+"""Test that every query of the dashboard returns data: `python -m tests.chaos.watch`, one line for each row; see docs/watching.md.
 
-A real Prometheus scrapes a Ray of its own and a service on it while reviews are trained on, scored and asked for. Then every query of
-deploy/grafana/han.json must have been answered with data at some moment of the run, and a query with a typo must not.
+A real Prometheus scrapes a separate Ray and a service on it during training, scoring and serving. Every query of deploy/grafana/han.json
+must return data for some moment of the run, and a query with a typo must return none.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.helpers.serving import until
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
-NUM_TRAIN, NUM_EPOCHS, NUM_SCORE = 3_000, 6, 10_000  # each takes longer than Ray waits between two exports, 10 s
+NUM_TRAIN, NUM_EPOCHS, NUM_SCORE = 3_000, 6, 10_000  # each takes longer than the 10 s between two exports of Ray
 STEP_S = 5
 TYPO = "sum by (run) (rate(ray_han_score_row_total[1m]))"
 
 
 class Watched:
-    """What runs, and the Prometheus that watches it."""
+    """The jobs and the service that Prometheus watches."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder, self.began = cluster, folder, time.time()
@@ -52,7 +52,7 @@ class Watched:
             return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": self.cluster.address}, stdout=log, stderr=log)
 
     def train(self) -> bool:
-        """A few epochs of generated reviews on two workers."""
+        """Train a few epochs on generated reviews with two workers."""
         from han.train.prepare import prepare
 
         reviews, data = self.folder / "reviews.jsonl", self.folder / "data"
@@ -63,16 +63,16 @@ class Watched:
         return self._done("train", "--data", data, "--out", self.folder / "watched" / "run", *flags)
 
     def score(self) -> bool:
-        """A dump with some records that cannot be scored."""
+        """Score a dump with some records that cannot be scored."""
         dump = self.folder / "dump.parquet"
         write_dump(dump, NUM_SCORE, seed=2)
         return self._done("score", "--input", dump, "--out", self.folder / "watched" / "scores", "--num-actors", 2)
 
     def serve(self) -> str:
-        """More requests than are taken on, and a replica that dies among them: refusals and second attempts."""
+        """Send more requests than the service accepts and kill a replica, to cause refusals and retries."""
         self.service.deploy(max_waiting_tokens=4_000)
-        questions = golden([Scorer(artifact.load(artifact.find("imdb")))], num_texts=100)
-        bodies = [question.body for question in questions]
+        requests = golden([Scorer(artifact.load(artifact.find("imdb")))], num_texts=100)
+        bodies = [request.body for request in requests]
         with Load(self.service.score_url, bodies, per_s=10) as load:
             killed = kill_one(self.service, random.Random(0))
             with Load(self.service.score_url, bodies, num_clients=40, num_requests=400):
@@ -93,13 +93,13 @@ class Watched:
         return False
 
 
-def answered(url: str, query: str, since: float) -> int:
-    """Points of the query's answer from then to now that are numbers: 0 is no data."""
-    about: dict[str, str | float] = {"query": plain(query), "start": since, "end": time.time(), "step": STEP_S}
-    answer: dict[str, Any] = httpx.get(f"{url}/api/v1/query_range", params=about, timeout=30).json()
-    if answer["status"] != "success":
-        raise ValueError(f"{query}: {answer['error']}")
-    return sum(value != "NaN" for series in answer["data"]["result"] for _, value in series["values"])
+def num_points(url: str, query: str, since: float) -> int:
+    """Number of points with a number that the query returns from `since` until now."""
+    params: dict[str, str | float] = {"query": plain(query), "start": since, "end": time.time(), "step": STEP_S}
+    response: dict[str, Any] = httpx.get(f"{url}/api/v1/query_range", params=params, timeout=30).json()
+    if response["status"] != "success":
+        raise ValueError(f"{query}: {response['error']}")
+    return sum(value != "NaN" for series in response["data"]["result"] for _, value in series["values"])
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def main() -> None:
                 took_s = time.monotonic() - began
                 reliability("W0", ok=trained and scored, trained=trained, scored=scored, replies=replies, took_s=took_s)
                 with contextlib.suppress(AssertionError):
-                    until(lambda: answered(url, "sum(rate(han_retries_total[1m])) > 0", watched.began) > 0, 30)
+                    until(lambda: num_points(url, "sum(rate(han_retries_total[1m])) > 0", watched.began) > 0, 30)
                 report(url, watched.began)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,22 +124,20 @@ def main() -> None:
 
 
 def report(url: str, since: float) -> None:
-    """A line a row: how many of its queries had an answer, and which had none."""
+    """Print one line for each row: how many of its queries returned data, and which did not."""
     for number, (row, queries) in enumerate(read_queries(DASHBOARD).items(), start=1):
-        silent = [f"{title}: {query}" for title, query in queries if not answered(url, query, since)]
-        reliability(
-            f"W{number}", ok=not silent, row=row, queries=len(queries), answered=len(queries) - len(silent), silent=silent or "none"
-        )
+        empty = [f"{title}: {query}" for title, query in queries if not num_points(url, query, since)]
+        reliability(f"W{number}", ok=not empty, row=row, queries=len(queries), with_data=len(queries) - len(empty), empty=empty or "none")
     down = [target for target in _targets(url) if target["health"] != "up"]
     firing = sorted({alert["labels"]["alertname"] for alert in httpx.get(f"{url}/api/v1/alerts").json()["data"]["alerts"]})
     reliability("W5", ok=not down, targets=len(_targets(url)), down=len(down), alerts=",".join(firing) or "none")
-    points = answered(url, TYPO, since)
+    points = num_points(url, TYPO, since)
     reliability("W1-control", ok=points == 0, points=points, query="a_name_with_a_typo")
 
 
 def _targets(url: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx.get(f"{url}/api/v1/targets").json()["data"]["activeTargets"]
-    return found
+    targets: list[dict[str, Any]] = httpx.get(f"{url}/api/v1/targets").json()["data"]["activeTargets"]
+    return targets
 
 
 if __name__ == "__main__":

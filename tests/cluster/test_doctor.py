@@ -1,4 +1,4 @@
-"""The doctor's judgements, over facts that are written down here: no Ray."""
+"""The doctor's checks on recorded facts, without Ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_node(**facts: Any) -> Cluster:
     return replace(GOOD, nodes=(NODE, replace(NODE, name="node1", **facts)))
 
 
-def test_a_cluster_without_a_fault_is_green() -> None:
+def test_a_sound_cluster_passes_all_checks() -> None:
     assert red(GOOD) == []
     said = " ".join(finding.seen for finding in findings(GOOD, list(needs(Doctor()).values())))
     assert "2 up, with 8 CPUs" in said
@@ -98,30 +98,30 @@ BROKEN: list[tuple[str, Cluster, Doctor, str, str]] = [
 
 
 @pytest.mark.parametrize(("cluster", "job", "seen", "mend"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_fault_is_told_in_one_line_with_what_to_do(cluster: Cluster, job: Doctor, seen: str, mend: str) -> None:
+def test_a_problem_is_one_line_with_a_remedy(cluster: Cluster, job: Doctor, seen: str, mend: str) -> None:
     told = [finding for finding in red(cluster, job) if seen in finding.seen]
     assert len(told) == 1, red(cluster, job)
     assert mend in (told[0].mend or "")
     assert {finding.about for finding in red(cluster, job)} in ({told[0].about},), "nothing else is wrong"
 
 
-def test_a_worker_larger_than_any_node_does_not_fit_however_many_there_are() -> None:
+def test_a_worker_larger_than_every_node_does_not_fit() -> None:
     many = replace(GOOD, nodes=tuple(replace(NODE, name=f"node{number}") for number in range(8)))
     (finding,) = red(many, Doctor(train=TrainConfig(cpus_per_worker=6)))[:1]
     assert "needs 6 CPUs on one node" in finding.seen
     assert "the largest has 4 CPUs" in finding.seen
 
 
-def test_workers_are_placed_where_they_leave_room_for_the_larger_ones() -> None:
+def test_workers_are_placed_so_that_larger_ones_still_fit() -> None:
     uneven = replace(GOOD, nodes=(NODE, replace(NODE, name="node1", resources={"CPU": 2.0})))
     job = Doctor(jobs=("tune",), train=TrainConfig(cpus_per_worker=4))
     assert [finding.about for finding in red(uneven, job)] == []
 
 
-def test_serving_and_trials_are_counted_as_they_are_configured() -> None:
+def test_replicas_and_trials_are_counted_as_configured() -> None:
     about = [finding.about for finding in red(GOOD, Doctor(concurrent=3, serve=Serving(num_replicas=9)))]
     assert about == ["tune", "serve"]
 
 
-def test_a_clock_is_not_blamed_for_a_slow_answer() -> None:
+def test_a_slow_reply_is_not_reported_as_a_wrong_clock() -> None:
     assert red(with_node(skew_s=6.0, skew_within_s=2.0)) == []

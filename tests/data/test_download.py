@@ -1,4 +1,4 @@
-"""Downloads: resumed, checked, renamed; against a server on this machine."""
+"""Downloads are resumed, checked and renamed. The server runs on this machine."""
 
 import hashlib
 import socket
@@ -83,20 +83,20 @@ def fetch(server: Server, path: Path, checksums: dict[str, str] = CHECKSUMS) -> 
     return seen
 
 
-def test_a_file_arrives_whole_under_its_name_alone(server: Server, tmp_path: Path) -> None:
+def test_a_download_leaves_only_the_complete_file(server: Server, tmp_path: Path) -> None:
     fetch(server, tmp_path / "new" / "file")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == {"file": CONTENT}
 
 
 @pytest.mark.parametrize("says_length", [True, False])
-def test_progress_goes_from_nothing_to_everything(server: Server, tmp_path: Path, says_length: bool) -> None:
+def test_progress_goes_from_zero_to_the_size_of_the_file(server: Server, tmp_path: Path, says_length: bool) -> None:
     server.says_length = says_length
     seen = fetch(server, tmp_path / "file")
     assert (seen[0][0], seen[-1][0], {total for _, total in seen}) == (0, len(CONTENT), {len(CONTENT) if says_length else None})
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.breaks_after = 4_500
     with pytest.raises(Mistake, match=r"broke off after 4,500 of 10,240 bytes\): run it again to go on"):
         fetch(server, tmp_path / "file")
@@ -107,33 +107,33 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server: Server, tmp_pat
     assert (server.ranges, (tmp_path / "file").read_bytes()) == ([None, "bytes=4500-"], CONTENT)
 
 
-def test_a_server_that_ignores_ranges_sends_all_of_it_again(server: Server, tmp_path: Path) -> None:
+def test_the_download_starts_again_if_the_server_ignores_ranges(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:4_500])
     server.knows_ranges = False
     assert fetch(server, tmp_path / "file")[0] == (0, len(CONTENT))
     assert (server.ranges, (tmp_path / "file").read_bytes()) == (["bytes=4500-"], CONTENT)
 
 
-def test_a_part_that_is_whole_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_a_complete_part_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
     fetch(server, tmp_path / "file")
     assert (server.ranges, (tmp_path / "file").read_bytes()) == ([f"bytes={len(CONTENT)}-"], CONTENT)
 
 
-def test_a_part_that_is_too_long_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_is_too_long_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT + b"more")
     fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("name", ["md5", "sha256"])
-def test_a_wrong_checksum_is_a_mistake_that_keeps_nothing(server: Server, tmp_path: Path, name: str) -> None:
+def test_a_wrong_checksum_is_a_mistake_and_the_file_is_deleted(server: Server, tmp_path: Path, name: str) -> None:
     with pytest.raises(Mistake, match=rf"came damaged or changed: its {name} is {CHECKSUMS[name]}, not 00"):
         fetch(server, tmp_path / "file", CHECKSUMS | {name: "00"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_part_is_found_out(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_part_is_detected(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(b"\0" * 4_500)
     with pytest.raises(Mistake, match="came damaged or changed"):
         fetch(server, tmp_path / "file")
@@ -141,13 +141,13 @@ def test_a_damaged_part_is_found_out(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_file_that_is_there_is_only_checked(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_only_checked(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     assert fetch(server, tmp_path / "file") == []
     assert server.ranges == []
 
 
-def test_another_file_of_that_name_is_a_mistake_and_stays(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_with_other_content_is_a_mistake_and_is_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(Mistake, match=r"file is not what http://127.0.0.1:\d+/file holds: its md5 is .* Delete it to fetch it again"):
         fetch(server, tmp_path / "file")
@@ -162,7 +162,7 @@ def refuse(url: str, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_without_a_connection_the_mistake_says_what_to_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection_the_mistake_names_the_alternative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
@@ -172,14 +172,14 @@ def test_without_a_connection_the_mistake_says_what_to_do_instead(tmp_path: Path
     assert message.endswith(f"or download {url} by hand and give its path with --input")
 
 
-def test_an_answer_that_is_an_error_is_a_mistake(server: Server, tmp_path: Path) -> None:
+def test_an_http_error_is_a_mistake(server: Server, tmp_path: Path) -> None:
     assert "the server says 404" in refuse(server.url + "s", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/file", "file:///etc/passwd", "/etc/passwd"])
-def test_only_http_and_https_are_fetched(tmp_path: Path, url: str) -> None:
+def test_only_http_and_https_are_allowed(tmp_path: Path, url: str) -> None:
     assert refuse(url, tmp_path) == f"{url} is not fetched: only http and https are"
 
 
-def test_a_redirect_to_anything_else_is_a_mistake(server: Server, tmp_path: Path) -> None:
+def test_a_redirect_to_another_scheme_is_a_mistake(server: Server, tmp_path: Path) -> None:
     assert "ftp" in refuse(server.url.replace("file", "elsewhere"), tmp_path)

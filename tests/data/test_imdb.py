@@ -1,4 +1,4 @@
-"""The Large Movie Review Dataset: its folder, its archive, and archives that mean harm."""
+"""The Large Movie Review Dataset: its folder, its archive, and hostile archives."""
 
 import gzip
 import io
@@ -80,12 +80,12 @@ def ids(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
     return {split: [review["review_id"] for review in some] for split, some in found.items()}
 
 
-def test_a_folder_is_read_by_split_both_classes_in_turn(folder: Path) -> None:
+def test_a_folder_is_read_by_split_with_both_classes_alternating(folder: Path) -> None:
     assert ids(read_reviews(folder)) == ORDER
 
 
 @pytest.mark.parametrize("source", ["folder", "archive"])
-def test_a_review_has_the_text_label_and_stars_of_its_file(source: str, request: pytest.FixtureRequest) -> None:
+def test_a_review_has_the_text_label_and_rating_of_its_file(source: str, request: pytest.FixtureRequest) -> None:
     found = {review["review_id"]: review for some in read_reviews(request.getfixturevalue(source)).values() for review in some}
     assert {review_id: review["text"] for review_id, review in found.items()} == TEXTS
     assert found["train/pos/1_7"] == {"review_id": "train/pos/1_7", "text": "Good, and long.", "label": "positive", "rating": 7}
@@ -93,7 +93,7 @@ def test_a_review_has_the_text_label_and_stars_of_its_file(source: str, request:
     assert (found["train/unsup/0_0"]["label"], found["train/unsup/0_0"]["rating"]) == (None, None)
 
 
-def test_a_folder_is_cut_by_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_divided_into_shards_by_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imdb, "SHARD_ROWS", 2)
     shards = find_shards(str(folder), COLUMNS, labelled=True)
     assert [(shard.split, shard.start, shard.stop) for shard in shards] == [
@@ -105,7 +105,7 @@ def test_a_folder_is_cut_by_files(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert ids(read_reviews(folder)) == ORDER
 
 
-def test_the_folder_calls_its_columns_as_the_settings_do(folder: Path) -> None:
+def test_a_folder_names_its_columns_as_configured(folder: Path) -> None:
     columns = ColumnsConfig(text="body", label="kind", review_id="key", rating="stars")
     assert find_shards(str(folder), columns, labelled=True)[0].schema.names == ["key", "body", "kind", "stars"]
 
@@ -166,7 +166,7 @@ HOSTILE = [
 ]
 
 
-def test_what_is_no_regular_review_is_passed_over_and_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+def test_members_that_are_not_reviews_are_skipped_and_nothing_is_written_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     for info, _ in HOSTILE:
         info.name, info.linkname = (name.replace("{root}", str(tmp_path)) for name in (info.name, info.linkname))
@@ -190,7 +190,9 @@ REVIEW = member("aclImdb/train/pos/1_7.txt", b"good")
         ([member("aclImdb/README")], r"holds no review named like aclImdb/train/pos/1_7.txt"),
     ],
 )
-def test_what_the_official_archive_cannot_hold_is_a_mistake_that_writes_nothing(tmp_path: Path, members: list[Any], message: str) -> None:
+def test_members_that_the_official_archive_cannot_hold_are_a_mistake_and_nothing_is_written(
+    tmp_path: Path, members: list[Any], message: str
+) -> None:
     archive = write_archive(tmp_path / "a.tar.gz", *members)
     with pytest.raises(Mistake, match=message):
         unpack_imdb(archive, tmp_path / "out")
@@ -231,7 +233,7 @@ def test_a_broken_archive_is_a_mistake(archive: Path, attack: Any) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.99])
-def test_an_archive_that_is_cut_off_is_a_mistake(archive: Path, keep: float) -> None:
+def test_a_truncated_archive_is_a_mistake(archive: Path, keep: float) -> None:
     content = archive.read_bytes()
     archive.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(Mistake, match=r"aclImdb_v1.tar.gz cannot be read: Truncated compressed stream"):

@@ -1,4 +1,4 @@
-"""JSON lines: what a line is, what is no review, and that a file reads the same however it is cut."""
+"""JSON lines: reviews, bad records, and equal results for any division of a file."""
 
 import gzip
 import json
@@ -91,7 +91,7 @@ def test_blank_lines_count_as_rows_but_are_no_records(tmp_path: Path) -> None:
         (b'{"text": "x", "nested": {"deep": [0.5]}}', "wrong_type"),
     ],
 )
-def test_a_line_that_is_no_review_is_a_bad_record_with_its_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_line_that_is_not_a_review_is_a_bad_record_with_a_reason(tmp_path: Path, line: bytes, reason: str) -> None:
     first = b'{"text": "first", "title": "A", "stars": 4, "nested": {"deep": [1]}}'
     path = write(tmp_path, *[first] * jsonl.SCHEMA_RECORDS, line, GOOD)
     texts, (bad,) = read_all(path)
@@ -99,14 +99,14 @@ def test_a_line_that_is_no_review_is_a_bad_record_with_its_reason(tmp_path: Path
     assert texts == dict.fromkeys(range(jsonl.SCHEMA_RECORDS), "first") | {jsonl.SCHEMA_RECORDS + 1: "good"}
 
 
-def test_a_record_as_deep_as_may_be_fits_into_parquet(tmp_path: Path) -> None:
+def test_a_record_of_the_maximum_depth_fits_into_parquet(tmp_path: Path) -> None:
     deep = b"[" * (jsonl.DEEPEST - 1) + b"1" + b"]" * (jsonl.DEEPEST - 1)
     (batch,) = read_batches(write(tmp_path, b'{"text": "good", "n": ' + deep + b"}"))
     pq.write_table(batch.table, tmp_path / "a.parquet")
     assert pq.read_table(tmp_path / "a.parquet").equals(batch.table)
 
 
-def test_a_review_knows_the_byte_at_which_its_line_starts(tmp_path: Path) -> None:
+def test_a_review_has_the_offset_of_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD, b"", b"{bad", GOOD, b'{"text": "\\ud800"}', GOOD)
     (batch,) = read_batches(path)
     assert batch.byte_offsets is not None
@@ -114,7 +114,7 @@ def test_a_review_knows_the_byte_at_which_its_line_starts(tmp_path: Path) -> Non
     assert batch.rows.tolist() == [0, 3, 5]
 
 
-def test_rows_taken_out_of_a_batch_are_bad_records_in_their_place(tmp_path: Path) -> None:
+def test_removed_rows_of_a_batch_are_bad_records_in_order(tmp_path: Path) -> None:
     (batch,) = read_batches(write(tmp_path, GOOD, b"{bad", GOOD, GOOD))
     record = BadRecord(row=2, byte_offset=22, reason="poison", excerpt="good")
     less = without(batch, {1: record})
@@ -129,7 +129,7 @@ def test_an_excerpt_is_printable_and_short(tmp_path: Path) -> None:
     assert (len(bad.excerpt), bad.excerpt[:40]) == (200, r"\x1b[31m\xff\xe2\x80\xae<script>xxxxxxxxxxxxxxxxxx"[:40])
 
 
-def test_a_line_too_long_to_hold_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_over_the_size_limit_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "LONGEST_LINE", 30)
     long = b'{"text": "' + b"x" * 100 + b'"}'
     assert read_all(write(tmp_path, GOOD, long, GOOD, long)) == (
@@ -149,7 +149,7 @@ def test_a_line_too_long_to_hold_is_a_bad_record(tmp_path: Path, monkeypatch: py
     range_bytes=st.integers(1, 60),
     batch_rows=st.integers(1, 5),
 )
-def test_however_a_file_is_cut_it_reads_the_same(
+def test_any_division_of_a_file_reads_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], range_bytes: int, batch_rows: int
 ) -> None:
     path = write(tmp_path, GOOD, *(line.encode() for line in lines))
@@ -161,7 +161,7 @@ def test_however_a_file_is_cut_it_reads_the_same(
     assert [record.row for record in bad] == [row for row, line in enumerate(lines, 1) if line == "{bad"]
 
 
-def test_a_large_file_is_cut_at_line_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_divided_at_line_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "RANGE_BYTES", 100)
     path = write(tmp_path, *[GOOD] * 50)
     shards = find_shards(str(path), COLUMNS, labelled=False)
@@ -170,7 +170,7 @@ def test_a_large_file_is_cut_at_line_starts(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_a_compressed_file_reads_as_the_plain_one_does(tmp_path: Path, ending: str) -> None:
+def test_a_compressed_file_reads_like_the_plain_file(tmp_path: Path, ending: str) -> None:
     lines = [GOOD, b"", b"{bad", b'{"text": "\xe2\x80\xa8"}'] * 500
     plain = write(tmp_path, *lines)
     content = plain.read_bytes()
@@ -181,7 +181,7 @@ def test_a_compressed_file_reads_as_the_plain_one_does(tmp_path: Path, ending: s
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_a_compressed_file_that_is_cut_off_is_a_mistake(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_compressed_file_is_a_mistake(tmp_path: Path, ending: str) -> None:
     content = b"\n".join(b'{"text": "%d"}' % number for number in range(5_000))
     squeezed = gzip.compress(content) if ending == "gz" else pa.compress(content, "zstd", asbytes=True)
     path = tmp_path / f"a.jsonl.{ending}"
@@ -191,14 +191,14 @@ def test_a_compressed_file_that_is_cut_off_is_a_mistake(tmp_path: Path, ending: 
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_a_file_that_is_not_compressed_as_its_name_says_is_a_mistake(tmp_path: Path, ending: str) -> None:
+def test_a_file_with_the_wrong_compression_for_its_name_is_a_mistake(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"a.jsonl.{ending}").write_bytes(GOOD)
     with pytest.raises(Mistake, match=f"a.jsonl.{ending} cannot be read"):
         read_all(tmp_path / f"a.jsonl.{ending}")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz"])
-def test_a_file_that_grows_like_a_bomb_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_decompression_bomb_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     content = b"text,n\n" + b"good,1\n" * 200_000 if "csv" in name else (GOOD + b"\n") * 100_000
     (tmp_path / name).write_bytes(gzip.compress(content))
     assert len(content) > 200 * (tmp_path / name).stat().st_size
@@ -211,7 +211,7 @@ def test_a_file_that_grows_like_a_bomb_is_a_mistake(tmp_path: Path, monkeypatch:
 # Columns
 
 
-def test_columns_are_the_keys_of_the_first_records(tmp_path: Path) -> None:
+def test_the_columns_are_the_keys_of_the_first_records(tmp_path: Path) -> None:
     first: list[dict[str, Any]] = [{"text": "a", "n": 1}, {"text": "b", "tags": ["x"], "by": {"name": "J", "age": 7}}]
     filler = [{"text": "c"}] * jsonl.SCHEMA_RECORDS
     late: dict[str, Any] = {"text": "d", "n": 2.0, "unseen": 1, "by": {"name": "K", "unseen": 2}}
@@ -224,20 +224,20 @@ def test_columns_are_the_keys_of_the_first_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [(1, "x"), (None, None), ({}, {}), ([], [None]), (2**70, 1), ([1], {"a": 1})])
-def test_a_column_without_one_type_holds_json(tmp_path: Path, values: tuple[Any, ...]) -> None:
+def test_a_column_of_mixed_types_holds_json(tmp_path: Path, values: tuple[Any, ...]) -> None:
     rows = read_records(write(tmp_path, *records(*({"text": "a", "x": value} for value in values))))
     assert [row["x"] for row in rows] == [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
 
 
-def test_a_key_that_is_no_unicode_is_left_out(tmp_path: Path) -> None:
+def test_a_key_that_is_not_unicode_is_left_out(tmp_path: Path) -> None:
     assert read_records(write(tmp_path, b'{"text": "a", "\\ud800": 1}')) == [{"text": "a"}]
 
 
-def test_of_two_equal_keys_the_last_counts(tmp_path: Path) -> None:
+def test_the_last_of_two_equal_keys_is_used(tmp_path: Path) -> None:
     assert read_records(write(tmp_path, b'{"text": "a", "text": "b"}')) == [{"text": "b"}]
 
 
-def test_a_text_that_is_mostly_no_string_is_still_a_column_of_strings(tmp_path: Path) -> None:
+def test_a_text_column_of_mostly_other_types_is_still_a_column_of_strings(tmp_path: Path) -> None:
     texts, bad = read_all(write(tmp_path, b'{"text": 1}', b'{"text": 2}', GOOD))
     assert (texts, [record.reason for record in bad]) == ({2: "good"}, ["wrong_type", "wrong_type"])
 
@@ -255,6 +255,6 @@ def test_a_file_without_objects_is_a_mistake_that_shows_its_first_line(tmp_path:
         read_all(write(tmp_path, content))
 
 
-def test_a_missing_key_is_a_mistake_that_lists_the_keys_there_are(tmp_path: Path) -> None:
+def test_a_missing_key_is_a_mistake_that_lists_the_existing_keys(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"a.jsonl has no column text: it has body, stars"):
         read_all(write(tmp_path, b'{"body": "good"}', b'{"stars": 5}'))

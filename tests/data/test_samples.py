@@ -1,4 +1,4 @@
-"""The bundled data keeps its promises, and so does the generator of planted evidence."""
+"""The bundled data and the generator of planted evidence have their documented properties."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_bundled_labels_are_mixed(reviews: list[dict[str, Any]]) -> None:
     assert max(map(len, runs)) <= 4
 
 
-def test_the_word_lists_are_long_and_apart() -> None:
+def test_the_word_lists_are_long_and_disjoint() -> None:
     assert all(len(set(words)) >= 20 for words in planted.DECIDING.values())
     assert len(LISTED) == sum(map(len, planted.DECIDING.values()))
 
 
-def test_planted_labels_are_half_and_half_up_to_one(generated: list[planted.Planted]) -> None:
+def test_the_numbers_of_planted_labels_differ_by_at_most_one(generated: list[planted.Planted]) -> None:
     counts = Counter(review.label for review in generated)
     assert abs(counts["positive"] - counts["negative"]) == 1
 
@@ -87,7 +87,7 @@ def test_planted_ids_and_texts_are_unique(generated: list[planted.Planted]) -> N
     assert len({review.text for review in generated}) == 301
 
 
-def test_listed_words_stand_in_the_deciding_sentence_alone(generated: list[planted.Planted]) -> None:
+def test_listed_words_occur_only_in_the_deciding_sentence(generated: list[planted.Planted]) -> None:
     for review in generated:
         elsewhere = review.text[: review.sentence_start] + review.text[review.sentence_end :]
         assert LISTED.isdisjoint(lower_words(elsewhere))
@@ -111,11 +111,11 @@ def test_untrained_punkt_splits_exactly_at_the_planted_boundaries(generated: lis
             assert re.fullmatch(r"[A-Z][^.!?]+[.!?]", review.text[start:end])
 
 
-def test_the_deciding_sentence_stands_anywhere(generated: list[planted.Planted]) -> None:
+def test_the_deciding_sentence_can_have_any_position(generated: list[planted.Planted]) -> None:
     assert {review.sentence for review in generated} >= set(range(planted.MOST_FILLERS - 2))
 
 
-def test_filler_has_hundreds_of_words_and_each_is_met_under_both_labels() -> None:
+def test_filler_has_hundreds_of_words_and_each_occurs_under_both_labels() -> None:
     met: dict[str, Counter[str]] = {label: Counter() for label in planted.LABELS}
     for review in planted.generate(2_000, seed=6):
         met[review.label].update(word for word in lower_words(review.text) if word not in LISTED)
@@ -126,7 +126,7 @@ def test_filler_has_hundreds_of_words_and_each_is_met_under_both_labels() -> Non
     assert all(abs(met["positive"][word] - total / 2) <= 2.5 * total**0.5 + 0.05 * total for word, total in frequent.items())
 
 
-def test_a_seed_gives_the_same_reviews_and_more_of_them_start_alike(generated: list[planted.Planted]) -> None:
+def test_a_seed_gives_the_same_reviews_and_a_larger_set_starts_with_them(generated: list[planted.Planted]) -> None:
     assert list(planted.generate(100, seed=5)) == generated[:100]
 
 
@@ -134,7 +134,7 @@ def test_seeds_give_different_reviews(generated: list[planted.Planted]) -> None:
     assert {review.text for review in planted.generate(100, seed=6)}.isdisjoint(review.text for review in generated)
 
 
-def test_the_file_holds_the_generated_reviews_and_nothing_of_their_evidence(tmp_path: Path) -> None:
+def test_the_file_holds_the_generated_reviews_without_their_evidence(tmp_path: Path) -> None:
     planted.write_jsonl(tmp_path / "planted.jsonl", 50, 5)
     written = {line["review_id"]: line for line in read_lines(tmp_path / "planted.jsonl")}
     assert written == {
@@ -143,7 +143,7 @@ def test_the_file_holds_the_generated_reviews_and_nothing_of_their_evidence(tmp_
     }
 
 
-def test_neutral_reviews_hold_no_evidence_and_stand_among_the_others(tmp_path: Path) -> None:
+def test_neutral_reviews_hold_no_evidence_and_are_mixed_with_the_others(tmp_path: Path) -> None:
     planted.write_jsonl(tmp_path / "planted.jsonl", 40, 5, num_neutral=10)
     lines = read_lines(tmp_path / "planted.jsonl")
     assert Counter(line["label"] for line in lines) == {"positive": 20, "negative": 20, "neutral": 10}
@@ -151,7 +151,7 @@ def test_neutral_reviews_hold_no_evidence_and_stand_among_the_others(tmp_path: P
     assert {line["label"] for line in lines[-10:]} != {"neutral"}
 
 
-def test_share_found_counts_the_reviews_whose_deciding_sentence_is_first() -> None:
+def test_share_found_counts_reviews_whose_deciding_sentence_has_the_most_attention() -> None:
     first, second, third = planted.generate(3, seed=5)
     refusal = Refusal(reason="empty_text", message="no word")
     assert planted.share_found([first, second, third], [looked(first, True), looked(second, False), refusal]) == pytest.approx(1 / 3)

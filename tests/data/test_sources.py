@@ -1,4 +1,4 @@
-"""What an input means: which files, which splits, which columns, what labels and ids are called."""
+"""Inputs: their files, splits, columns, labels and ids."""
 
 import gzip
 import json
@@ -60,11 +60,11 @@ def names(shards: list[Shard]) -> list[str]:
 # Which files
 
 
-def test_the_bundled_reviews_are_called_sample() -> None:
+def test_sample_names_the_bundled_reviews() -> None:
     assert {review["label"] for review in read_reviews("sample")} == {"negative", "positive"}
 
 
-def test_a_folder_is_its_files_of_reviews_sorted(tmp_path: Path) -> None:
+def test_a_folder_gives_its_files_of_reviews_in_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.json", "_SUCCESS.json", ".hidden.jsonl", "notes.txt", "deeper/c.jsonl"):
         write_jsonl(tmp_path / name, {"text": "good"})
     assert names(find_shards(str(tmp_path), COLUMNS, labelled=False)) == ["a.json", "b.jsonl"]
@@ -76,7 +76,7 @@ def test_a_glob_reaches_folders_in_folders(tmp_path: Path) -> None:
     assert names(find_shards(f"{tmp_path}/**/*.jsonl", COLUMNS, labelled=False)) == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
-def test_a_name_with_brackets_is_a_name_before_it_is_a_glob(tmp_path: Path) -> None:
+def test_an_existing_name_with_brackets_is_not_a_glob(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "reviews[1].jsonl", {"text": "good"})
     assert names(find_shards(path, COLUMNS, labelled=False)) == ["reviews[1].jsonl"]
 
@@ -87,14 +87,14 @@ def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert [shard.path for shard in find_shards("a.jsonl", COLUMNS, labelled=False)] == [str(tmp_path / "a.jsonl")]
 
 
-def test_a_uri_reads_as_the_path_does(tmp_path: Path) -> None:
+def test_a_uri_reads_like_its_path(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
     write_parquet(tmp_path / "b.parquet", text=["bad"])
     assert read_reviews(f"file://{tmp_path}/", labelled=False) == read_reviews(str(tmp_path), labelled=False)
 
 
 @pytest.mark.parametrize("name", ["missing.parquet", "missing", "*.parquet", "none/*.csv"])
-def test_what_is_not_there_is_a_mistake_that_names_it(tmp_path: Path, name: str) -> None:
+def test_a_missing_input_is_a_mistake_that_names_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(Mistake, match=f"{name.replace('*', '[*]')} (is missing|holds no files)"):
         find_shards(f"{tmp_path}/{name}", COLUMNS, labelled=False)
 
@@ -140,7 +140,7 @@ def test_a_uri_that_no_filesystem_knows_is_a_mistake() -> None:
         ("test_of_time.jsonl", "train"),
     ],
 )
-def test_the_split_is_what_the_file_name_says(tmp_path: Path, name: str, split: str) -> None:
+def test_the_file_name_determines_the_split(tmp_path: Path, name: str, split: str) -> None:
     path = write_jsonl(tmp_path / name, {"text": "good"})
     assert [shard.split for shard in find_shards(path, COLUMNS, labelled=False)] == [split]
 
@@ -148,7 +148,7 @@ def test_the_split_is_what_the_file_name_says(tmp_path: Path, name: str, split: 
 # Columns
 
 
-def test_a_missing_text_column_is_a_mistake_that_lists_the_columns_there_are(tmp_path: Path) -> None:
+def test_a_missing_text_column_is_a_mistake_that_lists_the_existing_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", body=["good"], stars=[5])
     with pytest.raises(Mistake, match=r"a.parquet has no column text: it has body, stars\. Name the right one with --columns.text"):
         find_shards(path, COLUMNS, labelled=False)
@@ -159,7 +159,7 @@ def test_a_text_column_of_numbers_is_a_mistake(tmp_path: Path) -> None:
         find_shards(write_parquet(tmp_path / "a.parquet", text=[1]), COLUMNS, labelled=False)
 
 
-def test_labels_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> None:
+def test_labels_are_required_only_where_they_are_needed(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["good"])
     assert len(find_shards(path, COLUMNS, labelled=False)) == 1
     with pytest.raises(Mistake, match=r"has no column label: it has text. Name the right one with --columns.label"):
@@ -182,7 +182,7 @@ def test_an_id_column_of_lists_is_a_mistake(tmp_path: Path) -> None:
         find_shards(write_parquet(tmp_path / "a.parquet", text=["good"], review_id=[["x"]]), COLUMNS, labelled=False)
 
 
-def test_columns_bear_any_name(tmp_path: Path) -> None:
+def test_columns_may_have_any_name(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", body=["good"], kind=["up"], key=[7], stars=[5])
     columns = ColumnsConfig(text="body", label="kind", review_id="key", rating="stars")
     assert read_reviews(path, columns) == [{"review_id": "7", "text": "good", "label": "up", "rating": 5}]
@@ -204,7 +204,7 @@ def test_one_name_with_two_types_is_a_mistake_that_names_both_files(tmp_path: Pa
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
-def test_types_guessed_from_json_give_way_to_each_other(tmp_path: Path) -> None:
+def test_types_guessed_from_json_are_reconciled(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", {"text": "one", "stars": 1, "year": 1999})
     write_jsonl(tmp_path / "b.jsonl", {"text": "two", "stars": 2.5, "year": "MM"})
     rows = [
@@ -229,7 +229,7 @@ def test_an_input_without_default_id_label_and_rating_columns_is_read(tmp_path: 
     assert len(find_shards(write_parquet(tmp_path / "a.parquet", text=["good"]), COLUMNS, labelled=False)) == 1
 
 
-def test_of_a_labelled_input_only_the_columns_of_a_review_are_read(tmp_path: Path) -> None:
+def test_only_the_columns_of_a_review_are_read_from_a_labelled_input(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["good"], label=["up"], title=["A"], review_id=["x"])
     assert find_shards(path, COLUMNS, labelled=True)[0].schema.names == ["text", "label", "review_id"]
     assert find_shards(path, COLUMNS, labelled=False)[0].schema.names == ["text", "label", "title", "review_id"]
@@ -256,17 +256,17 @@ def test_reviews_have_one_schema_whatever_the_columns_of_the_input(tmp_path: Pat
     assert (table.schema, table.to_pylist()) == (REVIEWS, [{"review_id": "x", "text": "good", "label": "up", "rating": None}])
 
 
-def test_labels_are_not_read_where_they_are_not_asked_for(tmp_path: Path) -> None:
+def test_labels_are_not_read_unless_requested(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["good"], label=[7])
     assert read_reviews(path, labelled=False)[0]["label"] is None
 
 
-def test_labels_that_are_names_stay_as_they_are(tmp_path: Path) -> None:
+def test_labels_that_are_names_are_kept(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["a", "b", "c"], label=["so so", None, ""])
     assert read_labels(path) == ["so so", None, None]
 
 
-def test_a_label_that_is_none_of_the_names_is_a_mistake(tmp_path: Path) -> None:
+def test_a_label_outside_the_names_is_a_mistake(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["a"], label=["meh"])
     with pytest.raises(Mistake, match=r"column label holds meh, none of --columns.label-names bad good"):
         read_labels(path, "bad", "good")
@@ -301,13 +301,13 @@ def test_an_integer_outside_the_names_is_a_mistake(tmp_path: Path, label: int) -
         read_labels(path, "bad", "good")
 
 
-def test_the_first_labels_are_tried_on_what_is_trained_on(tmp_path: Path) -> None:
+def test_the_labels_of_the_training_split_are_checked_before_those_of_others(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", text=["a"], label=["meh"])
     write_parquet(tmp_path / "train.parquet", text=["a"], label=["good"])
     assert len(find_shards(str(tmp_path), ColumnsConfig(label_names=("bad", "good")), labelled=True)) == 2
 
 
-def test_integer_labels_of_imdb_have_names_of_their_own(tmp_path: Path) -> None:
+def test_integer_labels_of_imdb_have_their_own_names(tmp_path: Path) -> None:
     ids = ["train/neg/0_3", "train/pos/1_7", "train/unsup/2_0"]
     path = write_parquet(tmp_path / "a.parquet", review_id=ids, text=["a", "b", "c"], label=[0, 1, -1])
     assert read_labels(path) == ["negative", "positive", None]
@@ -323,7 +323,7 @@ def test_integer_labels_of_imdb_have_names_of_their_own(tmp_path: Path) -> None:
         ("x/train/pos/1_7", False),
     ],
 )
-def test_ids_of_imdb_are_known_by_their_form(review_id: str, expected: bool) -> None:
+def test_ids_of_imdb_are_recognised_by_their_form(review_id: str, expected: bool) -> None:
     assert is_imdb_id(review_id) is expected
 
 
@@ -335,7 +335,7 @@ def test_ratings_are_whole_stars_or_none(tmp_path: Path) -> None:
 # Ids
 
 
-def test_ids_are_read_one_a_line(tmp_path: Path) -> None:
+def test_ids_are_read_one_per_line(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes(b"train/pos/1_7\r\n\ntrain/neg/2_3")
     assert read_ids(tmp_path / "ids.txt") == {"train/pos/1_7", "train/neg/2_3"}
 
@@ -348,7 +348,7 @@ def test_a_file_without_ids_is_a_mistake(tmp_path: Path, content: bytes | None, 
         read_ids(tmp_path / "ids.txt")
 
 
-def test_a_random_review_is_one_of_the_input_and_a_seed_repeats_it() -> None:
+def test_a_random_review_is_from_the_input_and_repeatable_by_its_seed() -> None:
     texts = {json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()}
     drawn = [random_review("sample", ColumnsConfig(), seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -371,7 +371,7 @@ def read_bad(source: Path) -> list[tuple[int, str]]:
     return [(bad.row, bad.reason) for shard in shards for batch in read(shard, COLUMNS) for bad in batch.bad]
 
 
-def test_a_folder_of_text_files_is_a_review_a_file(tmp_path: Path) -> None:
+def test_each_file_of_a_folder_of_text_files_is_a_review(tmp_path: Path) -> None:
     write_texts(tmp_path, b_txt=b"bad", a_txt="\ufeffcafé\n".encode(), c_txt_gz=gzip.compress(b"so so"), d_md=b"# notes", e_txt=b"")
     (tmp_path / "_f.txt").write_text("no review")
     (tmp_path / "deeper").mkdir()
@@ -379,19 +379,19 @@ def test_a_folder_of_text_files_is_a_review_a_file(tmp_path: Path) -> None:
     assert rows == [("a.txt", "café\n"), ("b.txt", "bad"), ("c.txt.gz", "so so"), ("e.txt", "")]
 
 
-def test_a_text_file_beside_a_dump_is_no_review(tmp_path: Path) -> None:
+def test_a_text_file_beside_a_dump_is_not_a_review(tmp_path: Path) -> None:
     write_texts(tmp_path, README_txt=b"read me")
     write_jsonl(tmp_path / "a.jsonl", {"text": "good"})
     assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
 
 
-def test_a_text_file_beside_an_archive_is_no_review(tmp_path: Path) -> None:
+def test_a_text_file_beside_an_archive_is_not_a_review(tmp_path: Path) -> None:
     write_texts(tmp_path, README_txt=b"read me", aclImdb_tar_gz=b"")
     with pytest.raises(Mistake, match=r"holds no files of reviews: give .*, a folder of .txt files \(one review each\)"):
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
-def test_a_folder_of_texts_is_cut_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_texts_is_divided_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "SHARD_FILES", 2)
     write_texts(tmp_path, **{f"{number}_txt": b"%d" % number for number in range(5)})
     shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
@@ -409,7 +409,7 @@ def test_a_text_file_that_cannot_be_a_review_is_a_bad_record(tmp_path: Path, mon
     assert [review["text"] for review in read_reviews(str(tmp_path), labelled=False)] == ["good"]
 
 
-def test_a_compressed_text_that_breaks_off_is_a_bad_record(tmp_path: Path) -> None:
+def test_a_truncated_compressed_text_is_a_bad_record(tmp_path: Path) -> None:
     write_texts(tmp_path, a_txt=b"good", b_txt_gz=gzip.compress(b"good")[:-3])
     assert read_bad(tmp_path) == [(1, "unreadable")]
 
@@ -448,7 +448,7 @@ def read_and_change(source: str, change: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"text": "one"}\n', '{"text": "evil"}\n' * 3], ids=["emptied", "truncated", "replaced"])
-def test_a_file_that_changes_while_it_is_read_ends_the_reading_and_is_named(tmp_path: Path, content: str) -> None:
+def test_a_file_that_changes_during_reading_stops_it_and_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n' * 3)
     with pytest.raises(InputChanged, match=r"a\.jsonl changed or was removed while the job ran"):
@@ -456,7 +456,7 @@ def test_a_file_that_changes_while_it_is_read_ends_the_reading_and_is_named(tmp_
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.csv.gz"])
-def test_a_file_that_is_removed_before_it_is_read_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_that_was_removed_before_reading_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.parquet":
         write_parquet(path, text=["good"])
@@ -469,7 +469,7 @@ def test_a_file_that_is_removed_before_it_is_read_is_named(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("layout", ["{}.txt", "train/pos/{}_7.txt"])
-def test_a_shard_of_a_folder_reads_the_files_that_were_found_whatever_is_added(tmp_path: Path, layout: str) -> None:
+def test_a_shard_of_a_folder_ignores_files_that_are_added_later(tmp_path: Path, layout: str) -> None:
     for number in (1, 2, 3):
         (tmp_path / layout.format(number)).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / layout.format(number)).write_text(f"text {number}")
@@ -484,7 +484,7 @@ def test_a_shard_of_a_folder_reads_the_files_that_were_found_whatever_is_added(t
 
 @pytest.mark.parametrize("layout", ["{}.txt", "train/pos/{}_7.txt"])
 @pytest.mark.parametrize("is_removed", [True, False])
-def test_a_file_of_a_folder_that_changes_before_it_is_read_is_named(tmp_path: Path, layout: str, is_removed: bool) -> None:
+def test_a_changed_file_of_a_folder_is_named(tmp_path: Path, layout: str, is_removed: bool) -> None:
     for number in (1, 2, 3):
         (tmp_path / layout.format(number)).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / layout.format(number)).write_text(f"text {number}")
@@ -493,7 +493,7 @@ def test_a_file_of_a_folder_that_changes_before_it_is_read_is_named(tmp_path: Pa
         read_and_change(str(tmp_path), lambda: second.unlink() if is_removed else second.write_text("other"))
 
 
-def test_what_is_written_below_a_folder_of_texts_does_not_change_it(tmp_path: Path) -> None:
+def test_files_below_a_folder_of_texts_do_not_change_its_identity(tmp_path: Path) -> None:
     write_texts(tmp_path, a_txt=b"good")
     shards = find_shards(str(tmp_path), COLUMNS, labelled=False)
     write_texts(tmp_path / "out", part_txt=b"scores")

@@ -1,4 +1,4 @@
-"""Parquet and CSV: shards, rows that are no reviews, files that cannot be read."""
+"""Parquet and CSV: shards, bad records, and files that cannot be read."""
 
 import gzip
 import math
@@ -61,7 +61,7 @@ def test_parquet_gives_every_row_once_with_its_number(sixty: Path, batch_rows: i
 
 
 @pytest.mark.parametrize(("num_rows", "num_shards"), [(250, 1), (251, 2), (4_000, 16), (80_001, 16)])
-def test_a_single_row_group_is_cut_into_at_most_16_slices(tmp_path: Path, num_rows: int, num_shards: int) -> None:
+def test_a_single_row_group_is_divided_into_at_most_16_slices(tmp_path: Path, num_rows: int, num_shards: int) -> None:
     pq.write_table(pa.table({"text": ["good"] * num_rows}), tmp_path / "a.parquet")
     shards = find(tmp_path / "a.parquet")
     assert len(shards) == num_shards
@@ -70,7 +70,7 @@ def test_a_single_row_group_is_cut_into_at_most_16_slices(tmp_path: Path, num_ro
 
 
 @pytest.mark.parametrize(("rows_per_group", "num_shards"), [(5_000, 8), (5_001, 16)])
-def test_a_row_group_of_many_is_cut_only_if_it_is_large(tmp_path: Path, rows_per_group: int, num_shards: int) -> None:
+def test_one_of_many_row_groups_is_divided_only_if_it_is_large(tmp_path: Path, rows_per_group: int, num_shards: int) -> None:
     pq.write_table(pa.table({"text": ["good"] * rows_per_group * 8}), tmp_path / "a.parquet", row_group_size=rows_per_group)
     assert len(find(tmp_path / "a.parquet")) == num_shards
 
@@ -94,7 +94,7 @@ def test_slices_of_a_row_group_give_every_row_once(sixty: Path, monkeypatch: pyt
     assert read_all(sixty, batch_rows=3)[0] == {row: f"review {row} is good" for row in range(60)}
 
 
-def test_the_columns_of_the_input_stay_as_they_are(tmp_path: Path) -> None:
+def test_the_columns_of_the_input_are_unchanged(tmp_path: Path) -> None:
     table = pa.table(
         {
             "text": pa.array(["good", "bad"]).dictionary_encode(),
@@ -127,7 +127,7 @@ def test_a_row_that_is_not_utf8_is_a_bad_record(tmp_path: Path, table: pa.Table)
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
-def test_a_parquet_file_that_is_cut_off_is_a_mistake(sixty: Path, keep: float) -> None:
+def test_a_truncated_parquet_file_is_a_mistake(sixty: Path, keep: float) -> None:
     content = sixty.read_bytes()
     sixty.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(Mistake, match=r"a.parquet is not Parquet, or is cut off"):
@@ -140,7 +140,7 @@ def test_html_that_is_named_parquet_is_a_mistake(tmp_path: Path) -> None:
         find(tmp_path / "a.parquet")
 
 
-def test_a_footer_of_garbage_is_a_mistake_of_one_line(tmp_path: Path) -> None:
+def test_an_invalid_footer_is_a_mistake_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\x9b\n" * 50 + (100).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(Mistake, match=r"a.parquet cannot be read: ") as caught:
         find(tmp_path / "a.parquet")
@@ -160,14 +160,14 @@ def test_a_flipped_byte_in_a_page_never_gives_a_wrong_row(sixty: Path) -> None:
     assert refused > 20
 
 
-def test_a_parquet_file_that_claims_to_be_huge_is_a_mistake(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parquet_file_with_a_false_huge_size_is_a_mistake(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "CLAIMED_BYTES", 100)
     monkeypatch.setattr(parquet, "BOMB_RATIO", 0)
     with pytest.raises(Mistake, match=r"and claims to hold"):
         find(sixty)
 
 
-def test_two_columns_of_one_name_are_a_mistake(tmp_path: Path) -> None:
+def test_two_columns_with_the_same_name_are_a_mistake(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(Mistake, match=r"more than one column named text"):
         find(tmp_path / "a.parquet")
@@ -179,7 +179,7 @@ def test_parquet_without_rows_is_a_mistake(tmp_path: Path) -> None:
         find(tmp_path / "a.parquet")
 
 
-def test_a_string_that_many_rows_share_is_not_held_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_string_that_many_rows_share_is_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_BYTES", 250)
     pq.write_table(pa.table({"text": ["x" * 100] * 7 + ["y"]}), tmp_path / "a.parquet")
     (shard,) = find(tmp_path / "a.parquet")
@@ -197,14 +197,14 @@ def test_a_string_that_many_rows_share_is_not_held_for_all_of_them(tmp_path: Pat
         (pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.string())),
     ],
 )
-def test_strings_keep_their_layout_but_for_views(tmp_path: Path, kind: pa.DataType, read_as: pa.DataType) -> None:
+def test_strings_keep_their_layout_except_views(tmp_path: Path, kind: pa.DataType, read_as: pa.DataType) -> None:
     pq.write_table(pa.table({"text": pa.array(["one", None, "three"]).cast(kind)}), tmp_path / "a.parquet")
     (shard,) = find(tmp_path / "a.parquet")
     (batch,) = read(shard, COLUMNS)
     assert (batch.table.schema.field("text").type, batch.table["text"].to_pylist()) == (read_as, ["one", "three"])
 
 
-def test_a_text_too_large_to_hold_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_over_the_size_limit_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "LARGEST_TEXT", 10)
     pq.write_table(pa.table({"text": ["x" * 10, "x" * 11]}), tmp_path / "a.parquet")
     assert read_all(tmp_path / "a.parquet") == (
@@ -247,7 +247,7 @@ def test_an_extension_type_is_refused_before_its_code_runs(tmp_path: Path, paddi
         pa.unregister_extension_type("hostile")
 
 
-def test_the_columns_of_csv_are_strings_as_they_stand_if_the_user_wants_text(tmp_path: Path) -> None:
+def test_csv_columns_are_unchanged_strings_if_the_user_wants_text(tmp_path: Path) -> None:
     path = write_csv(tmp_path, b"id,text,stars\n007,good,4.50\n8,NA,null\n9,,\n")
     (shard,) = find_shards(str(path), ColumnsConfig(csv_types="text"), labelled=False)
     (batch,) = read(shard, COLUMNS)
@@ -271,7 +271,7 @@ def test_the_columns_of_csv_are_strings_as_they_stand_if_the_user_wants_text(tmp
         (["", ""], pa.string(), ["", ""]),
     ],
 )
-def test_a_csv_column_is_of_numbers_only_if_every_value_of_the_file_is(
+def test_a_csv_column_is_numeric_only_if_all_its_values_are_numbers(
     tmp_path: Path, values: list[str], kind: pa.DataType, found: list[Any]
 ) -> None:
     path = write_csv(tmp_path, b"text,stars\n" + "".join(f"good,{value}\n" for value in values).encode())
@@ -286,7 +286,7 @@ def test_the_text_the_id_and_the_label_of_csv_are_strings(tmp_path: Path) -> Non
     assert batch.table.to_pylist() == [{"review_id": "1", "label": "0", "text": "2"}]
 
 
-def test_a_csv_column_of_numbers_in_one_file_and_words_in_another_is_of_strings(tmp_path: Path) -> None:
+def test_a_csv_column_with_numbers_in_one_file_and_words_in_another_has_strings(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,stars\ngood,4\n")
     (tmp_path / "b.csv").write_text("text,stars\ngood,many\n")
     rows = [row for shard in find(tmp_path) for batch in read(shard, COLUMNS) for row in batch.table["stars"].to_pylist()]
@@ -300,7 +300,7 @@ def test_the_average_of_a_csv_column_can_be_taken_in_sql(tmp_path: Path) -> None
     assert duckdb.connect().execute("select avg(stars) from read_parquet(?)", [str(tmp_path / "a.parquet")]).fetchall() == [(2.5,)]
 
 
-def test_the_delimiter_is_a_tab_in_tsv_and_otherwise_the_one_that_was_given(tmp_path: Path) -> None:
+def test_the_delimiter_is_a_tab_in_tsv_and_the_configured_one_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("n\ttext\n1\tgood, really\n")
     (tmp_path / "b.csv").write_text("n;text\n1;good\n")
     assert read_all(tmp_path / "a.tsv")[0] == {0: "good, really"}
@@ -323,7 +323,7 @@ def test_a_delimiter_that_is_not_one_plain_character_is_a_mistake(delimiter: str
     range_bytes=st.integers(1, 20),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
-def test_however_a_csv_file_is_cut_it_reads_the_same(
+def test_any_division_of_a_csv_file_reads_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[bytes], header: bytes, range_bytes: int
 ) -> None:
     path = write_csv(tmp_path, header + b"x,y\n" + b"".join(content))
@@ -340,7 +340,9 @@ def test_however_a_csv_file_is_cut_it_reads_the_same(
         assert rows() == whole
 
 
-def test_a_plain_csv_is_cut_at_record_boundaries_and_a_compressed_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_csv_is_divided_at_record_boundaries_and_a_compressed_one_is_not_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(csv, "RANGE_BYTES", 30)
     content = b"n,text\n" + b"".join(b'%d,"a\nlong ""review"" of a film"\n' % row for row in range(10))
     shards = find(write_csv(tmp_path, content))
@@ -381,20 +383,20 @@ def test_a_csv_field_of_10_mb_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [b"1," + b"x" * 300, b'1,"' + b"x\n" * 150])
-def test_a_csv_row_too_long_to_hold_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: bytes) -> None:
+def test_a_csv_row_over_the_size_limit_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: bytes) -> None:
     monkeypatch.setattr(csv, "LONGEST_ROW", 100)
     with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 characters, or a quote that is never closed"):
         read_all(write_csv(tmp_path, b"n,text\n0,good\n" + row + b"\n2,good\n"))
 
 
-def test_rows_are_read_together_only_while_they_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_small_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "BATCH_BYTES", 250)
     (shard,) = find(write_csv(tmp_path, b"n,text\n" + (b"1," + b"x" * 100 + b"\n") * 7))
     assert [len(batch.rows) for batch in read(shard, COLUMNS)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("header", [b"n;text", b"1,I loved it"])
-def test_another_delimiter_or_no_header_is_a_mistake_that_shows_the_columns(tmp_path: Path, header: bytes) -> None:
+def test_a_wrong_delimiter_or_a_missing_header_is_a_mistake_that_shows_the_columns(tmp_path: Path, header: bytes) -> None:
     with pytest.raises(Mistake, match=f"has no column text: it has {header.decode().replace(',', ', ')}"):
         find(write_csv(tmp_path, header + b"\n" + header + b"\n"))
 
@@ -405,7 +407,7 @@ def test_csv_without_rows_is_a_mistake(tmp_path: Path, content: bytes) -> None:
         find(write_csv(tmp_path, content))
 
 
-def test_compressed_csv_reads_as_plain_csv_does(tmp_path: Path) -> None:
+def test_compressed_csv_reads_like_plain_csv(tmp_path: Path) -> None:
     content = b'n,text\n1,"one\ntwo"\n2\n3,three\n'
     plain = read_all(write_csv(tmp_path, content))
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(content))
@@ -413,7 +415,7 @@ def test_compressed_csv_reads_as_plain_csv_does(tmp_path: Path) -> None:
     assert read_all(tmp_path / "b.csv.gz") == read_all(tmp_path / "c.csv.zst") == plain
 
 
-def test_closing_a_reader_early_is_quiet(tmp_path: Path) -> None:
+def test_closing_a_reader_early_prints_nothing(tmp_path: Path) -> None:
     (shard,) = find(write_csv(tmp_path, b"n,text\n" + b"1,good\n" * 1_000))
     batches = read(shard, COLUMNS, batch_rows=1)
     assert len(next(batches).rows) == 1

@@ -1,4 +1,4 @@
-"""Runs compared: what differs is shown, what is equal is not, and what is unfinished or of other data is said."""
+"""Comparisons of runs: differences are shown, equal settings are hidden, unfinished runs and different data are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_run(out: Path, *, accuracies: list[float], data: str | None = "d1", fi
     return out
 
 
-def test_only_settings_that_differ_are_shown_and_the_best_epochs_figures(tmp_path: Path) -> None:
+def test_a_comparison_shows_differing_settings_and_the_figures_of_the_best_epoch(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", accuracies=[0.7, 0.9, 0.8], seed=1)
     other = write_run(tmp_path / "other", accuracies=[0.6, 0.65], seed=2, learning_rate=0.01)
     runs = compare.read([one, other])
@@ -46,7 +46,7 @@ def test_only_settings_that_differ_are_shown_and_the_best_epochs_figures(tmp_pat
     assert compare.warnings(runs) == []
 
 
-def test_an_unfinished_run_and_one_without_an_epoch_are_shown_as_such(tmp_path: Path) -> None:
+def test_an_unfinished_run_and_a_run_without_an_epoch_are_marked(tmp_path: Path) -> None:
     runs = compare.read(
         [
             write_run(tmp_path / "under-way", accuracies=[0.7], finished=False),
@@ -59,7 +59,7 @@ def test_an_unfinished_run_and_one_without_an_epoch_are_shown_as_such(tmp_path: 
     assert "0 of at most 5 epochs" in compare.page(runs, title="two")
 
 
-def test_runs_that_learnt_from_other_data_are_told_apart(tmp_path: Path) -> None:
+def test_runs_on_different_data_are_distinguished(tmp_path: Path) -> None:
     one, other, old = (
         write_run(tmp_path / name, accuracies=[0.7], data=data) for name, data in (("one", "d1"), ("other", "d2"), ("old", None))
     )
@@ -68,7 +68,7 @@ def test_runs_that_learnt_from_other_data_are_told_apart(tmp_path: Path) -> None
     assert any("old: prepared by an older version" in told for told in compare.warnings(compare.read([one, old])))
 
 
-def test_a_sweep_is_its_trials_under_names_that_tell_them_apart(tmp_path: Path) -> None:
+def test_the_trials_of_a_sweep_have_distinct_names(tmp_path: Path) -> None:
     for sweep in ("a", "b"):
         for trial in ("0000", "0001"):
             write_run(tmp_path / sweep / "trials" / trial, accuracies=[0.7])
@@ -77,14 +77,14 @@ def test_a_sweep_is_its_trials_under_names_that_tell_them_apart(tmp_path: Path) 
     assert [run.name for run in both] == ["a/trials/0000", "a/trials/0001", "b/trials/0000", "b/trials/0001"]
 
 
-def test_what_is_no_run_or_alone_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_or_a_single_run_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="holds no run"):
         compare.read([tmp_path])
     with pytest.raises(Mistake, match="1 run to compare"):
         compare.read([write_run(tmp_path / "one", accuracies=[0.7])])
 
 
-def test_the_page_has_a_point_an_epoch_and_loads_and_runs_nothing(tmp_path: Path) -> None:
+def test_the_page_has_one_point_per_epoch_and_loads_nothing(tmp_path: Path) -> None:
     runs = compare.read(
         [write_run(tmp_path / "<script>&", accuracies=[0.7, 0.9, 0.8]), write_run(tmp_path / "other", accuracies=[0.6, 0.65], seed=2)]
     )

@@ -1,4 +1,4 @@
-"""The page of an evaluation shows all figures, warns of weak ones, and text of a review is never markup."""
+"""The page of an evaluation shows all figures, warns about weak ones, and escapes the text of reviews."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and rankings against loops over single reviews."""
+"""Losses and rankings equal loops over single reviews."""
 
 import json
 
@@ -31,7 +31,7 @@ def losses_of(parts: faithfulness.Parts, values: np.ndarray) -> faithfulness.Los
 
 
 @pytest.mark.parametrize("parts", ["sentences", "words"])
-def test_losses_are_those_of_reviews_scored_alone_without_the_first_parts(parts: faithfulness.Parts) -> None:
+def test_losses_equal_those_of_reviews_scored_alone_without_their_first_parts(parts: faithfulness.Parts) -> None:
     number = len(BATCH.sentence_lengths) if parts == "sentences" else len(BATCH.token_ids)
     values = np.random.default_rng(1).random(number)
     losses = losses_of(parts, values)
@@ -56,7 +56,7 @@ def test_losses_are_those_of_reviews_scored_alone_without_the_first_parts(parts:
         sentence, token = sentence + num_sentences, token + sum(own)
 
 
-def test_ranks_start_anew_in_each_row() -> None:
+def test_ranks_start_again_in_each_row() -> None:
     ranks, sizes = faithfulness.ranks_in_rows(np.array([1.0, 3.0, 2.0, 5.0, 9.0]), np.array([0, 0, 0, 1, 1]))
     assert ranks.tolist() == [2, 0, 1, 1, 0]
     assert sizes.tolist() == [3, 2]
@@ -69,14 +69,14 @@ def test_kendall_is_one_for_equal_orders_and_minus_one_for_opposite_ones() -> No
     assert np.isnan(faithfulness.kendall(values, np.zeros(4)))
 
 
-def test_the_share_of_wrong_signs_counts_the_first_parts_that_contradict_the_answer() -> None:
+def test_the_share_of_wrong_signs_counts_first_parts_that_contradict_the_prediction() -> None:
     rows = np.zeros(4, dtype=np.int64)
     effect = np.array([-1.0, 1.0, 1.0, -1.0])
     assert faithfulness.wrong_signs(np.array([4.0, 3.0, 2.0, 1.0]), effect, rows, share=0.5) == 0.5
     assert faithfulness.wrong_signs(effect, effect, rows, share=0.5) == 0
 
 
-def test_a_bootstrap_interval_holds_the_mean_and_is_repeatable() -> None:
+def test_a_bootstrap_interval_contains_the_mean_and_is_repeatable() -> None:
     values = np.random.default_rng(3).normal(2, 1, 400)
     low, high = faithfulness.bootstrap(values)
     assert low < values.mean() < high
@@ -105,7 +105,7 @@ def reviews_of_several_sentences() -> RaggedBatch:
     return flat_batch(np.random.default_rng(0).integers(0, len(WORDS), 40), np.array([7, 3, 10, 10, 5, 5]), np.array([3, 3]))
 
 
-def test_batches_measured_apart_give_the_report_of_all() -> None:
+def test_separate_batches_give_the_same_report_as_one_batch() -> None:
     network, batch = tiny_network(), reviews_of_several_sentences()
     whole = faithfulness.report(network, batch, words=False)
     halves = []

@@ -1,4 +1,4 @@
-"""A folder of models: what is promoted, what is gone back to, and what a death leaves."""
+"""A folder of models: promotion, rollback, and the state after a killed process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fingerprint(run: Path) -> str:
     return artifact.load(artifact.find(str(run))).fingerprint
 
 
-def test_the_promoted_model_is_models_best(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_models_best_is_the_promoted_model(runs: tuple[Path, ...], tmp_path: Path) -> None:
     pointer = promoted(runs[0], tmp_path / "models")
     assert json.loads((tmp_path / "models" / "best.json").read_text()) == pointer
     assert set(pointer) == {"version", "fingerprint", "date", "metrics", "previous"}
@@ -88,13 +88,13 @@ def test_the_next_promotion_moves_the_pointer_and_keeps_the_old_version(runs: tu
     assert artifact.load(tmp_path / "models" / first["version"]).fingerprint == fingerprint(runs[0])
 
 
-def test_what_is_the_best_already_is_not_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_the_best_model_is_not_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first = promoted(runs[0], tmp_path / "models")
     assert registry.promote(runs[0] / "artifact", tmp_path / "models") == (first, False)
     assert registry.promote(tmp_path / "models" / first["version"], tmp_path / "models") == (first, False)
 
 
-def test_equal_weights_with_other_figures_are_another_version(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_equal_weights_with_different_figures_are_another_version(runs: tuple[Path, ...], tmp_path: Path) -> None:
     measured = {**FIGURES, **CARD, "accuracy": 0.5}
     loaded = artifact.load(runs[0] / "artifact")
     artifact.save(
@@ -111,7 +111,7 @@ def test_equal_weights_with_other_figures_are_another_version(runs: tuple[Path, 
     assert second["metrics"]["development"]["accuracy"] == 0.5
 
 
-def test_going_back_goes_back_step_by_step_and_not_beyond_the_first(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_rollback_goes_back_step_by_step_until_the_first_version(runs: tuple[Path, ...], tmp_path: Path) -> None:
     pointers = [promoted(run, tmp_path / "models") for run in runs]
     assert registry.roll_back(tmp_path / "models") == pointers[1]
     assert best(tmp_path / "models") == fingerprint(runs[1])
@@ -121,20 +121,20 @@ def test_going_back_goes_back_step_by_step_and_not_beyond_the_first(runs: tuple[
     assert best(tmp_path / "models") == fingerprint(runs[0])
 
 
-def test_what_was_gone_back_from_can_be_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_rolled_back_version_can_be_promoted_again(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first, second = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
     registry.roll_back(tmp_path / "models")
     again = promoted(tmp_path / "models" / second["version"], tmp_path / "models")
     assert (again["version"], again["previous"]) == (second["version"], first)
 
 
-def test_going_back_where_nothing_was_promoted_is_a_mistake_that_leaves_nothing(tmp_path: Path) -> None:
+def test_rollback_without_a_promotion_is_a_mistake_that_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"no model was promoted in .*nothing to go back from"):
         registry.roll_back(tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
-def test_going_back_to_a_damaged_version_is_refused_and_changes_nothing(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_rollback_to_a_damaged_version_is_refused_and_changes_nothing(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first, _ = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
     damage(tmp_path / "models" / first["version"])
     with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
@@ -142,7 +142,7 @@ def test_going_back_to_a_damaged_version_is_refused_and_changes_nothing(runs: tu
     assert best(tmp_path / "models") == fingerprint(runs[1])
 
 
-def test_only_so_many_promotions_are_remembered(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_recorded_promotions_is_limited(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "KEPT", 2)
     for run in (*runs, runs[0]):
         pointer = promoted(run, tmp_path / "models")
@@ -168,7 +168,7 @@ def test_a_damaged_artifact_is_refused_and_the_pointer_stays(runs: tuple[Path, .
     assert set(names(tmp_path / "models")) == {first["version"], "best.json"}
 
 
-def test_a_copy_that_went_wrong_never_gets_a_name(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_copy_is_never_named_as_a_version(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copyfile = shutil.copyfile
 
     def half(source: Path, target: Path) -> None:
@@ -189,14 +189,14 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_a_folder_of_something_else_is_left_alone(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_not_changed(runs: tuple[Path, ...], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(Mistake, match=r"holds something else \(thesis.tex\)"):
         promoted(runs[0], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_second_promotion_at_the_same_time_is_refused_by_name(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_concurrent_promotion_is_refused_and_names_the_holder(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first = promoted(runs[0], tmp_path / "models")
     with Folder(str(tmp_path / "models")).locked(".lock"):
         for change in (lambda: promoted(runs[1], tmp_path / "models"), lambda: registry.roll_back(tmp_path / "models")):
@@ -221,7 +221,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_promotion_killed_anywhere_leaves_the_old_pointer_or_the_new_one(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_promotion_killed_at_any_point_leaves_the_old_or_the_new_pointer(runs: tuple[Path, ...], tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in OF_A_PROMOTION}
     for folder in folders.values():
         promoted(runs[0], folder)
@@ -237,7 +237,7 @@ def test_a_promotion_killed_anywhere_leaves_the_old_pointer_or_the_new_one(runs:
         assert not [path for path in folder.iterdir() if path.name.endswith(".unfinished")]
 
 
-def test_a_pointer_half_written_is_no_pointer_and_is_swept_away(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_partly_written_pointer_is_ignored_and_removed(runs: tuple[Path, ...], tmp_path: Path) -> None:
     promoted(runs[0], tmp_path / "models")
     (tmp_path / "models" / "best.json.0a1b2c3d.tmp").write_text('{"version": "3f')
     assert best(tmp_path / "models") == fingerprint(runs[0])
@@ -245,7 +245,7 @@ def test_a_pointer_half_written_is_no_pointer_and_is_swept_away(runs: tuple[Path
     assert names(tmp_path / "models") == sorted([second["version"], second["previous"]["version"], "best.json"])
 
 
-def test_promotions_that_race_end_with_one_of_them_and_every_version_whole(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_concurrent_promotions_leave_one_pointer_and_complete_versions(runs: tuple[Path, ...], tmp_path: Path) -> None:
     racing = [start(run / "artifact", tmp_path / "models") for run in runs]
     told = [process.communicate(timeout=90)[0] for process in racing]
     won = [fingerprint(run) for run, process in zip(runs, racing, strict=True) if process.returncode == 0]
@@ -255,7 +255,7 @@ def test_promotions_that_race_end_with_one_of_them_and_every_version_whole(runs:
     assert sorted(version.fingerprint for version in registry.versions(tmp_path / "models")) == sorted(won)
 
 
-def test_a_name_that_was_resolved_stays_when_the_pointer_moves(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_resolved_name_does_not_change_when_the_pointer_moves(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first = promoted(runs[0], tmp_path / "models")
     resolved = artifact.resolve(str(tmp_path / "models" / "best"))
     promoted(runs[1], tmp_path / "models")
@@ -263,7 +263,7 @@ def test_a_name_that_was_resolved_stays_when_the_pointer_moves(runs: tuple[Path,
     assert artifact.resolve("imdb") == "imdb"
 
 
-def test_models_best_answers_as_the_promoted_run(runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_models_best_scores_like_the_promoted_run(runs: tuple[Path, ...], tmp_path: Path) -> None:
     promoted(runs[1], tmp_path / "models")
     text = "I loved it. The film was not dull!"
     one, other = (Scorer(artifact.load(artifact.find(str(model)))).score([text])[0] for model in (tmp_path / "models" / "best", runs[1]))
@@ -272,19 +272,19 @@ def test_models_best_answers_as_the_promoted_run(runs: tuple[Path, ...], tmp_pat
 
 
 @pytest.mark.parametrize("version", ["../1", "", "gone", None, ["a"]])
-def test_a_pointer_to_no_version_of_the_folder_is_a_mistake(version: object, runs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_pointer_to_a_missing_version_is_a_mistake(version: object, runs: tuple[Path, ...], tmp_path: Path) -> None:
     promoted(runs[0], tmp_path / "models")
     (tmp_path / "models" / "best.json").write_text(json.dumps({"version": version}))
     with pytest.raises(Mistake, match="which is not in"):
         artifact.find(str(tmp_path / "models" / "best"))
 
 
-def test_models_best_before_any_promotion_says_what_to_do(tmp_path: Path) -> None:
+def test_models_best_without_a_promotion_is_a_mistake_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"no model was promoted in .*python -m jobs\.promote RUN"):
         artifact.find(str(tmp_path / "best"))
 
 
-def test_the_job_promotes_lists_and_goes_back(runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_promotes_lists_and_rolls_back(runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def call(**arguments: Any) -> str:
         promote.main(promote.Promote(models=str(tmp_path / "models"), **arguments))
         return capsys.readouterr().out
@@ -304,7 +304,7 @@ def test_the_job_promotes_lists_and_goes_back(runs: tuple[Path, ...], tmp_path: 
 
 
 @pytest.mark.parametrize("arguments", [["--rollback"], ["--rollback", "True"], ["--rollback", "--models", "elsewhere"]])
-def test_a_verb_is_a_flag_that_stands_for_itself(arguments: list[str]) -> None:
+def test_the_rollback_flag_needs_no_value_and_no_run(arguments: list[str]) -> None:
 
     parsed = cli.parse(promote.Promote, arguments)
     assert parsed.rollback

@@ -1,4 +1,4 @@
-"""The steps of everyday use that need neither torch nor Ray: help, and mistakes. `make everyday` runs all steps."""
+"""The steps of everyday use that need neither torch nor Ray: help and user errors. `make everyday` runs all steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [*HELP, *MISTAKES], ids=lambda step: step.name)
-def test_a_step_ends_as_it_should(step: Step, folder: Path) -> None:
+def test_each_step_has_its_expected_exit_code_and_output(step: Step, folder: Path) -> None:
     result = run(step, folder, patience=PATIENCE)
     assert result.problems == (), f"{step.command}\n{result.output}"
     assert not (folder / "x").exists()

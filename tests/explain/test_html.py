@@ -1,4 +1,4 @@
-"""The HTML shows all of the raw text, and nothing in the text can act."""
+"""The HTML shows all of the raw text, and the text cannot become markup or script."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_every_word_is_drawn_once_and_in_order(pair: tuple[str, Score]) -> None:
 
 @settings(deadline=None)
 @given(texts_and_scores())
-def test_a_page_can_be_written_as_utf_8_whatever_the_text(pair: tuple[str, Score]) -> None:
+def test_every_page_can_be_encoded_as_utf_8(pair: tuple[str, Score]) -> None:
     text, score = pair
     assert page([(text, text, score)], title=text).encode()
 
@@ -142,7 +142,7 @@ def test_nothing_in_a_caption_a_title_a_label_or_a_fingerprint_becomes_markup(te
     assert hostile_page.elements == Drawn(page([("x", REVIEW, plain)] * 2, title="x")).elements
 
 
-def test_sentences_without_words_are_drawn_whole() -> None:
+def test_sentences_without_word_attention_are_drawn_as_a_whole() -> None:
     score = read(REVIEW)
     assert score.sentences is not None
     coarse = replace(score, sentences=tuple(replace(sentence, words=None) for sentence in score.sentences))
@@ -152,14 +152,14 @@ def test_sentences_without_words_are_drawn_whole() -> None:
     assert "input" not in result.elements
 
 
-def test_a_score_without_attention_draws_the_text_alone() -> None:
+def test_a_score_without_attention_shows_only_the_text() -> None:
     result = drawn(REVIEW, scored(REVIEW, None))
     assert BREAK.sub("<br>", REVIEW) == result.raw
     assert result.greys == ["<i>", "</i>"]
     assert result.words == []
 
 
-def test_a_break_in_the_text_breaks_the_line() -> None:
+def test_a_line_break_in_the_text_is_shown() -> None:
     assert drawn(REVIEW, read(REVIEW)).elements.count("br") == 2
 
 
@@ -168,7 +168,7 @@ def test_text_that_the_network_did_not_read_is_grey() -> None:
     assert drawn(text, replace(read("Good film. "), num_characters_cut=19)).greys == ["<b>", "This", "</b>", " was cut"]
 
 
-def test_a_shade_is_the_share_of_the_review_over_its_largest_share() -> None:
+def test_a_shade_is_relative_to_the_largest_share_of_the_review() -> None:
     a, b, c = (Word(start=start, end=start + 1, attention=attention) for start, attention in ((0, 0.8), (2, 0.2), (4, 1.0)))
     sentences = (Sentence(start=0, end=3, attention=0.75, words=(a, b)), Sentence(start=4, end=5, attention=0.25, words=(c,)))
     result = drawn("a b c", scored("a b c", sentences))
@@ -225,7 +225,7 @@ def test_a_page_allows_its_own_style_and_nothing_else() -> None:
     assert html.count("<style") == 1
 
 
-def test_an_index_leads_to_every_review_of_a_page() -> None:
+def test_an_index_links_every_review_of_a_page() -> None:
     html = page([("first", REVIEW, read(REVIEW)), ("second", REVIEW, read(REVIEW))], title="Two reviews")
     attributes = Drawn(html).attributes
     assert [value for name, value in attributes if name == "href"] == ["#review-1", "#review-2"]
@@ -252,7 +252,7 @@ def test_the_number_of_characters_cut_is_shown_only_if_some_were_cut() -> None:
     assert "1,204 characters not read" in fragment(REVIEW, replace(score, num_characters_cut=1204))
 
 
-def test_a_page_says_that_attention_is_not_the_reason() -> None:
+def test_a_page_states_that_attention_is_not_an_explanation() -> None:
     assert "not why it decided" in page([("a", REVIEW, read(REVIEW))], title="t")
 
 
@@ -283,7 +283,7 @@ def luminance(colour: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize("unit", LONG_TEXT_UNITS)
-def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
+def test_drawing_time_is_linear_in_the_length_of_the_text(unit: str) -> None:
     short, long = (seconds(fragment, "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
 

@@ -1,4 +1,4 @@
-"""The terminal shows the text and its shares, and no text can act as a terminal command."""
+"""The terminal shows the text and its shares, and no text can act as a control sequence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 @settings(deadline=None)
 @given(texts_and_scores())
-def test_a_terminal_without_colour_gets_no_control_character_but_line_ends(pair: tuple[str, Score]) -> None:
+def test_without_colour_the_only_control_characters_are_line_ends(pair: tuple[str, Score]) -> None:
     text, score = pair
     assert not controls(terminal(text, score, width=80, colour=False))
 
 
 @settings(deadline=None)
 @given(texts_and_scores())
-def test_a_terminal_with_colour_gets_no_control_character_but_colours(pair: tuple[str, Score]) -> None:
+def test_with_colour_the_only_control_sequences_are_colours(pair: tuple[str, Score]) -> None:
     text, score = pair
     assert not controls(ESCAPE_CODE.sub("", terminal(text, score, width=80, colour=True)))
 
@@ -34,23 +34,23 @@ def controls(printed: str) -> set[str]:
     return {character for character in printed if unicodedata.category(character) in ("Cc", "Cs")} - {"\n"}
 
 
-def test_an_escape_code_in_the_text_reaches_the_terminal_as_a_picture() -> None:
+def test_an_escape_code_in_the_text_is_shown_as_a_symbol() -> None:
     text = "red \x1b[31m and \x9b31m"
     assert "red ␛[31m and [U+009B]31m" in terminal(text, scored(text, None), width=80, colour=True)
 
 
-def test_an_escape_code_in_a_label_reaches_the_terminal_as_a_picture() -> None:
+def test_an_escape_code_in_a_label_is_shown_as_a_symbol() -> None:
     score = replace(scored("x", None), label="\x1b[2J", probabilities={"\x1b[2J": 1.0}, model="\x1b]0;")
     assert "\x1b" not in terminal("x", score, width=80, colour=False)
 
 
-def test_a_terminal_shows_every_sentence_beside_its_share() -> None:
+def test_each_sentence_is_shown_beside_its_share() -> None:
     printed = terminal(REVIEW, read(REVIEW), width=80, colour=False)
     assert re.search(r"^ 50\.0% █{8} I LOVED it, twice!$", printed, re.MULTILINE)
     assert re.search(r"^ 50\.0% █{8} Not dull &amp; never slow\.$", printed, re.MULTILINE)
 
 
-def test_a_terminal_without_colour_names_the_most_attended_words() -> None:
+def test_without_colour_the_most_attended_words_are_listed() -> None:
     assert "↳ ! 28.6% · twice 23.8% · , 19.0%" in terminal(REVIEW, read(REVIEW), width=80, colour=False)
 
 
@@ -58,7 +58,7 @@ def test_colour_marks_the_most_attended_word() -> None:
     assert "\x1b[38;5;16;48;5;39m!\x1b[0m" in terminal(REVIEW, read(REVIEW), width=80, colour=True)
 
 
-def test_colour_changes_no_text() -> None:
+def test_colour_does_not_change_the_text() -> None:
     score = read(REVIEW)
     plain = terminal(REVIEW, score, width=80, colour=False).splitlines()
     coloured = ESCAPE_CODE.sub("", terminal(REVIEW, score, width=80, colour=True)).splitlines()
@@ -66,13 +66,13 @@ def test_colour_changes_no_text() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 61, 200])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_lines_fit_the_width_of_the_terminal(width: int) -> None:
     text = " ".join(["word", "y" * 300, "don't!", "漢字" * 50] * 3) + "."
     lines = terminal(text, read(text), width=width, colour=False).splitlines()
     assert max(sum(1 + (unicodedata.east_asian_width(character) == "W") for character in line) for line in lines) <= width
 
 
-def test_a_wrapped_line_starts_with_a_word_and_not_with_a_space() -> None:
+def test_a_wrapped_line_does_not_start_with_a_space() -> None:
     lines = terminal("", scored("", None), width=40, colour=False).splitlines()
     text = " ".join(["x" * 40, "word", "y" * 120, "word"])
     assert terminal(text, scored(text, None), width=40, colour=False).splitlines()[len(lines) - 1 :] == [
@@ -83,7 +83,7 @@ def test_a_wrapped_line_starts_with_a_word_and_not_with_a_space() -> None:
     ]
 
 
-def test_the_environment_changes_nothing_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [terminal(REVIEW, read(REVIEW), width=80, colour=colour) for colour in (False, True)]
     for name, value in {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "10", "COLORTERM": "truecolor"}.items():
         monkeypatch.setenv(name, value)
@@ -91,7 +91,7 @@ def test_the_environment_changes_nothing_that_is_drawn(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("unit", LONG_TEXT_UNITS)
-def test_drawing_takes_time_in_proportion_to_the_text(unit: str) -> None:
+def test_drawing_time_is_linear_in_the_length_of_the_text(unit: str) -> None:
     short, long = (seconds(lambda text, score: terminal(text, score, width=80, colour=True), "x " + unit * count) for count in (500, 4_000))
     assert long < 0.02 + 24 * short  # 8 times the text: linear time gives 8, quadratic time 64
 
@@ -103,7 +103,7 @@ def test_an_unfamiliar_review_has_a_warning_below_its_probabilities() -> None:
     assert "uncertain" not in drawn
 
 
-def test_effects_stand_beside_attention_with_their_balance() -> None:
+def test_effects_are_shown_beside_attention_with_their_sum() -> None:
     score = with_effects()
     plain = terminal("A b. C.", score, width=80, colour=False)
     assert " 75.0% ████████  +1.25 A b." in plain

@@ -1,4 +1,4 @@
-"""A Ray of its own for tests and reliability runs, started as a cluster's head is and apart from any other that runs on this machine."""
+"""A separate Ray for tests and reliability runs, started like the head of a cluster and independent of any other Ray on this machine."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ RAY = local.RAY
 class Cluster:
     address: str  # of its head, for RAY_ADDRESS
     dashboard: str  # URL, for `ray job submit --address`
-    folder: Path  # Ray's temporary one, with prom_metrics_service_discovery.json
+    folder: Path  # Ray's temporary folder, with prom_metrics_service_discovery.json
 
 
 @contextmanager
 def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
-    """A head, to which this process is connected, and more nodes like it. The dashboard is on: jobs, and what Ray Train frees, need it."""
+    """Start a head and further equal nodes, and connect this process. The dashboard is on, because jobs and Ray Train need it."""
     import ray
 
     os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled"})
@@ -51,7 +51,7 @@ def head(num_cpus: int = 4, *, num_nodes: int = 1) -> Iterator[Cluster]:
 
 
 def interrupt_on_sigterm() -> None:
-    """As Ctrl-C does, so that what runs is stopped. `ray.init` puts a handler in place that aborts."""
+    """Raise KeyboardInterrupt on SIGTERM, so that `finally` blocks run. The handler of `ray.init` would abort."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""A scoring job without Ray: the same reader, `Scorer` and commit, one shard after another in one process, which may be killed."""
+"""A scoring job without Ray: the same reader, `Scorer` and commit, one shard after another in one process that tests may kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(source: str, out: str, model: Path, **options: Any) -> Plan:
 
 
 def commit(job: Plan, answer: Callable[[list[str]], Scored], *, failpoint: str | None = None) -> dict[str, Any] | None:
-    """Do what `batch_job.score` does, in this process; returns the manifest, None if the job was complete already."""
+    """Do the work of `batch_job.score` in this process. Returns the manifest, or None if the job was already complete."""
     with publish.claimed(job.out, job.job, failpoint=failpoint) as claim:
         if claim is None:
             return None
@@ -46,7 +46,7 @@ def commit(job: Plan, answer: Callable[[list[str]], Scored], *, failpoint: str |
 
 
 def killed(work: Callable[[], object]) -> bool:
-    """Whether a forked process that does the work was killed; one that fails is an error here."""
+    """Do the work in a forked process and return whether it was killed. A failure of the process is an error here."""
     child = os.fork()
     if child == 0:
         try:
@@ -62,8 +62,8 @@ def killed(work: Callable[[], object]) -> bool:
     return True
 
 
-def remembered(job: Plan) -> Callable[[list[str]], Scored]:
-    """The model's answers to the job's batches, computed now, because torch must not be used in a forked process."""
+def precomputed(job: Plan) -> Callable[[list[str]], Scored]:
+    """The model's scores of the job's batches, computed before a fork, because torch must not be used in a forked process."""
     scorer = Scorer(artifact.load(artifact.find(job.model)))
     batches = [
         sources.reviews(batch, item.shard, job.columns, labelled=False)["text"].to_pylist()
@@ -75,7 +75,7 @@ def remembered(job: Plan) -> Callable[[list[str]], Scored]:
 
 
 def digest(out: str | Path) -> int:
-    """Of all rows in whatever order: the sum of their hashes, scores rounded to 1e-6."""
+    """The sum of the hashes of all rows, independent of their order. Scores are rounded to 1e-6."""
     table = pq.read_table(out).drop_columns(["model"])
     total = 0
     for row in table.to_pylist():

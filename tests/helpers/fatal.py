@@ -1,4 +1,4 @@
-"""The service with a model that ends its process on one text and gives NaN on another, for tests on Serve."""
+"""The service with a model that ends its process on one text and returns NaN for another, for tests on Serve."""
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build`, as in serve/app.py.
 import dataclasses
@@ -34,7 +34,7 @@ class _Broken:
             os._exit(1)
         scored = self._scorer.score_flat(texts, effects=effects)
         probabilities = scored.probabilities.copy()
-        probabilities[[texts[place] == INVALID for place in scored.kept]] = np.nan
+        probabilities[[texts[index] == INVALID for index in scored.kept]] = np.nan
         return dataclasses.replace(scored, probabilities=probabilities)
 
 

@@ -1,7 +1,6 @@
-"""Reviews that mean harm, each with what becomes of it at every door, and probes whose cost must grow as their length does.
+"""Hostile reviews, each with its expected outcome for every interface, and probes whose cost must grow linearly with their length.
 
-The rule for half of a surrogate pair: it cannot be written as UTF-8, so the doors (files, HTTP) refuse it as `invalid_utf8`; a `Scorer`
-that is handed one scores it.
+Half of a surrogate pair cannot be written as UTF-8. Files and HTTP refuse it as `invalid_utf8`; a `Scorer` scores it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ Expected: TypeAlias = Literal["scored", "empty_text", "too_long"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hostile:
     name: str
-    text: Callable[[int], str]  # of the model's `max_characters`
+    text: Callable[[int], str]  # takes the model's `max_characters`
     expected: Expected
-    is_unicode: bool = True  # whether the text can be written as UTF-8; else doors refuse it as invalid_utf8
+    is_unicode: bool = True  # whether the text can be written as UTF-8; if not, files and HTTP refuse it as invalid_utf8
 
 
 def _fixed(name: str, text: str, expected: Expected = "scored", *, is_unicode: bool = True) -> Hostile:
@@ -26,7 +25,7 @@ def _fixed(name: str, text: str, expected: Expected = "scored", *, is_unicode: b
 
 
 def _repeated(unit: str) -> Callable[[int], str]:
-    """As often as it fits, with a word at the front so that there is one."""
+    """The unit repeated up to the limit, after one word."""
     return lambda limit: ("x" + unit * (limit // len(unit)))[:limit]
 
 
@@ -45,16 +44,18 @@ REVIEWS = [
     _fixed("surrogates in the wrong order", "good \udc00\ud800 film. Fine.", is_unicode=False),
     _fixed("NUL", "good\x00film. \x00Fine."),
     _fixed("control characters among words", "good\x1b[31m\x07 film\x08. Bad\x7f \x85 one."),
-    _fixed("separators that Python takes for line ends", "good\x1cfilm.\x1d Bad.\x1e One.\x0b Two.\x0c Three.\u2028Four.\u2029Five."),
+    _fixed("separators that Python treats as line ends", "good\x1cfilm.\x1d Bad.\x1e One.\x0b Two.\x0c Three.\u2028Four.\u2029Five."),
     _fixed("text from right to left", "\u202egood film\u202c. \u2067\u05d8\u05d5\u05d1\u2069."),
     _fixed("byte order mark", "\ufeffgood film"),
     _fixed("Chinese", "\u597d\u770b\u7684\u7535\u5f71\u3002\u6211\u559c\u6b22\u3002"),
     _fixed("Arabic", "\u0641\u064a\u0644\u0645 \u062c\u064a\u062f\u061f \u0646\u0639\u0645."),
     _fixed("Thai", "\u0e2b\u0e19\u0e31\u0e07\u0e14\u0e35\u0e21\u0e32\u0e01"),
-    _fixed("Turkish, whose capital grows when it is lowered", "\u0130yi film. \u0130\u0130\u0130."),
-    _fixed("words that lower-case differently", "STRASSE stra\u00dfe \ufb01lm \u1e9e \u01c5. \u03a3\u03a3\u03a3 \u03c2"),
+    _fixed("Turkish capital that becomes longer in lower case", "\u0130yi film. \u0130\u0130\u0130."),
+    _fixed("words with unusual lower case", "STRASSE stra\u00dfe \ufb01lm \u1e9e \u01c5. \u03a3\u03a3\u03a3 \u03c2"),
     _fixed("emoji", "\U0001f600"),
-    _fixed("emoji joined and tinted", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd. \U0001f1e9\U0001f1ea \u2764\ufe0f"),
+    _fixed(
+        "joined emoji and skin tones", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd. \U0001f1e9\U0001f1ea \u2764\ufe0f"
+    ),
     _fixed("1,000 combining marks", "a" + "\u0301" * 1_000 + " film."),
     _fixed("combining marks on every letter", "".join(letter + "\u0335\u0353" for letter in "good film. ")),
     _fixed("mathematical letters", "\U0001d54f\U0001d557\U0001d55a. \uff27\uff4f\uff4f\uff44"),
@@ -98,7 +99,7 @@ REVIEWS = [
     Hostile(name="emoji up to the limit", text=lambda limit: ("\U0001f600 " * limit)[:limit], expected="scored"),
 ]
 
-# Each is a text of about n characters: what a regular expression or a scan that starts anew at every character would be slow on.
+# Texts of about n characters on which a backtracking regular expression, or a scan from every character, would be slow.
 PROBES: dict[str, Callable[[int], str]] = {
     name: _repeated(unit)
     for name, unit in {
@@ -137,7 +138,7 @@ PROBES: dict[str, Callable[[int], str]] = {
         "stops and wide spaces": "a.\u3000",
         "stops and separators": "a.\x1c",
         "titles": "Mr. X. ",
-        "all of it": 'Mr. X! ("Hm...") -- 3.5, \u201cno\u201d? ',
+        "all kinds of punctuation": 'Mr. X! ("Hm...") -- 3.5, \u201cno\u201d? ',
         "combining marks": "\u0301",
         "joined emoji": "\U0001f468\u200d",
         "zero width": "\u200b",

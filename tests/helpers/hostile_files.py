@@ -1,5 +1,7 @@
-"""Files that mean harm, or were broken on the way, each with the one thing that happens to it: the rows read, the records set aside, or the
-`Mistake` that names the file. The tests and `tests.chaos.readers` go through the same list."""
+"""Hostile and damaged files, each with its expected outcome: the rows read, the quarantined records, or the `Mistake` that names the file.
+
+The tests and `tests.chaos.readers` use the same lists.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ COLUMNS = ColumnsConfig()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileCase:
     name: str
-    file: str  # its ending is what it claims to be
+    file: str  # name; its ending is the claimed format
     content: Callable[[], bytes]
     texts: dict[int, str] = field(default_factory=dict)  # by row
     bad: dict[int, BadReason] = field(default_factory=dict)  # by row
@@ -40,26 +42,26 @@ class Outcome:
 
 
 def outcome(source: Path) -> Outcome:
-    """What reading gives; anything but a `Mistake` of one line that names the file is a defect and comes through."""
-    seen = Outcome()
+    """The outcome of reading a file. Any error except a one-line `Mistake` that names the file is a defect and is raised."""
+    result = Outcome()
     try:
         for shard in find_shards(str(source), COLUMNS, labelled=False):
             for batch in read(shard, COLUMNS):
                 assert len(batch.table) == len(batch.rows)
-                seen.texts |= dict(zip(batch.rows.tolist(), batch.table["text"].to_pylist(), strict=True))
-                seen.bad |= {record.row: record.reason for record in batch.bad}
+                result.texts |= dict(zip(batch.rows.tolist(), batch.table["text"].to_pylist(), strict=True))
+                result.bad |= {record.row: record.reason for record in batch.bad}
                 assert all(len(record.excerpt) <= 200 and record.excerpt.isascii() for record in batch.bad)
     except Mistake as mistake:
-        seen.mistake = str(mistake)
-        assert source.name in seen.mistake or seen.mistake.startswith("column ")
-        assert "\n" not in seen.mistake
-    return seen
+        result.mistake = str(mistake)
+        assert source.name in result.mistake or result.mistake.startswith("column ")
+        assert "\n" not in result.mistake
+    return result
 
 
-def is_right(case: FileCase, seen: Outcome) -> bool:
+def is_right(case: FileCase, result: Outcome) -> bool:
     if case.mistake is not None:
-        return seen.mistake is not None and case.mistake in seen.mistake
-    return seen.mistake is None and seen.texts == case.texts and seen.bad == case.bad
+        return result.mistake is not None and case.mistake in result.mistake
+    return result.mistake is None and result.texts == case.texts and result.bad == case.bad
 
 
 def write(case: FileCase, folder: Path) -> Path:
@@ -76,7 +78,7 @@ def _line(**values: object) -> bytes:
 
 
 def _second(name: str, line: bytes, reason: BadReason | None = None, text: str = "x") -> FileCase:
-    """A line between two good ones: bad for a reason, or a review."""
+    """A case with this line between two good lines. It is bad for a reason, or a review."""
     texts = {0: "good", 2: "good"} | ({1: text} if reason is None else {})
     bad: dict[int, BadReason] = {1: reason} if reason else {}
     return FileCase(name=name, file="a.jsonl", content=lambda: GOOD + line.rstrip(b"\n") + b"\n" + GOOD, texts=texts, bad=bad)
@@ -87,15 +89,15 @@ def _refused(name: str, file: str, content: bytes | Callable[[], bytes], mistake
 
 
 def _read(name: str, file: str, content: bytes | Callable[[], bytes], *texts: str) -> FileCase:
-    given = (lambda: content) if isinstance(content, bytes) else content
-    return FileCase(name=name, file=file, content=given, texts=dict(enumerate(texts)))
+    make = (lambda: content) if isinstance(content, bytes) else content
+    return FileCase(name=name, file=file, content=make, texts=dict(enumerate(texts)))
 
 
 _ZSTD = pa.compress(GOOD * 10, "zstd", asbytes=True)
 _NOT_JSON = "holds no JSON objects, one a line"
 
 JSONL = [
-    _second("a line that is no JSON", b"{bad", "malformed"),
+    _second("a line that is not JSON", b"{bad", "malformed"),
     FileCase(name="half a last line", file="a.jsonl", content=lambda: GOOD + b'{"text": "ha', texts={0: "good"}, bad={1: "malformed"}),
     _read("no newline at the end", "a.jsonl", GOOD + GOOD.strip(), "good", "good"),
     _read("byte order mark", "a.jsonl", b"\xef\xbb\xbf" + GOOD, "good"),
@@ -132,9 +134,9 @@ JSONL = [
     _second("no text", b'{"body": "x"}', "missing_text"),
     _second("an integer text", b'{"text": 7}', "wrong_type"),
     _second("a list of texts", b'{"text": ["x"]}', "wrong_type"),
-    _second("an empty text", b'{"text": ""}', text=""),  # a review, which the model's own rule refuses as empty_text
+    _second("an empty text", b'{"text": ""}', text=""),  # a review that the model refuses as empty_text
     _second("more keys", b'{"z": 1, "text": "x", "a": {"b": []}}'),
-    _second("a key that is no Unicode", b'{"text": "x", "\\ud800": 1}'),
+    _second("a key that is not Unicode", b'{"text": "x", "\\ud800": 1}'),
     _refused("an empty file", "a.jsonl", b"", "is empty, 0 bytes"),
     _refused("only blank lines", "a.jsonl", b"\n\n\n", _NOT_JSON),
     _refused("a list for a file", "a.jsonl", b'[\n{"text": 1},\n', _NOT_JSON),
@@ -146,7 +148,7 @@ JSONL = [
     _refused("gz with a wrong checksum", "a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "cannot be read"),
     _refused("gz of nothing", "a.jsonl.gz", gzip.compress(b""), _NOT_JSON),
     _refused("gz and then garbage", "a.jsonl.gz", gzip.compress(GOOD) + b"garbage", "cannot be read"),
-    _refused("no gz", "a.jsonl.gz", GOOD, "cannot be read"),
+    _refused("not gz", "a.jsonl.gz", GOOD, "cannot be read"),
     _refused("zst cut off", "a.jsonl.zst", _ZSTD[:-4], "cannot be read: Truncated"),
     _refused("zst and then garbage", "a.jsonl.zst", _ZSTD + b"garbage", "cannot be read"),
     _refused("a gz bomb", "a.jsonl.gz", lambda: gzip.compress(GOOD) + gzip.compress(b"x" * (100 << 20), 9) * 11, "when decompressed"),
@@ -224,7 +226,7 @@ def parquet(table: pa.Table, **options: object) -> bytes:
 
 
 def sound() -> bytes:
-    """Three row groups with page checksums."""
+    """A valid file: three row groups with page checksums."""
     return parquet(pa.table({"text": TEXTS, "row": range(60)}), row_group_size=25, write_page_checksum=True)
 
 
@@ -233,13 +235,13 @@ def flipped(content: bytes, offset: int) -> bytes:
 
 
 def page_offsets(content: bytes, count: int) -> Iterator[int]:
-    """Bytes of the pages, spread evenly from the first to the last."""
+    """Offsets within the pages, spread evenly from the first byte to the last."""
     end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     yield from (4 + (end - 5) * index // (count - 1) for index in range(count))
 
 
 def forged(content: bytes, true: int, claimed: int) -> bytes:
-    """The file with another number wherever its footer says `true` (a zigzag varint of Thrift's)."""
+    """The file with the number `claimed` instead of `true` in its footer (both as zigzag varints of Thrift)."""
     length = int.from_bytes(content[-8:-4], "little")
     footer = content[-8 - length : -8]
     assert _varint(true) in footer
@@ -261,12 +263,12 @@ def many_rows() -> pa.Table:
 
 
 def big_cell(num_bytes: int) -> bytes:
-    """One letter, over and over, in one cell."""
+    """A file with one cell of repeated letters."""
     return parquet(pa.table({"text": ["x" * num_bytes, "good"]}), compression="zstd", use_dictionary=False, write_statistics=False)
 
 
 def shared_cell() -> bytes:
-    """600 bytes that mean 10 MB in each of 300 rows."""
+    """A file of 600 bytes with a text of 10 MB in each of 300 rows."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * 10_000_000])
     return parquet(pa.table({"text": texts}), compression="zstd", store_schema=False, write_statistics=False)
 
@@ -288,7 +290,7 @@ PARQUET = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderCase:
-    """Parquet files of one input, and what is read of them: the texts in order, how many records are bad, or a `Mistake`."""
+    """Parquet files of one input, and the expected outcome: the texts in order, the number of bad records, or a `Mistake`."""
 
     name: str
     tables: tuple[pa.Table, ...]
@@ -351,7 +353,7 @@ def folder_is_right(case: FolderCase, folder: Path) -> bool:
 
 
 class Touching(pa.ExtensionType):  # type: ignore[misc]
-    """Like Ray's type for pickled objects, it runs code when a file that names it is opened: it makes the file `marker`."""
+    """A type that runs code when a file with it is opened, like Ray's type for pickled objects: it creates the file `marker`."""
 
     def __init__(self, marker: str) -> None:
         self.marker = marker
@@ -367,18 +369,18 @@ class Touching(pa.ExtensionType):  # type: ignore[misc]
 
 
 def touching(folder: Path, padding: int) -> tuple[Outcome, bool, bool]:
-    """What reading a file with such a column gives, whether that made the marker, and whether Arrow alone makes it (the control).
+    """Read a file with such a column. Returns the outcome, whether reading ran the code, and whether Arrow alone runs it (the control).
 
-    padding: characters before its name; they decide how base64 spells it in the footer.
+    padding: characters before the column's name, which change its base64 form in the footer.
     """
     marker, path = folder / "marker", folder / "a.parquet"
     column = pa.ExtensionArray.from_storage(Touching(str(marker)), pa.array(["x"]))
     pq.write_table(pa.table({"x": column, "x" * padding + "y": ["y"], "text": ["good"]}), path)
     pa.register_extension_type(Touching(str(marker)))
     try:
-        seen = outcome(path)
-        was_touched = marker.exists()
+        result = outcome(path)
+        was_run = marker.exists()
         pq.read_schema(path)
-        return seen, was_touched, marker.exists()
+        return result, was_run, marker.exists()
     finally:
         pa.unregister_extension_type("touching")

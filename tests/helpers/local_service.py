@@ -1,4 +1,4 @@
-"""The service in one process without Ray: `uvicorn --factory tests.helpers.local_service:imdb`, for tests and to work on the page."""
+"""The service in one process without Ray, for tests and for work on the page: `uvicorn --factory tests.helpers.local_service:imdb`."""
 
 from __future__ import annotations
 

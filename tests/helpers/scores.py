@@ -1,4 +1,4 @@
-"""Scores of texts without a model: sentences, words and attention that a test can compute."""
+"""Scores of texts without a model, with sentences, words and attention that a test can compute."""
 
 from __future__ import annotations
 

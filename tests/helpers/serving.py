@@ -19,7 +19,7 @@ from deploy.local import free_ports
 from tests.helpers.cluster import Cluster
 
 DEADLINE_S = 6.0  # of the service
-PATIENCE_S = 180.0  # deadline of a test: a busy machine takes minutes for what others do in seconds
+PATIENCE_S = 180.0  # deadline of a test; a busy machine takes minutes instead of seconds
 ROOT = Path(__file__).parents[2]
 SERVE = str(Path(sys.executable).with_name("serve"))
 
@@ -34,7 +34,7 @@ class Service:
 
 @contextmanager
 def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
-    """Serve's one instance of a test session; the first deployment starts it. The config has two processes of each kind."""
+    """The only Serve of a test session. The first deployment starts it. The config has two ingresses and two replicas."""
     (port,) = free_ports(1)
     config = two_of_each(port)
     config["applications"][0]["args"]["deadline_s"] = DEADLINE_S
@@ -55,7 +55,7 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Service]:
 
 
 def two_of_each(port: int) -> dict[str, Any]:
-    """serve/config.yaml with two ingresses and two replicas of Model, each of these with half a CPU."""
+    """serve/config.yaml with two ingresses and two replicas of Model; a replica has half a CPU."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     config["http_options"]["port"] = port
     for deployment in config["applications"][0]["deployments"]:
@@ -75,7 +75,7 @@ def status(url: str) -> int:
 
 
 def until(condition: Callable[[], bool], deadline_s: float = PATIENCE_S) -> float:
-    """Seconds until the condition holds. Raises AssertionError after the deadline; a refused connection counts as false."""
+    """Wait for the condition and return the seconds. Raises AssertionError after the deadline; a refused connection counts as false."""
     began = time.monotonic()
     while True:
         with suppress(httpx.TransportError, KeyError, psutil.Error):

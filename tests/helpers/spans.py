@@ -1,4 +1,4 @@
-"""Whether an answer's numbers hold: spans in order within the text, attention that sums to 1, probabilities that are some."""
+"""Check a score: its spans are in order and within the text, attention and probabilities sum to 1, and all numbers are finite."""
 
 from __future__ import annotations
 

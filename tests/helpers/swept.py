@@ -1,4 +1,4 @@
-"""A small sweep whose driver is killed on the way, as more than one test reads it."""
+"""A small sweep whose driver is killed and restarted, shared by several tests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TRIALS, EPOCHS = 3, 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
     out: Path
-    mlflow: str  # where trials were told
-    before: list[tuple[Any, ...]]  # trials that were over when the driver was killed
+    mlflow: str  # tracking URI
+    before: list[tuple[Any, ...]]  # trials that had finished when the driver was killed
     printed: str
 
 
-def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
-    """Three trials; the driver is killed once the first is over, and started again."""
+def kill_and_resume(cluster: Cluster, data: Path, out: Path) -> Swept:
+    """Run three trials. The driver is killed after the first one has finished, and the command is run again."""
     command = [sys.executable, "-m", "jobs.tune", "--data", str(data), "--out", str(out), f"--trials={TRIALS}"]
     command += [f"--train.epochs={EPOCHS}", "--train.learning-rate=0.01", "--train.batch-tokens=8192", "--model.word-hidden=16"]
     command += ["--vary", "model.word_hidden=[8,16]", "model.sentence_hidden=false", "train.batch_tokens=false"]
@@ -37,19 +37,19 @@ def kill_and_go_on(cluster: Cluster, data: Path, out: Path) -> Swept:
     with log.open("wb") as printed:
         driver = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
     try:
-        _wait_for(lambda: any(over(out)), driver, log)
+        _wait_for(lambda: any(finished_trials(out)), driver, log)
     finally:
         driver.kill()
         driver.wait()
-    before = over(out)
+    before = finished_trials(out)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return Swept(out=out, mlflow=mlflow, before=before, printed=done.stdout)
 
 
-def over(out: Path) -> list[tuple[Any, ...]]:
-    """Number, state, parameters and values of the trials that are over."""
-    if not (out / "trials").exists():  # made after the study
+def finished_trials(out: Path) -> list[tuple[Any, ...]]:
+    """Number, state, parameters, values and attributes of the finished trials."""
+    if not (out / "trials").exists():  # created after the study
         return []
     trials = sweep.read_study(out).get_trials(states=sweep.DONE)
     return [(trial.number, trial.state, trial.params, trial.values, trial.user_attrs) for trial in trials]
@@ -59,5 +59,5 @@ def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], log
     end = time.monotonic() + deadline_s
     while not happened():
         assert driver.poll() is None, log.read_text(errors="replace")[-2_000:]
-        assert time.monotonic() < end, f"no trial was over within {deadline_s} s: {log.read_text(errors='replace')[-2_000:]}"
+        assert time.monotonic() < end, f"no trial finished within {deadline_s} s: {log.read_text(errors='replace')[-2_000:]}"
         time.sleep(0.1)

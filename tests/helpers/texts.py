@@ -1,4 +1,4 @@
-"""Texts that try every rule of NLTK's tokenisers, for tests of the compiled loops."""
+"""Texts that use every rule of NLTK's tokenisers, for tests of the compiled loops."""
 
 from hypothesis import strategies as st
 

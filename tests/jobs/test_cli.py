@@ -64,16 +64,16 @@ def test_the_version_is_the_package_version() -> None:
 
 
 @pytest.mark.parametrize("flag", [("--dry-run",), ("--dry-run", "True"), ("--dry-run=True",), ("--dry-run", "true")])
-def test_a_boolean_flag_needs_no_value_and_takes_the_old_one(flag: tuple[str, ...]) -> None:
+def test_a_boolean_flag_needs_no_value_and_accepts_true(flag: tuple[str, ...]) -> None:
     assert cli.parse(Score, ["--input", "sample", *flag, "--out", "scores"]).dry_run
 
 
 @pytest.mark.parametrize("flag", [("--no-dry-run",), ("--dry-run", "False"), ()])
-def test_a_boolean_flag_can_be_denied(flag: tuple[str, ...]) -> None:
+def test_a_boolean_flag_can_be_turned_off(flag: tuple[str, ...]) -> None:
     assert not cli.parse(Score, ["--input", "sample", "--out", "scores", *flag]).dry_run
 
 
-def test_a_boolean_flag_of_a_group_is_denied_within_its_group() -> None:
+def test_boolean_flags_of_groups_accept_true_and_false() -> None:
     arguments = ["--data", "data", "--out", "run", "--model.sentence-encoder", "False", "--train.gpu", "True"]
     parsed = cli.parse(Train, arguments)
     assert not parsed.model.sentence_encoder
@@ -103,13 +103,13 @@ def test_only_settings_that_differ_from_the_default_are_shown(capsys: pytest.Cap
     assert capsys.readouterr().out == (f"train\n  {'data':<32} data\n  {'out':<32} run\n  {'train.epochs':<32} 9\n")
 
 
-def test_next_commands_keep_the_columns_that_were_named() -> None:
+def test_suggested_commands_keep_the_named_columns() -> None:
     assert cli.columns_flags(ColumnsConfig()) == ""
     columns = ColumnsConfig(text="my body", label_names=("bad", "good"))
     assert cli.columns_flags(columns) == " --columns.text 'my body' --columns.label-names bad good"
 
 
-def test_two_runs_are_not_told_to_use_one_folder(tmp_path: Path) -> None:
+def test_the_suggested_commands_of_two_runs_use_different_folders(tmp_path: Path) -> None:
     assert cli.unused(tmp_path / "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
@@ -165,7 +165,7 @@ def test_a_review_without_a_word_is_a_user_error(tiny_model: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_wrong_path_is_one_line_before_ray_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_path_is_an_error_of_one_line_before_ray_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
         [*HAN, *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
     )
@@ -176,7 +176,7 @@ def test_a_wrong_path_is_one_line_before_ray_starts(arguments: tuple[str, ...], 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_start_of_ray_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     import ray
 
     def start(**options: object) -> None:
@@ -193,7 +193,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     assert error.count("\n") == 1
 
 
-def test_a_training_worker_without_memory_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_out_of_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     from ray.exceptions import OutOfMemoryError
     from ray.train import WorkerGroupError
 
@@ -211,7 +211,7 @@ def test_the_next_command_after_python_m_jobs_has_the_interpreter(monkeypatch: p
     assert cli.command("train") == "some/python -m jobs train"
 
 
-def test_sigterm_while_ray_starts_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_during_the_start_of_ray_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def job(settings: Score) -> None:
         sys.exit(15)  # as Ray's handler of SIGTERM does
 

@@ -28,17 +28,17 @@ def lines(capsys: pytest.CaptureFixture[str], steps: list[tuple[float, int, int]
     return capsys.readouterr().out
 
 
-def test_a_log_gets_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_shows_rate_and_remaining_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, [(0, 0, 3000), (2, 1000, 3000), (4, 3000, 3000)]) == (
         "scored 0 of 3,000 rows\nscored 1,000 of 3,000 rows, 500 a second, 4 s left\nscored 3,000 of 3,000 rows, 500 a second\n"
     )
 
 
-def test_a_log_gets_no_more_than_a_line_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_at_most_one_line_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, [(0.5, step, 1000) for step in range(40)]).count("\n") == 10
 
 
-def test_the_last_line_is_never_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_is_always_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, [(0, 0, 5), (0.1, 5, 5)]).endswith("scored 5 of 5 rows, 50 a second\n")
 
 
@@ -46,11 +46,11 @@ def test_an_unknown_total_is_left_out(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines(capsys, [(0, 10, 0), (3, 3000, 0)]).splitlines()[-1] == "scored 3,000 rows, 1,000 a second"
 
 
-def test_a_terminal_keeps_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_updates_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, [(0, 0, 9), (1, 3, 9), (1, 9, 9)], live=True).count("\n") == 1
 
 
-def test_a_sweep_is_a_table_with_a_row_a_trial_and_a_line_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_a_table_of_trials_with_a_summary_line(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     study = optuna.create_study(direction="maximize")
     show = Trials(total=4, clock=lambda: now[0])

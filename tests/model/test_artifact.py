@@ -65,7 +65,7 @@ def sum_again(folder: Path) -> None:
     (folder / "SHA256SUMS").write_bytes(sums.stdout)
 
 
-def test_a_loaded_model_answers_as_the_saved_one_did(saved: Path) -> None:
+def test_a_loaded_model_scores_like_the_saved_one(saved: Path) -> None:
     given, loaded = parts(), artifact.load(saved)
     torch.testing.assert_close(logits(loaded.network, loaded.encoder), logits(given["network"], given["encoder"]), rtol=0, atol=0)
     assert (loaded.labels, loaded.metrics, loaded.provenance) == (LABELS, given["metrics"], given["provenance"])
@@ -73,7 +73,7 @@ def test_a_loaded_model_answers_as_the_saved_one_did(saved: Path) -> None:
     assert not loaded.network.training
 
 
-def test_a_loaded_model_can_learn_on(saved: Path) -> None:
+def test_a_loaded_model_can_be_trained_further(saved: Path) -> None:
     loaded = artifact.load(saved)
     encoded = loaded.encoder.encode("good")
     assert isinstance(encoded, Encoded)
@@ -81,7 +81,7 @@ def test_a_loaded_model_can_learn_on(saved: Path) -> None:
     assert loaded.network.read_out.weight.grad is not None
 
 
-def test_a_model_from_before_a_setting_was_added_loads_as_it_was_and_keeps_its_fingerprint(saved: Path) -> None:
+def test_a_model_without_a_newer_setting_loads_and_keeps_its_fingerprint(saved: Path) -> None:
     before = artifact.load(saved)
     config = json.loads((saved / "config.json").read_text())
     del config["model"]["sentence_encoder"]
@@ -119,7 +119,7 @@ def test_half_precision_word_vectors_load_as_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.network.embedding.weight, given["network"].embedding.weight.float(), rtol=0, atol=0)
 
 
-def test_a_fingerprint_is_of_the_answers_and_of_nothing_else(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_only_on_what_changes_scores(tmp_path: Path) -> None:
     heavier = parts()
     heavier["network"].read_out.weight.data *= 1.001
     variants = {
@@ -138,7 +138,7 @@ def test_a_fingerprint_is_of_the_answers_and_of_nothing_else(tmp_path: Path) -> 
     assert len(set(found.values())) == len(variants) - 1
 
 
-def test_sha256sum_agrees_with_the_sums(saved: Path) -> None:
+def test_sha256sum_accepts_the_checksums(saved: Path) -> None:
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=saved, check=True, capture_output=True, text=True)
     assert checked.stdout.count(": OK") == 5
 
@@ -155,14 +155,14 @@ def test_nothing_is_pickled(saved: Path) -> None:
     ]
 
 
-def test_an_existing_folder_is_refused_and_left_alone(saved: Path) -> None:
+def test_an_existing_folder_is_refused_and_not_changed(saved: Path) -> None:
     before = {path: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(Mistake, match="exists already"):
         artifact.save(saved, **parts())
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_a_save_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         artifact.save(tmp_path / "model", **parts(metrics={"accuracy": object()}))
     assert list(tmp_path.iterdir()) == []
@@ -189,21 +189,21 @@ def test_the_card_may_be_edited_or_removed(saved: Path) -> None:
     assert artifact.load(saved).labels == LABELS
 
 
-def test_a_vocabulary_of_another_model_is_refused_even_with_right_sums(saved: Path) -> None:
+def test_a_vocabulary_of_another_model_is_refused_even_with_valid_checksums(saved: Path) -> None:
     Vocab([*WORDS[:-1], "other"]).write(saved / "vocab.txt")
     sum_again(saved)
     with pytest.raises(Mistake, match="two models"):
         artifact.load(saved)
 
 
-def test_a_vocabulary_that_does_not_fit_the_weights_is_refused_with_both_sizes(saved: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_of_the_wrong_size_is_refused_with_both_sizes(saved: Path, tmp_path: Path) -> None:
     larger = Encoder(TextConfig(), None, Vocab([*WORDS, "more"]))
     artifact.save(tmp_path / "larger", **parts(encoder=larger))
     with pytest.raises(Mistake, match=r"6 words, but model\.safetensors has 5"):
         artifact.load(tmp_path / "larger")
 
 
-def test_weights_that_do_not_fit_the_sizes_are_named(saved: Path) -> None:
+def test_weights_of_the_wrong_shape_are_named(saved: Path) -> None:
     config = (saved / "config.json").read_text().replace('"sentence_hidden": 2', '"sentence_hidden": 3')
     (saved / "config.json").write_text(config)
     sum_again(saved)
@@ -225,21 +225,21 @@ def test_a_model_is_found_by_its_own_folder_and_by_its_run(saved: Path, tmp_path
     assert artifact.find(str(tmp_path / "run")) == tmp_path / "run" / "artifact"
 
 
-def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="holds no model"):
         artifact.find(str(tmp_path))
     with pytest.raises(Mistake, match="no model at"):
         artifact.find(str(tmp_path / "nowhere"))
 
 
-def test_the_card_has_the_figures_and_says_that_the_test_split_is_closed(saved: Path) -> None:
+def test_the_card_has_the_development_figures_and_states_that_test_figures_are_missing(saved: Path) -> None:
     card = (saved / "README.md").read_text()
     assert "| development | 2 | 100.00% " in card
     assert "The test split was not opened." in card
     assert "- data: two reviews" in card
 
 
-def test_the_card_has_test_figures_once_there_are_any(tmp_path: Path) -> None:
+def test_the_card_shows_test_figures_after_an_evaluation(tmp_path: Path) -> None:
     given = parts()
     artifact.save(tmp_path / "model", **parts(metrics={**given["metrics"], "test": given["metrics"]["development"]}))
     card = (tmp_path / "model" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Artifacts made to break a reader, each with right checksums: one line, no traceback, never a model."""
+"""Hostile artifacts with valid checksums are refused with one line and without a traceback."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ CRAFTED: dict[str, Craft] = {
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_a_crafted_artifact_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_crafted_artifact_is_refused_with_one_line(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     CRAFTED[name](folder)
     sum_again(folder)

@@ -1,4 +1,4 @@
-"""Effects against their definition: score the encoded review again without the part."""
+"""Effects equal their definition: the encoded review is scored again without the part."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def sentence_vectors(han: HAN, batch: RaggedBatch) -> Tensor:
 
 @pytest.mark.parametrize("config", [SMALL, WITHOUT_SENTENCE_GRU])
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_the_effect_of_a_sentence_is_what_scoring_the_review_without_it_shows(config: ModelConfig, num_classes: int) -> None:
+def test_the_effect_of_a_sentence_equals_scoring_the_review_without_it(config: ModelConfig, num_classes: int) -> None:
     han, batch = network(config, num_classes=num_classes), random_batch([4, 1, 7, 2])
     effect = effects.sentence_effects(han, sentence_vectors(han, batch), batch.review_lengths)
     expected = []
@@ -110,7 +110,7 @@ def test_effects_of_a_review_do_not_depend_on_the_other_reviews() -> None:
     torch.testing.assert_close(beside, alone, rtol=0, atol=1e-12)
 
 
-def test_a_review_of_more_sentences_than_the_reach_is_nearly_exact() -> None:
+def test_effects_of_a_very_long_review_are_nearly_exact() -> None:
     han, batch = network(), random_batch([90])
     vectors = sentence_vectors(han, batch)
     exact = effects.sentence_effects(han, vectors, batch.review_lengths).effects
@@ -124,7 +124,7 @@ def test_a_review_of_more_sentences_than_the_reach_is_nearly_exact() -> None:
 
 @pytest.mark.parametrize("with_ngrams", [False, True])
 @pytest.mark.parametrize("config", [SMALL, WITHOUT_SENTENCE_GRU])
-def test_the_effect_of_a_word_is_what_scoring_the_review_without_it_shows(config: ModelConfig, with_ngrams: bool) -> None:
+def test_the_effect_of_a_word_equals_scoring_the_review_without_it(config: ModelConfig, with_ngrams: bool) -> None:
     batch = random_batch([4, 1, 3], longest=6)
     han = network(config, ngrams=table_of(batch) if with_ngrams else None)
     assert 1 in batch.sentence_lengths  # a sentence that its only word takes along

@@ -1,4 +1,4 @@
-"""The fast network against a slow, obvious one: one review at a time, torch's own GRU, loops."""
+"""The fast network equals a slow, simple one: one review at a time, torch's own GRU, loops."""
 
 from itertools import product
 
@@ -105,7 +105,7 @@ def test_attention_sums_to_one_in_every_sentence_and_review() -> None:
             torch.testing.assert_close(row.sum(), torch.tensor(1.0), atol=1e-5, rtol=0)
 
 
-def test_a_review_scores_the_same_alone_and_in_company() -> None:
+def test_a_review_scores_the_same_alone_and_in_a_batch() -> None:
     han, batch = network(), random_batch(3, num_reviews=20)
     together = han(batch)
     alone = [han(part).logits for part in split(batch)]
@@ -129,14 +129,14 @@ def test_the_recurrence_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda rows: gru(rows, lengths), inputs)
 
 
-def test_the_path_for_gpus_equals_the_path_for_cpus() -> None:
+def test_the_gpu_path_equals_the_cpu_path() -> None:
     torch.manual_seed(2)
     gru, lengths = RaggedGRU(3, 4), torch.tensor([5, 1, 3, 3, 9])
     inputs = torch.randn(int(lengths.sum()), 3)
     torch.testing.assert_close(gru._packed(inputs, _pack(lengths)), gru(inputs, lengths))
 
 
-def test_dropout_is_one_mask_a_sentence_and_only_in_training() -> None:
+def test_dropout_uses_one_mask_per_sentence_and_only_in_training() -> None:
     han, batch = network(), random_batch(4)
     torch.testing.assert_close(han(batch).logits, han(batch).logits)
     han.train()
@@ -154,7 +154,7 @@ def test_a_long_sentence_keeps_its_gradient_finite() -> None:
     assert isinstance(gru.gru, nn.GRU)
 
 
-def test_the_path_without_a_compiler_equals_the_compiled_one_gradients_included() -> None:
+def test_the_path_without_numba_equals_the_compiled_one_gradients_included() -> None:
     torch.manual_seed(3)
     gru, lengths = RaggedGRU(3, 21), torch.randint(1, 30, (45,))
     inputs = torch.randn(int(lengths.sum()), 3)
@@ -211,7 +211,7 @@ def test_the_folded_network_equals_the_oracle(
         torch.testing.assert_close(getattr(fast, name), getattr(slow, name), atol=1e-6, rtol=0)
 
 
-def test_the_folded_network_scores_a_review_bit_for_bit_as_in_company() -> None:
+def test_the_folded_network_scores_a_review_bit_for_bit_as_in_a_batch() -> None:
     batch = random_batch(7, num_reviews=20)
     folded = FoldedHAN(network())
     together, alone = folded(batch), [folded(part) for part in split(batch)]
@@ -226,7 +226,7 @@ def test_the_folded_network_refuses_a_token_outside_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30, -1e30])
-def test_a_weight_that_is_not_finite_stays_visible_and_a_large_one_saturates(value: float) -> None:
+def test_a_weight_that_is_not_finite_shows_in_the_output_and_a_large_one_saturates(value: float) -> None:
     han = network()
     han.embedding.weight.data[3, 0] = value
     batch = RaggedBatch(token_ids=torch.tensor([1, 3, 2]), sentence_lengths=torch.tensor([3]), review_lengths=torch.tensor([1]))

@@ -1,4 +1,4 @@
-"""Inputs from n-grams against loops over words, and the network that reads them against its folded form."""
+"""Inputs from n-grams equal loops over words, and the network with n-grams equals its folded form."""
 
 from collections.abc import Iterator
 
@@ -77,7 +77,7 @@ def network(known: NgramTable, dtype: torch.dtype = torch.float32) -> HAN:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_folded_network_answers_as_the_network_with_ngrams(dtype: torch.dtype) -> None:
+def test_the_folded_network_equals_the_network_with_ngrams(dtype: torch.dtype) -> None:
     batch = random_batch(200)
     han = network(table(batch)[0], dtype)
     with torch.inference_mode():

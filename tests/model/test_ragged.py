@@ -20,7 +20,7 @@ def test_reviews_lie_end_to_end() -> None:
     assert batch.review_lengths.tolist() == [2, 1]
 
 
-def test_rows_of_a_table_collate_as_reviews_do_even_when_sliced() -> None:
+def test_rows_of_a_table_collate_like_reviews_even_when_sliced() -> None:
     table = pa.table({"token_ids": [[9], [1, 2, 3], [4]], "sentence_lengths": [[1], [2, 1], [1]]})
     batch, expected = collate_table(table.slice(1)), collate([review([1, 2], [3]), review([4])])
     assert batch.token_ids.equal(expected.token_ids)
@@ -29,7 +29,7 @@ def test_rows_of_a_table_collate_as_reviews_do_even_when_sliced() -> None:
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 100))
-def test_every_review_is_in_one_batch_and_batches_keep_their_budget(num_tokens: list[int], max_tokens: int) -> None:
+def test_every_review_is_in_one_batch_and_batches_keep_their_token_budget(num_tokens: list[int], max_tokens: int) -> None:
     tokens = np.array(num_tokens, np.int64)
     batches = token_batches(tokens, max_tokens=max_tokens)
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(tokens)))

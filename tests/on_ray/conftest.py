@@ -1,4 +1,4 @@
-"""One small Ray for all tests of this folder, started as a cluster's head is and apart from any other that runs on this machine."""
+"""One small Ray for all tests of this folder, started like the head of a cluster and independent of any other Ray on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = {"word_hidden": 16, "word_attention": 32, "sentence_hidden": 16, "senten
 
 @pytest.fixture(scope="session")
 def on_ray() -> Iterator[Cluster]:
-    """A head of 4 logical CPUs, to which this process is connected."""
+    """A head with 4 logical CPUs. This process is connected to it."""
     with head() as cluster:
         yield cluster
 
@@ -44,13 +44,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> PrepareConfig:
-    """What `folder` was prepared with."""
+    """The settings with which `folder` was prepared."""
     return PrepareConfig(vocab=VocabConfig(min_count=1), vectors=VectorsConfig(size=32), punkt_sample=0)
 
 
 @pytest.fixture(scope="session")
 def folder(on_ray: Cluster, planted: Path, small: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
-    """The generated reviews, encoded, with word vectors of their own."""
+    """The generated reviews, encoded, with in-domain word vectors."""
     from han.train.prepare import prepare
 
     return prepare(str(planted), tmp_path_factory.mktemp("encoded") / "data", small, dev_ids=None, report=lambda *step: None)
@@ -83,14 +83,14 @@ def submitted(on_ray: Cluster, folder: EncodedFolder, planted: Path, tmp_path_fa
 
 @pytest.fixture(scope="session")
 def swept(on_ray: Cluster, folder: EncodedFolder, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """A sweep whose driver was killed once the first trial was over, and started again."""
-    from tests.helpers.swept import kill_and_go_on
+    """A sweep whose driver was killed after the first trial had finished, and was started again."""
+    from tests.helpers.swept import kill_and_resume
 
-    return kill_and_go_on(on_ray, folder.path, tmp_path_factory.mktemp("swept") / "sweep")
+    return kill_and_resume(on_ray, folder.path, tmp_path_factory.mktemp("swept") / "sweep")
 
 
 @pytest.fixture(scope="session")
 def serving(on_ray: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Serve's one instance, with no application yet. Whoever deploys one takes it away again: it holds CPUs that trainings need."""
+    """The only Serve of the session, without an application. A test that deploys one removes it, because it holds CPUs of trainings."""
     with start_serving(on_ray, tmp_path_factory.mktemp("elsewhere")) as service:
         yield service

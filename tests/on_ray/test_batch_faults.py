@@ -1,4 +1,4 @@
-"""A short one of each fault that `make chaos-batch` runs at length, on the drivers that users start."""
+"""Short versions of the faults of `make chaos-batch`, on the drivers that users start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_ROWS, NUM_EMPTY = 3_000, 10
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards; ten records without a word and two that are poison."""
+    """Three shards with ten records without a word and two poison records."""
     from tests.chaos.batch import write_dump
 
     path = tmp_path_factory.mktemp("dump") / "dump.parquet"
@@ -27,26 +27,28 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_poison_a_worker_that_dies_and_a_driver_that_dies_lose_and_double_nothing_and_show_nothing_early(
+def test_poison_and_deaths_of_workers_and_the_driver_lose_or_duplicate_no_record_and_show_no_partial_output(
     on_ray: Cluster, dump: Path, tmp_path: Path
 ) -> None:
     from tests.chaos.batch import Poller, Run, holds, oracle, quarantine
 
-    out, log = tmp_path / "out", tmp_path / "deeds.log"
+    out, log = tmp_path / "out", tmp_path / "faults.log"
     through = ("tests.chaos.driver", "poison", str(log))
     with Poller(out, NUM_ROWS - NUM_EMPTY - 2) as poller:
         killed = Run(on_ray, dump, out, "--failpoint", "gathered", through=through)
         assert killed.wait(240) == -signal.SIGKILL, killed.output()
         again = Run(on_ray, dump, out, through=through)
         assert again.wait(240) == 0, again.output()
-    found = oracle(dump, out)
-    assert holds(found, NUM_EMPTY + 2), found
+    counts = oracle(dump, out)
+    assert holds(counts, NUM_EMPTY + 2), counts
     assert {line["row"]: line["reason"] for line in quarantine(out) if line["reason"] != "empty_text"} == {100: "poison", 1_200: "failed"}
     assert max(log.read_text().count(word) for word in ("POISONEXIT", "POISONMEMORY")) <= 3
     assert poller.torn == 0
 
 
-def test_of_two_drivers_one_wins_and_the_other_says_so_and_a_third_has_nothing_to_do(on_ray: Cluster, dump: Path, tmp_path: Path) -> None:
+def test_one_of_two_drivers_scores_and_the_other_is_refused_and_a_third_finds_the_job_complete(
+    on_ray: Cluster, dump: Path, tmp_path: Path
+) -> None:
     from tests.chaos.batch import Run, everything, holds, oracle
     from tests.chaos.repeated import until
 

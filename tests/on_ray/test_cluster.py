@@ -1,4 +1,4 @@
-"""Two nodes with a token on this machine: who listens, who is let in, what the doctor says. One cluster for all of it."""
+"""Two nodes with a token on this machine: listeners, access, and the doctor. All tests share one cluster."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def listeners(cluster: LocalCluster) -> set[tuple[str, str, int]]:
     return found
 
 
-def test_the_listeners_are_those_of_the_documentation(cluster: LocalCluster) -> None:
+def test_the_listeners_equal_those_of_the_documentation(cluster: LocalCluster) -> None:
     documented = {line.split("|")[1].strip() for line in LISTENERS.splitlines() if line.startswith("| ")} - {"Process", "---"}
     wanted = {"dashboard", "gcs_server", "raylet", "agent", "runtime_env", "metrics"}
     until(lambda: wanted <= {kind for kind, _, _ in listeners(cluster)})  # a node is up before its agents listen
@@ -100,7 +100,7 @@ def test_the_listeners_are_those_of_the_documentation(cluster: LocalCluster) -> 
     assert not {port for _, _, port in found} & {10001, 8265, 8000, 6379}, "the client server, or a default port"
 
 
-def test_without_the_token_the_jobs_api_refuses(cluster: LocalCluster) -> None:
+def test_the_jobs_api_refuses_requests_without_the_token(cluster: LocalCluster) -> None:
     token = (cluster.folder / "token").read_text()
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/serve/applications/"):
         asked = [status(cluster.dashboard + path, each) for each in (None, "0" * 64, token)]
@@ -109,7 +109,7 @@ def test_without_the_token_the_jobs_api_refuses(cluster: LocalCluster) -> None:
     assert cluster.folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_without_the_token_nobody_joins(cluster: LocalCluster) -> None:
+def test_a_node_cannot_join_without_the_token(cluster: LocalCluster) -> None:
     code = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print(ray.nodes())"
     tries = []
     for auth in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
@@ -122,8 +122,8 @@ def test_without_the_token_nobody_joins(cluster: LocalCluster) -> None:
         assert re.search("(?i)unauthenticated|token|InvalidAuth", told), told[-2_000:]
 
 
-def test_the_agents_http_refuses_and_the_exporters_answer_everyone(cluster: LocalCluster) -> None:
-    """The two sides of the table: what a scrape gets without the token, and what nobody gets."""
+def test_the_http_of_agents_requires_the_token_and_the_exporters_do_not(cluster: LocalCluster) -> None:
+    """Metrics need no token; the HTTP of the agents does."""
     answers: dict[str, set[int]] = {}
     for kind, address, port in listeners(cluster):
         if kind in ("agent", "runtime_env", "metrics"):
@@ -136,7 +136,7 @@ def test_the_agents_http_refuses_and_the_exporters_answer_everyone(cluster: Loca
     assert answers.get("runtime_env", {401}) <= {401, 403, 404}
 
 
-def test_a_submitted_doctor_finds_nothing_wrong(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_submitted_doctor_finds_no_problem(cluster: LocalCluster, tmp_path: Path) -> None:
     command = [local.RAY, "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", "jobs.doctor", "--data", str(ROOT / "tests")]
     command += ["--out", str(tmp_path / "run"), "--train.num-workers", "2", "--train.cpus-per-worker", "2", "--jobs", "train", "serve"]
     done = subprocess.run(command, env=os.environ | cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -147,7 +147,7 @@ def test_a_submitted_doctor_finds_nothing_wrong(cluster: LocalCluster, tmp_path:
     assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
 
 
-def test_the_doctor_is_red_where_gpus_cpus_paths_disk_and_versions_are_wrong(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_the_doctor_reports_wrong_gpus_cpus_paths_disk_and_versions(cluster: LocalCluster, tmp_path: Path) -> None:
     other = tmp_path / "other" / "torch-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
@@ -185,14 +185,14 @@ def test_the_doctor_is_red_where_gpus_cpus_paths_disk_and_versions_are_wrong(clu
     assert told.rstrip().splitlines()[-1].endswith("red: versions, --data, --out, train, tune, score") or not mounted
 
 
-def test_the_doctor_is_red_on_a_cluster_without_a_token(on_ray: Cluster) -> None:
+def test_the_doctor_reports_a_cluster_without_a_token(on_ray: Cluster) -> None:
     code, told = doctor(on_ray, "--jobs", "serve")
     assert code == 2
     assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it runs code on every node" in told
     assert "RAY_AUTH_MODE=token" in told
 
 
-def test_a_killed_node_is_dead_and_the_others_are_not(cluster: LocalCluster) -> None:
+def test_killing_a_node_leaves_the_others_alive(cluster: LocalCluster) -> None:
     there = local.read(cluster.folder)
     head, victim = there.node("head"), there.nodes[-1]
     before = {process.pid for process in local.processes(head)}
@@ -203,7 +203,7 @@ def test_a_killed_node_is_dead_and_the_others_are_not(cluster: LocalCluster) -> 
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare on this system")
-def test_a_head_starts_where_there_is_no_network_but_loopback(tmp_path: Path) -> None:
+def test_a_head_starts_on_a_machine_with_only_loopback(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-n", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("no network namespaces for this user, or no ip")
     folder = Path(tempfile.mkdtemp(prefix="han-"))

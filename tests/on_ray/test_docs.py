@@ -1,4 +1,4 @@
-"""The blocks of the README and the tutorial that say so run as they stand, one after the other, as a reader would run them."""
+"""The marked blocks of the README and the tutorial run unchanged and in order, as a reader would run them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = re.compile(r"<!-- run by tests/on_ray/test_docs\.py -->\n```(bash|python)
 
 
 def run(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the document's blocks in a folder; returns how many there are. Jobs run in this process, which is on the tests' Ray."""
+    """Run the document's blocks in a folder and return their number. Jobs run in this process, on the Ray of the tests."""
     monkeypatch.chdir(folder)
     found = OURS.findall(document.read_text(encoding="utf-8"))
     for language, code in found:
@@ -46,7 +46,7 @@ def test_the_readme_runs_on_a_dump_of_parquet(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "attention.html").read_text().count("<article") == 20
 
 
-def test_the_tutorial_ends_in_a_model_that_is_right_about_its_csv(
+def test_the_tutorial_trains_a_model_that_predicts_its_csv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(ROOT / "docs" / "tutorial.md", tmp_path, monkeypatch) >= 7

@@ -1,4 +1,4 @@
-"""The jobs as their users call them: through every door, submitted, and given bad input."""
+"""The jobs as users call them: their outputs, submission, and bad input."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reviews() -> list[dict[str, Any]]:
     return [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_scores_of_a_dump_keep_their_contract_in_pyarrow_pandas_and_duckdb(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_scores_of_a_dump_keep_their_schema_in_pyarrow_pandas_and_duckdb(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     dump = [*reviews(), {"review_id": "empty", "text": "...", "label": "positive", "rating": 1}]
     (tmp_path / "dump.jsonl").write_text("".join(json.dumps(review) + "\n" for review in dump))
     out = tmp_path / "out"
@@ -87,7 +87,7 @@ def test_the_scores_of_a_dump_keep_their_contract_in_pyarrow_pandas_and_duckdb(c
     assert (quarantined["reason"], quarantined["review_id"], quarantined["row"]) == ("empty_text", "empty", len(dump) - 1)
 
 
-def test_a_page_is_drawn_and_a_file_that_is_no_page_is_kept(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_page_is_written_and_another_file_is_not_overwritten(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     page = tmp_path / "attention.html"
     call("explain", "--input", "sample", "--model", tiny_model, "--out", page, "--num-reviews", 3)
     assert page.read_text().count("<article") == 3
@@ -101,7 +101,7 @@ def damaged(model: Path, where: Path, name: str, content: bytes) -> Path:
     return where
 
 
-def test_bad_input_is_one_line_and_leaves_nothing_behind(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+def test_bad_input_is_an_error_of_one_line_and_leaves_no_files(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     good = tmp_path / "good.parquet"
     pq.write_table(pa.table({"id": ["a"], "text": ["It was good."], "label": ["positive"]}), good)
     corrupt = tmp_path / "corrupt.parquet"

@@ -1,4 +1,4 @@
-"""From a dump of reviews to scores and to figures, on a real Ray."""
+"""A dump of reviews is scored and evaluated on a real Ray."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_record_is_scored_or_quarantined_once(dump: Path, scored: tuple[Pa
     assert sorted(kept + quarantined) == sorted(pq.read_table(dump)["review_id"].to_pylist())
 
 
-def test_files_say_what_the_scorer_says(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
+def test_files_have_the_scores_of_the_scorer(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
     out, _ = scored
     scorer, found = Scorer(artifact.load(tiny_model)), answers(out)
     for row in pq.read_table(dump).to_pylist():
@@ -91,7 +91,7 @@ def test_files_say_what_the_scorer_says(dump: Path, scored: tuple[Path, Scores],
             assert (answer["label"], answer["text"], answer["input_label"]) == (alone.label, row["text"], row["label"])
 
 
-def test_the_same_call_again_does_nothing(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
+def test_repeating_a_finished_job_does_nothing(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
     out, scores = scored
     before = files(out)
     again = run(dump, out, tiny_model, num_actors=1)
@@ -106,9 +106,7 @@ def test_other_settings_on_the_same_folder_are_refused(dump: Path, scored: tuple
     assert files(scored[0]) == before
 
 
-def test_more_bad_records_than_allowed_publish_nothing_and_a_higher_ratio_goes_on_from_there(
-    dump: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_too_many_bad_records_publish_nothing_and_a_higher_ratio_resumes_the_job(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TooManyBad, match=r"of 110 records cannot be scored \(\d+ empty_text\), over --max-bad-ratio 0\.05"):
         run(dump, tmp_path / "out", tiny_model, max_bad_ratio=0.05)
     assert not (tmp_path / "out" / "scores").exists()
@@ -130,14 +128,14 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_that_breaks_off_is_a_mistake_that_leaves_nothing(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_a_mistake_and_nothing_is_published(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"dump\.jsonl\.gz") as caught:
         run(broken, tmp_path / "out", tiny_model)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_lost_of_a_file_that_breaks_off_can_be_set_aside(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_lost_records_of_a_truncated_file_can_be_quarantined(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
     scores = run(broken, tmp_path / "out", tiny_model, bad_files="quarantine")
     assert scores.manifest["reasons"] == {"unreadable": 1}
     assert 2_000 < scores.manifest["counts"]["scored"] < 3_000
@@ -145,7 +143,7 @@ def test_what_is_lost_of_a_file_that_breaks_off_can_be_set_aside(broken: Path, t
     assert [(line["file"], line["row"]) for line in lines] == [(str(broken), scores.manifest["counts"]["scored"])]
 
 
-def test_an_input_that_changes_while_it_is_scored_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_input_that_changes_during_scoring_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "dump.jsonl"
     path.write_text("".join(json.dumps({"text": f"The film was good {row}."}) + "\n" for row in range(3_000)))
     job = plan(
@@ -163,7 +161,7 @@ def test_an_input_that_changes_while_it_is_scored_is_not_published(tiny_model: P
     assert not (tmp_path / "out").exists()
 
 
-def test_figures_are_of_the_test_split_alone_and_of_the_same_answers(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_figures_are_computed_on_the_test_split_with_the_same_scores(dump: Path, tiny_model: Path, tmp_path: Path) -> None:
     figures = evaluate(
         str(dump),
         tmp_path / "out",

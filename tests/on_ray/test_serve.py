@@ -204,12 +204,12 @@ def raw(service: Service, *parts: bytes, wait_s: float = 15) -> bytes:
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
 
 
-def test_a_body_without_end_is_413(service: Service) -> None:
+def test_an_endless_body_is_413(service: Service) -> None:
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     assert raw(service, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 48).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_does_not_come_is_408_at_the_deadline_whatever_the_headers(service: Service) -> None:
+def test_a_stalled_body_is_408_at_the_deadline_with_any_headers(service: Service) -> None:
     headers = [b"", b"x-request-timeout-seconds: 0\r\n", b"x-request-disconnect-disabled: ?1\r\n"]
     began = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
@@ -223,7 +223,7 @@ def test_a_sent_request_id_comes_back_once(service: Service) -> None:
     assert response.headers.get_list("x-request-id") == ["my-id"]
 
 
-def test_serve_listens_on_loopback_alone(service: Service) -> None:
+def test_serve_listens_only_on_loopback(service: Service) -> None:
     listeners = [
         found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN and found.laddr.port == service.port
     ]
@@ -267,7 +267,7 @@ def changed(service: Service, **arguments: Any) -> tuple[dict[str, Any], dict[st
     return config, {deployment["name"]: deployment for deployment in config["applications"][0]["deployments"]}
 
 
-def test_under_load_a_second_replica_starts(service: Service) -> None:
+def test_a_second_replica_starts_under_load(service: Service) -> None:
     config, deployments = changed(service)
     (shipped,) = (
         each
@@ -312,7 +312,7 @@ def faulty(service: Service) -> None:
     until(lambda: serve.status().applications["han"].status == "RUNNING" and len(replica_processes("Model")) == 2)
 
 
-def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answered(
+def test_a_text_that_kills_its_process_gets_its_own_error_and_all_others_are_answered(
     service: Service, faulty: None, golden: list[tuple[str, dict[str, Any]]]
 ) -> None:
     seen = {process.pid for process in replica_processes("Model")}
@@ -332,7 +332,7 @@ def test_a_text_that_ends_its_process_is_one_clear_error_and_all_others_are_answ
     assert len({process.pid for process in replica_processes("Model")} - seen) <= 2  # once in a batch, once alone
 
 
-def test_a_score_that_is_no_probability_is_a_clear_error_and_its_replica_is_replaced(service: Service, faulty: None) -> None:
+def test_an_invalid_probability_is_an_error_and_its_replica_is_replaced(service: Service, faulty: None) -> None:
     until(lambda: len(replica_processes("Model")) == 2)
     seen = {process.pid for process in replica_processes("Model")}
     response = httpx.post(f"{service.url}/v1/score", json={"inputs": ["good film", INVALID]}, timeout=30)
@@ -340,7 +340,7 @@ def test_a_score_that_is_no_probability_is_a_clear_error_and_its_replica_is_repl
     until(lambda: len(replica_processes("Model")) == 2 and not seen >= {process.pid for process in replica_processes("Model")})
 
 
-def test_a_broken_artifact_leaves_the_old_model_serving(service: Service, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_old_model_keeps_serving_after_a_broken_artifact(service: Service, tiny_model: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = tmp_path / "artifact"

@@ -1,4 +1,4 @@
-"""From raw reviews to a model, on a real Ray."""
+"""Raw reviews are prepared and a model is trained on a real Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def vars_of(config: TrainConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in TrainConfig.__slots__}
 
 
-def test_every_review_is_encoded_once_by_the_encoder_that_scores(planted: Path, folder: EncodedFolder) -> None:
+def test_every_review_is_encoded_once_by_the_encoder_of_scoring(planted: Path, folder: EncodedFolder) -> None:
     texts = {line["review_id"]: line["text"] for line in map(json.loads, planted.read_text().splitlines())}
     rows = [row for split in ("train", "development") for table in _tables(folder, split) for row in table.to_pylist()]
     assert len(rows) == len(texts)
@@ -69,7 +69,7 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Pa
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
 
-def test_an_input_whose_labels_were_swapped_is_not_already_prepared(on_ray: Cluster, small: PrepareConfig, tmp_path: Path) -> None:
+def test_an_input_with_swapped_labels_is_prepared_again(on_ray: Cluster, small: PrepareConfig, tmp_path: Path) -> None:
     texts = [f"the film number {row} was seen" for row in range(40)]
     for first, second in (("good", "evil"), ("evil", "good")):  # names of one length, so the file keeps its size
         rows = "".join(f"{text},{(first, second)[row % 2]}\n" for row, text in enumerate(texts))
@@ -81,7 +81,7 @@ def test_an_input_whose_labels_were_swapped_is_not_already_prepared(on_ray: Clus
         prepare(*arguments, dev_ids=None, report=lambda *step: None)
 
 
-def test_workers_share_the_windows_and_the_order_depends_on_the_seed_alone(folder: EncodedFolder) -> None:
+def test_workers_share_the_windows_and_the_order_depends_only_on_the_seed(folder: EncodedFolder) -> None:
     def ids(seed: int | None, num_workers: int) -> list[list[str]]:
         shares = []
         for rank in range(num_workers):
@@ -105,7 +105,7 @@ def test_two_workers_learn_and_attention_finds_the_planted_sentence(two_workers:
     assert generated.share_found(unseen, answers) >= 0.95
 
 
-def test_a_killed_run_ends_as_one_that_was_not_killed(on_ray: Cluster, folder: EncodedFolder, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(on_ray: Cluster, folder: EncodedFolder, tmp_path: Path) -> None:
     straight = fit(folder.path, tmp_path / "straight", MODEL, TRAIN)
     assert straight.best["accuracy"] >= 0.95
     killed = tmp_path / "killed"
@@ -150,7 +150,7 @@ def _wait_for(happened: object, deadline_s: float = 400) -> None:
         time.sleep(0.05)
 
 
-def test_an_artifact_names_its_run_and_its_data_and_no_path(folder: EncodedFolder, two_workers: Run) -> None:
+def test_an_artifact_names_its_run_and_its_data_without_a_path(folder: EncodedFolder, two_workers: Run) -> None:
     provenance = artifact.load(two_workers.artifact).provenance
     run = json.loads((two_workers.artifact.parent / "run.json").read_text())
     assert provenance["run"] == {"id": run["id"], "name": "run"}
@@ -161,7 +161,7 @@ def test_an_artifact_names_its_run_and_its_data_and_no_path(folder: EncodedFolde
     assert run["id"] in (two_workers.artifact / "README.md").read_text()
 
 
-def test_a_data_fingerprint_is_of_the_reviews_and_not_of_their_order_or_files(folder: EncodedFolder) -> None:
+def test_a_data_fingerprint_depends_on_the_reviews_and_not_on_order_or_files(folder: EncodedFolder) -> None:
     parts = {split: pa.concat_tables(_tables(folder, split)) for split in ("train", "development")}
     backwards = {split: part.take(list(reversed(range(len(part))))) for split, part in parts.items()}
     assert f"{sum(digest_of(part, split) for split, part in backwards.items()) % (1 << 64):016x}" == folder.data_fingerprint
@@ -171,14 +171,14 @@ def test_a_data_fingerprint_is_of_the_reviews_and_not_of_their_order_or_files(fo
     assert f"{sum(digest_of(part, split) for split, part in changed.items()) % (1 << 64):016x}" != folder.data_fingerprint
 
 
-def test_a_finished_run_is_returned_and_another_request_on_it_refused(folder: EncodedFolder, two_workers: Run) -> None:
+def test_a_finished_run_is_returned_and_other_settings_are_refused(folder: EncodedFolder, two_workers: Run) -> None:
     out = two_workers.artifact.parent
     assert fit(folder.path, out, MODEL, TrainConfig(**{**vars_of(TRAIN), "num_workers": 2})).best == two_workers.best
     with pytest.raises(Mistake, match=r"train\.num_workers: 2 -> 1"):
         fit(folder.path, out, MODEL, TRAIN)
 
 
-def test_too_small_a_cluster_is_said_before_anything_waits(folder: EncodedFolder, tmp_path: Path) -> None:
+def test_a_cluster_that_is_too_small_is_reported_before_anything_waits(folder: EncodedFolder, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="64 workers need 64 CPUs, the cluster has 4"):
         fit(folder.path, tmp_path / "run", MODEL, TrainConfig(num_workers=64))
 
@@ -193,7 +193,7 @@ def test_an_encoded_folder_whose_vocabulary_was_changed_is_refused(folder: Encod
         read_encoded(changed)
 
 
-def test_a_training_that_diverges_stops_in_one_line_and_leaves_no_model(folder: EncodedFolder, tmp_path: Path) -> None:
+def test_a_diverging_training_stops_with_one_line_and_leaves_no_model(folder: EncodedFolder, tmp_path: Path) -> None:
     steep = TrainConfig(epochs=2, learning_rate=1e30, batch_tokens=8_192)
     with pytest.raises(Mistake, match=r"not finite at epoch 1, step \d+, learning rate .*lower --train\.learning-rate") as caught:
         fit(folder.path, tmp_path / "run", MODEL, steep)

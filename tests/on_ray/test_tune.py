@@ -1,4 +1,4 @@
-"""A small sweep on a real Ray, its driver killed on the way."""
+"""A small sweep on a real Ray. Its driver is killed and started again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from han.train.trainer import read_run
 from han.tune import search, search_space, sweep
 from han.types import Mistake
 from jobs import train
-from tests.helpers.swept import EPOCHS, TRIALS, Swept, over
+from tests.helpers.swept import EPOCHS, TRIALS, Swept, finished_trials
 
 if TYPE_CHECKING:
     from han.train.encoded import EncodedFolder
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
 
 
-def test_a_killed_sweep_goes_on_to_exactly_the_trials_asked_for(swept: Swept) -> None:
-    after = over(swept.out)
+def test_a_killed_sweep_resumes_and_runs_exactly_the_requested_trials(swept: Swept) -> None:
+    after = finished_trials(swept.out)
     assert [trial[0] for trial in after] == list(range(TRIALS))
     assert [trial for trial in after if trial[0] in {known[0] for known in swept.before}] == swept.before
     assert {trial[1] for trial in after} <= {TrialState.COMPLETE, TrialState.PRUNED}
@@ -34,8 +34,8 @@ def test_a_killed_sweep_goes_on_to_exactly_the_trials_asked_for(swept: Swept) ->
     assert f"{TRIALS} of {TRIALS} trials over" in swept.printed
 
 
-def test_what_a_trial_is_told_to_have_reached_is_what_its_run_says(swept: Swept) -> None:
-    for number, state, _, values, about in over(swept.out):
+def test_the_recorded_result_of_a_trial_equals_its_history(swept: Swept) -> None:
+    for number, state, _, values, about in finished_trials(swept.out):
         history = read_run(swept.out / sweep.folder_of(number)).history
         accuracies = [line["accuracy"] for line in history[: about["epochs"]]]
         assert values == [max(accuracies)] if state == TrialState.COMPLETE else values == [accuracies[-1]]
@@ -49,29 +49,29 @@ def test_mlflow_has_a_run_of_each_trial_with_its_figures(swept: Swept) -> None:
     (experiment,) = client.search_experiments(filter_string="name = 'han-on-ray'")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert len(runs) == TRIALS
-    for number, state, _, _, about in over(swept.out):
+    for number, state, _, _, about in finished_trials(swept.out):
         run = runs[f"sweep/{number:04d}"]
-        told = [each.value for each in client.get_metric_history(run.info.run_id, "development/accuracy")]
-        assert told[: about["epochs"]] == [line["accuracy"] for line in read_run(swept.out / about["folder"]).history][: about["epochs"]]
+        logged = [each.value for each in client.get_metric_history(run.info.run_id, "development/accuracy")]
+        assert logged[: about["epochs"]] == [line["accuracy"] for line in read_run(swept.out / about["folder"]).history][: about["epochs"]]
         assert run.data.tags["group"] == "sweep"
         assert run.info.status == ("FINISHED" if state == TrialState.COMPLETE else "KILLED")
 
 
-def test_the_best_trial_is_a_model_and_settings_for_a_training(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_trial_gives_a_model_and_settings_for_a_training(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
     best = sweep.read_best(swept.out)
     trial = sweep.best(sweep.read_study(swept.out))
-    found = artifact.load(artifact.find(str(swept.out)))
+    model = artifact.load(artifact.find(str(swept.out)))
     assert best["trial"] == trial.number
-    assert found.metrics["development"]["accuracy"] == trial.values[0] == best["development"]["accuracy"]
+    assert model.metrics["development"]["accuracy"] == trial.values[0] == best["development"]["accuracy"]
     monkeypatch.setattr(sys, "argv", ["jobs.train", "--from", str(swept.out), "--out", "run"])
-    given = train.defaults()
-    assert given is not None
-    assert given.model == found.network.config
-    assert (given.train.epochs, given.train.learning_rate) == (EPOCHS, trial.params["train.learning_rate"])
+    defaults = train.defaults()
+    assert defaults is not None
+    assert defaults.model == model.network.config
+    assert (defaults.train.epochs, defaults.train.learning_rate) == (EPOCHS, trial.params["train.learning_rate"])
     assert pq.read_table(swept.out / "trials.parquet").num_rows == TRIALS
 
 
-def test_nothing_is_left_of_checkpoints_and_of_what_tune_wrote(swept: Swept) -> None:
+def test_checkpoints_and_files_of_ray_tune_are_removed(swept: Swept) -> None:
     assert not list(swept.out.glob("trials/*/checkpoints"))
     assert not (swept.out / ".tune").exists()
 
@@ -81,7 +81,7 @@ def test_other_settings_on_the_same_folder_are_refused(swept: Swept, folder: Enc
         search.sweep(_job(folder, swept.out, config=sweep.SweepConfig(trials=TRIALS + 1)), watch=lambda study: None)
 
 
-def test_a_trial_that_does_not_fit_the_cluster_is_said_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
+def test_a_trial_that_does_not_fit_the_cluster_is_an_error_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
     with pytest.raises(
         Mistake, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
     ):

@@ -1,4 +1,4 @@
-"""From a sweep to what answers: tune, promote, then score and serve, on generated reviews."""
+"""Tune, promote, score and serve on generated reviews."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Promoted:
 
 @pytest.fixture(scope="module")
 def promoted(swept: Swept, tmp_path_factory: pytest.TempPathFactory) -> Promoted:
-    """The best of the sweep, by the job."""
+    """The best model of the sweep, promoted by the job."""
     models = tmp_path_factory.mktemp("promoted") / "models"
     promote.main(promote.Promote(run=str(swept.out), models=str(models)))
     pointer = read(models)

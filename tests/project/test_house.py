@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, what is never used, and that importing does nothing."""
+"""Rules of the repository: imports between packages, forbidden modules, and imports without side effects."""
 
 import ast
 import importlib
@@ -66,7 +66,7 @@ def test_the_library_has_at_most_nine_packages_of_at_most_nine_files() -> None:
     assert {name: size for name, size in sizes.items() if size > FILES_AT_MOST + (name == "data")} == {}  # data has the samples within
 
 
-def test_the_tree_of_the_design_document_is_the_tree_on_disk() -> None:
+def test_the_tree_of_the_design_document_equals_the_tree_on_disk() -> None:
     document = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     tree = document.partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
     named, folders = set(), [""]
@@ -87,14 +87,14 @@ def test_imports_go_only_down() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_every_package_exports_what_it_says() -> None:
+def test_every_package_has_the_names_that_it_exports() -> None:
     for module, path in HAN.items():
         if path.name == "__init__.py":
             package = importlib.import_module(module)
             assert all(getattr(package, name) is not None for name in getattr(package, "__all__", []))
 
 
-def test_a_tokenising_worker_never_loads_torch(tmp_path: Path) -> None:
+def test_a_worker_that_tokenises_does_not_load_torch(tmp_path: Path) -> None:
     finished = run(f"import sys, {', '.join(TOKENISING)}; print('torch' in sys.modules, 'ray' in sys.modules)", tmp_path)
     assert (finished.stdout, finished.stderr) == ("False False\n", "")
 
@@ -108,7 +108,7 @@ def test_nothing_is_pickled(path: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", [OF_THIS_MACHINE, PACKAGE_REGISTRY], ids=["a path of one machine", "a package registry"])
-def test_no_file_under_version_control_names(secret: re.Pattern[str]) -> None:
+def test_no_file_names_a_path_of_one_machine_or_a_package_registry(secret: re.Pattern[str]) -> None:
     assert [(name, found[0]) for name, text in tracked_texts() if (found := secret.search(text))] == []
 
 

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and holds no logic."""
+"""The notebook runs from the first cell to the last and defines nothing."""
 
 import ast
 from pathlib import Path

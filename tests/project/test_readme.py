@@ -91,7 +91,7 @@ def test_the_readme_is_under_200_lines_and_contributing_is_one_page() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
-def test_every_block_says_which_test_runs_it_or_why_none_does(block: Block) -> None:
+def test_every_block_states_its_test_or_why_it_has_none(block: Block) -> None:
     named = RUN_BY.fullmatch(block.marker)
     assert named or NOT_RUN.fullmatch(block.marker), f"before the block stands {block.marker!r}"
     if named:
@@ -99,7 +99,7 @@ def test_every_block_says_which_test_runs_it_or_why_none_does(block: Block) -> N
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.where} {command.line[:60]}")
-def test_every_command_is_there_and_takes_its_flags(command: Command) -> None:
+def test_every_documented_command_exists_and_accepts_its_flags(command: Command) -> None:
     for words in _parts(command.words):
         _check(words)
 

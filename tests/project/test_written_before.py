@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still loads: an artifact, an encoded folder, published scores, a sweep."""
+"""Files written by version 0.1.0 still load: an artifact, an encoded folder, published scores, a sweep."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from han.tune.report import report
 BEFORE = Path(__file__).parents[1] / "data" / "written_by_0.1.0"
 
 
-def test_an_artifact_scores_as_it_did() -> None:
+def test_an_old_artifact_gives_the_same_scores() -> None:
     rows = pq.read_table(BEFORE / "scores" / "scores").to_pylist()
     scorer = han.load(str(BEFORE / "run"))
     assert {row["model"] for row in rows} == {scorer.fingerprint}
@@ -28,21 +28,21 @@ def test_an_artifact_scores_as_it_did() -> None:
     np.testing.assert_allclose(found.word_attention, np.array(attention, np.float32), atol=1e-6)
 
 
-def test_an_encoded_folder_is_read_and_its_encoder_is_the_same() -> None:
+def test_an_old_encoded_folder_is_read_and_has_the_same_encoder() -> None:
     folder = read_encoded(BEFORE / "encoded")
     assert folder.fingerprint == artifact.load(BEFORE / "run" / "artifact").encoder.fingerprint
     rows = {split: sum(pq.read_table(BEFORE / "encoded" / split / name).num_rows for name in folder.files[split]) for split in folder.files}
     assert rows == {split: sum(numbers.values()) for split, numbers in folder.files.items()}
 
 
-def test_published_scores_are_verified() -> None:
+def test_old_published_scores_pass_verification() -> None:
     verdict = verify(str(BEFORE / "scores"), unique_ids=True, report=lambda *step: None)
     assert verdict.num_problems == 0
     assert verdict.listing is not None
     assert verdict.listing.counts["scored"] == 20
 
 
-def test_a_sweep_has_its_trials_and_its_page(tmp_path: Path) -> None:
+def test_an_old_sweep_has_its_trials_and_its_page(tmp_path: Path) -> None:
     shutil.copytree(BEFORE / "sweep", tmp_path / "sweep")
     study = sweep.read_study(tmp_path / "sweep")
     best = json.loads((BEFORE / "sweep" / "best.json").read_text())

@@ -26,7 +26,7 @@ from han.score.batch_job import Plan, Scores
 from han.score.scorer import Scored, Scorer
 from han.storage import Folder
 from han.types import Mistake, Score
-from tests.helpers.commit import commit, digest, killed, plan, remembered
+from tests.helpers.commit import commit, digest, killed, plan, precomputed
 
 TEXTS = ["Good film. I loved it!", "", "Bad.", "Not good, not bad."]
 NUM_PARTS, NUM_ROWS = 3, 12
@@ -54,7 +54,7 @@ def job(dump: str, tiny_model: Path, tmp_path: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def answer(dump: str, tiny_model: Path) -> Callable[[list[str]], Scored]:
-    return remembered(plan(dump, "unused", tiny_model))
+    return precomputed(plan(dump, "unused", tiny_model))
 
 
 def names(folder: Path) -> set[str]:
@@ -65,7 +65,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in sorted(folder.glob("_quarantine/*.jsonl")) for line in path.read_text().splitlines()]
 
 
-def test_what_is_published_is_the_input_beside_its_answers(job: Plan, scorer: Scorer) -> None:
+def test_the_published_table_has_the_input_and_the_scores(job: Plan, scorer: Scorer) -> None:
     manifest = commit(job, scorer.score_flat)
     assert manifest is not None
     assert manifest["counts"] == {"rows_in": 12, "scored": 9, "quarantined": 3, "num_tokens": 45}
@@ -86,7 +86,7 @@ def test_a_finished_folder_holds_nothing_else(job: Plan, scorer: Scorer) -> None
 
 
 @pytest.mark.parametrize("reader", ["pyarrow", "pandas", "duckdb"])
-def test_the_whole_folder_reads_as_scores(job: Plan, scorer: Scorer, reader: str) -> None:
+def test_the_whole_folder_reads_as_one_table_of_scores(job: Plan, scorer: Scorer, reader: str) -> None:
     commit(job, scorer.score_flat)
     if reader == "pyarrow":
         found = pq.read_table(job.out)["num_tokens"].to_pylist()
@@ -98,7 +98,7 @@ def test_the_whole_folder_reads_as_scores(job: Plan, scorer: Scorer, reader: str
     assert found == [7, 2, 6] * NUM_PARTS
 
 
-def test_the_manifest_lists_every_file_with_its_rows_bytes_and_sum(job: Plan, scorer: Scorer) -> None:
+def test_the_manifest_lists_every_file_with_rows_bytes_and_checksum(job: Plan, scorer: Scorer) -> None:
     commit(job, scorer.score_flat)
     out = Path(job.out)
     parts = json.loads((out / "_manifest.json").read_text())["parts"]
@@ -111,7 +111,7 @@ def test_the_manifest_lists_every_file_with_its_rows_bytes_and_sum(job: Plan, sc
         assert file["rows"] == (pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 1)
 
 
-def test_what_cannot_be_scored_is_quarantined_with_its_place_reason_and_beginning(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+def test_unscorable_records_are_quarantined_with_position_reason_and_excerpt(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
     first, broken = json.dumps({"text": "Good film.", "review_id": "a"}) + "\n", '{"text": "\x07...\n'
     (tmp_path / "dump.jsonl").write_text(first + broken + json.dumps({"text": "\u2028 \x07", "review_id": "b"}) + "\n")
     job = plan(str(tmp_path / "dump.jsonl"), str(tmp_path / "out"), tiny_model)
@@ -126,30 +126,30 @@ def test_what_cannot_be_scored_is_quarantined_with_its_place_reason_and_beginnin
     ]
 
 
-def test_an_input_without_ids_gets_them(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+def test_an_input_without_ids_gets_generated_ids(tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "dump.parquet")
     commit(plan(str(tmp_path / "dump.parquet"), str(tmp_path / "out"), tiny_model), scorer.score_flat)
     assert pq.read_table(tmp_path / "out")["review_id"].to_pylist() == [f"dump.parquet:{row}" for row in (0, 2, 3)]
 
 
-def test_only_the_columns_asked_for_are_carried(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_carried(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
     commit(plan(dump, str(tmp_path / "out"), tiny_model, carry=("review_id",)), scorer.score_flat)
     assert pq.read_table(tmp_path / "out").column_names == ["review_id", *scoring.schema(scorer.labels).names]
 
 
-def test_a_column_to_carry_that_is_not_there_is_a_mistake(dump: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_missing_column_to_carry_is_a_mistake(dump: str, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="no column stars to carry"):
         plan(dump, str(tmp_path / "out"), tiny_model, carry=("stars",))
 
 
-def test_files_have_the_rows_and_the_compression_asked_for(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
+def test_files_have_the_requested_rows_and_compression(dump: str, tiny_model: Path, scorer: Scorer, tmp_path: Path) -> None:
     commit(plan(dump, str(tmp_path / "out"), tiny_model, rows_per_file=2, compression="gzip"), scorer.score_flat)
     found = [pq.read_metadata(path) for path in sorted((tmp_path / "out" / "scores").iterdir())]
     assert [metadata.num_rows for metadata in found] == [1, 2] * NUM_PARTS  # part-0-1.parquet sorts before part-0.parquet
     assert {metadata.row_group(0).column(0).compression for metadata in found} == {"GZIP"}
 
 
-def test_parquet_says_which_model_code_settings_and_day_made_it(job: Plan, scorer: Scorer) -> None:
+def test_parquet_metadata_names_model_code_settings_and_date(job: Plan, scorer: Scorer) -> None:
     manifest = commit(job, scorer.score_flat)
     assert manifest is not None
     metadata = pq.read_schema(next((Path(job.out) / "scores").iterdir())).metadata
@@ -159,14 +159,14 @@ def test_parquet_says_which_model_code_settings_and_day_made_it(job: Plan, score
     assert metadata[b"han.version"].decode() == manifest["run"]["version"]
 
 
-def test_columns_that_collide_are_renamed_until_no_name_is_taken() -> None:
+def test_colliding_columns_are_renamed_until_their_names_are_free() -> None:
     columns = ["id", "label", "input_label", "text", "model", "review_id"]
     assert publish.renamed(columns, review_id="review_id") == {"label": "input_input_label", "model": "input_model"}
     assert publish.renamed(columns, review_id="other")["review_id"] == "input_review_id"
 
 
 @pytest.mark.parametrize("point", [*failpoint.OF_A_PART, *failpoint.OF_THE_DRIVER])
-def test_a_job_killed_at_any_point_shows_nothing_partial_and_its_repetition_ends_as_if_nothing_had_been(
+def test_a_job_killed_at_any_point_publishes_nothing_partial_and_resumes_to_the_same_result(
     dump: str, tiny_model: Path, answer: Callable[[list[str]], Scored], tmp_path: Path, point: str
 ) -> None:
     commit(plan(dump, str(tmp_path / "whole"), tiny_model), answer)
@@ -182,7 +182,7 @@ def test_a_job_killed_at_any_point_shows_nothing_partial_and_its_repetition_ends
     assert lines(tmp_path / "out") == lines(tmp_path / "whole")
 
 
-def test_finished_parts_are_not_done_again(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+def test_finished_parts_are_not_scored_again(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
     assert killed(partial(commit, job, answer, failpoint="recorded:2"))
     asked: list[list[str]] = []
 
@@ -203,7 +203,7 @@ def test_a_finished_job_has_nothing_to_do(job: Plan, scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("is_published", [True, False])
 @pytest.mark.parametrize("change", [{"model": "f" * 16}, {"input": {"dump.parquet": [11, 20]}}, {"settings": {"attention": "none"}}])
-def test_another_job_is_refused_and_changes_nothing(
+def test_a_different_job_on_the_same_folder_is_refused_and_changes_nothing(
     job: Plan, answer: Callable[[list[str]], Scored], is_published: bool, change: dict[str, Any]
 ) -> None:
     assert killed(partial(commit, job, answer, failpoint="success" if is_published else "recorded"))
@@ -215,7 +215,7 @@ def test_another_job_is_refused_and_changes_nothing(
     assert names(Path(job.out)) == before
 
 
-def test_a_folder_with_something_else_is_refused_and_left_alone(job: Plan, scorer: Scorer) -> None:
+def test_a_folder_with_other_content_is_refused_and_not_changed(job: Plan, scorer: Scorer) -> None:
     Path(job.out).mkdir()
     (Path(job.out) / "precious.txt").write_text("mine")
     with pytest.raises(Mistake, match="holds something else"):
@@ -223,19 +223,19 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(job: Plan, score
     assert names(Path(job.out)) == {"precious.txt"}
 
 
-def test_two_jobs_on_one_folder_one_is_told_who_holds_it(job: Plan) -> None:
+def test_the_second_of_two_jobs_on_a_folder_is_refused_with_the_holder(job: Plan) -> None:
     told = f'written by another process.*"pid": {os.getpid()}'
     with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(Mistake, match=told):
         publish.claimed(job.out, job.job, failpoint=None).__enter__()
 
 
-def test_the_lock_of_a_process_that_was_killed_holds_nobody_up(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+def test_the_lock_of_a_killed_process_does_not_block(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
     assert killed(partial(commit, job, answer, failpoint="staged"))
     assert (Path(job.out) / ".staging" / "lock").exists()
     assert commit(job, answer) is not None
 
 
-def test_a_second_job_that_waited_for_the_lock_finds_the_work_done(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+def test_a_job_that_waited_for_the_lock_finds_the_work_complete(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
     context = multiprocessing.get_context("fork")
     gate = context.Event()
 
@@ -264,7 +264,7 @@ def begin_and_abandon(job: Plan, times: int) -> None:
             times -= 1
 
 
-def test_jobs_that_wait_for_a_folder_and_those_that_leave_it_do_not_meet_in_it(job: Plan) -> None:
+def test_concurrent_claims_and_releases_of_a_folder_do_not_fail(job: Plan) -> None:
     workers = [multiprocessing.get_context("fork").Process(target=begin_and_abandon, args=(job, 50)) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -274,7 +274,7 @@ def test_jobs_that_wait_for_a_folder_and_those_that_leave_it_do_not_meet_in_it(j
     assert not Path(job.out).exists()
 
 
-def test_a_death_while_staged_files_are_removed_leaves_nothing_that_the_next_job_minds(job: Plan, scorer: Scorer) -> None:
+def test_a_death_while_staged_files_are_removed_does_not_disturb_the_next_job(job: Plan, scorer: Scorer) -> None:
     left = Path(job.out) / ".staging.0123abcd"
     left.mkdir(parents=True)
     (left / "lock").touch()
@@ -296,7 +296,7 @@ def test_a_part_that_lost_rows_is_not_published(job: Plan, answer: Callable[[lis
     assert not (Path(job.out) / "scores").exists()
 
 
-def test_abandoning_leaves_no_folder_behind(job: Plan) -> None:
+def test_abandoning_a_claim_leaves_no_folder(job: Plan) -> None:
     with publish.claimed(job.out, job.job, failpoint=None) as claim:
         assert claim is not None
         publish.abandon(claim)
@@ -304,7 +304,7 @@ def test_abandoning_leaves_no_folder_behind(job: Plan) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"job": [], "began": ""}', "[" * 100_000])
-def test_a_job_file_of_garbage_is_a_mistake_of_one_line(job: Plan, scorer: Scorer, content: str) -> None:
+def test_an_invalid_job_file_is_a_mistake_of_one_line(job: Plan, scorer: Scorer, content: str) -> None:
     staging = Path(job.out) / ".staging"
     staging.mkdir(parents=True)
     (staging / "job.json").write_text(content)
@@ -318,7 +318,7 @@ NAMES = (".staging", "scores", "_quarantine", "_manifest.json", "_SUCCESS", ".st
 
 @pytest.mark.parametrize("name", [*NAMES, ".staging/records", ".staging/attempts", ".staging/unfinished"])
 @pytest.mark.parametrize("is_dangling", [True, False])
-def test_a_link_at_a_name_of_the_layout_is_refused_and_its_target_left_alone(
+def test_a_symbolic_link_in_the_layout_is_refused_and_its_target_unchanged(
     job: Plan, scorer: Scorer, tmp_path: Path, name: str, is_dangling: bool
 ) -> None:
     target, link = tmp_path / "elsewhere", Path(job.out) / name
@@ -332,14 +332,14 @@ def test_a_link_at_a_name_of_the_layout_is_refused_and_its_target_left_alone(
     assert os.listdir(target) == ["precious"] if target.exists() else is_dangling
 
 
-def test_a_dangling_link_as_out_is_a_mistake_that_says_so(job: Plan, scorer: Scorer, tmp_path: Path) -> None:
+def test_a_dangling_link_as_the_output_folder_is_a_mistake(job: Plan, scorer: Scorer, tmp_path: Path) -> None:
     Path(job.out).symlink_to(tmp_path / "nowhere")
     with pytest.raises(Mistake, match=r"out is a symbolic link to .*nowhere, which does not exist"):
         commit(job, scorer.score_flat)
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_a_link_at_the_hidden_sibling_is_replaced_and_its_target_left_alone(
+def test_a_symbolic_link_at_the_hidden_sibling_is_replaced_and_its_target_unchanged(
     job: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path, when: str
 ) -> None:
     target = tmp_path / "elsewhere"
@@ -353,7 +353,7 @@ def test_a_link_at_the_hidden_sibling_is_replaced_and_its_target_left_alone(
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
 
 
-def test_a_name_is_on_the_disk_before_the_next_one_that_relies_on_it(job: Plan, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_the_names_that_depend_on_them(job: Plan, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str]] = []
     rename, fsync = os.rename, os.fsync
 
@@ -375,7 +375,7 @@ def test_a_name_is_on_the_disk_before_the_next_one_that_relies_on_it(job: Plan, 
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5])
-def test_a_probability_that_is_not_from_0_to_1_is_never_published(job: Plan, scorer: Scorer, value: float) -> None:
+def test_a_probability_outside_0_to_1_is_never_published(job: Plan, scorer: Scorer, value: float) -> None:
     def broken(texts: list[str]) -> Scored:
         scored = scorer.score_flat(texts)
         scored.probabilities[0, 0] = value
@@ -388,7 +388,7 @@ def test_a_probability_that_is_not_from_0_to_1_is_never_published(job: Plan, sco
 
 @pytest.mark.parametrize("is_killed", [True, False])
 @pytest.mark.parametrize("change", ["edited", "added"])
-def test_a_folder_of_texts_that_changed_after_a_run_is_refused(
+def test_a_folder_of_texts_that_changed_since_the_run_is_refused(
     tiny_model: Path, scorer: Scorer, tmp_path: Path, change: str, is_killed: bool
 ) -> None:
     source = tmp_path / "texts"
@@ -397,7 +397,7 @@ def test_a_folder_of_texts_that_changed_after_a_run_is_refused(
         (source / f"{number}.txt").write_text("Good film.")
     job = plan(str(source), str(tmp_path / "out"), tiny_model)
     if is_killed:
-        assert killed(partial(commit, job, remembered(job), failpoint="gathered"))
+        assert killed(partial(commit, job, precomputed(job), failpoint="gathered"))
     else:
         commit(job, scorer.score_flat)
     (source / ("1.txt" if change == "edited" else "0.txt")).write_text("Bad film.")
@@ -418,7 +418,7 @@ def test_labels_of_the_input_are_compared_with_the_predictions(tiny_model: Path,
         assert Scores(manifest=manifest, rows_now=4).accuracy == expected["agreeing"] / 2
 
 
-def test_an_estimate_agrees_with_itself(job: Plan) -> None:
+def test_the_estimated_time_agrees_with_the_estimated_rate(job: Plan) -> None:
     found = batch_job.estimate(job, num_cpus=2)
     assert (found.num_rows, found.num_sampled, found.num_actors) == (NUM_ROWS, NUM_ROWS, 2)
     assert found.took_s == pytest.approx(found.start_up_s + 2 * 4 / found.rows_per_s)  # of three shards an actor scores two
@@ -440,7 +440,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_a_bucket_is_read_and_written_and_shows_success_last(
+def test_a_bucket_is_read_and_written_and_success_comes_last(
     bucket: str, dump: str, tiny_model: Path, answer: Callable[[list[str]], Scored]
 ) -> None:
     pyarrow.fs.copy_files(dump, f"{bucket}/dump/dump.parquet")
@@ -468,7 +468,7 @@ def test_a_bucket_is_read_and_written_and_shows_success_last(
     assert commit(job, answer) is None
 
 
-def test_an_object_that_was_replaced_by_one_of_its_size_is_another_input(bucket: str, tmp_path: Path) -> None:
+def test_a_replaced_object_of_equal_size_is_another_input(bucket: str, tmp_path: Path) -> None:
     found = []
     for text in ("good", "evil"):
         (tmp_path / "dump.csv").write_text(f"text\n{text}\n")

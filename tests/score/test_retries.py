@@ -1,4 +1,4 @@
-"""What a worker was at when it died, and what raised, as its successor reads it."""
+"""The records of deaths and errors that a dead worker leaves for its successor."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def staging(tmp_path: Path) -> Folder:
     return folder
 
 
-def test_a_worker_that_died_at_a_batch_is_found_out_by_its_successor(staging: Folder) -> None:
+def test_the_successor_of_a_dead_worker_finds_its_batch(staging: Folder) -> None:
     Attempts(staging, "part", run="1").scoring(0, 9)
     assert Attempts(staging, "part", run="1").deaths(0, 9) == 1
     assert Attempts(staging, "part", run="1").deaths(0, 9) == 1  # the second died of nothing
 
 
-def test_a_record_that_raised_is_known_after_its_worker_died_of_something_else(staging: Folder) -> None:
+def test_a_record_that_raised_is_remembered_after_its_worker_died(staging: Folder) -> None:
     first = Attempts(staging, "part", run="1")
     first.scoring(4, 4)
     first.failed(4, 4)
@@ -33,7 +33,7 @@ def test_a_record_that_raised_is_known_after_its_worker_died_of_something_else(s
     assert [(second.deaths(row, row), second.failures(row, row)) for row in (4, 5)] == [(0, 1), (1, 0)]
 
 
-def test_deaths_without_a_record_to_blame_end_the_run_but_not_the_next_one(staging: Folder) -> None:
+def test_deaths_without_a_suspect_record_end_the_run_but_not_the_next_one(staging: Folder) -> None:
     for _ in range(OTHER_DEATHS):
         Attempts(staging, "part", run="1").reading(0)
     with pytest.raises(Mistake, match="no record is to blame"):
@@ -45,7 +45,7 @@ def test_deaths_without_a_record_to_blame_end_the_run_but_not_the_next_one(stagi
     ("deaths", "failures", "state"),
     [(0, 0, "TOGETHER"), (1, 0, "SIFT"), (2, 0, "SIFT"), (3, 0, "SINGLY"), (0, 1, "SINGLY"), (1, 1, "SINGLY")],
 )
-def test_a_batch_is_scored_singly_after_an_error_and_sifted_after_a_death(deaths: int, failures: int, state: str) -> None:
+def test_the_state_of_a_batch_follows_from_its_deaths_and_failures(deaths: int, failures: int, state: str) -> None:
     assert batch_state(deaths=deaths, failures=failures) is BatchState[state]
 
 
@@ -53,11 +53,11 @@ def test_a_batch_is_scored_singly_after_an_error_and_sifted_after_a_death(deaths
     ("deaths", "failures", "state"),
     [(0, 0, "UNTRIED"), (1, 0, "UNTRIED"), (0, 1, "UNTRIED"), (2, 0, "POISON"), (0, 2, "FAILED"), (1, 1, "FAILED")],
 )
-def test_a_record_has_two_tries_of_its_own(deaths: int, failures: int, state: str) -> None:
+def test_the_state_of_a_record_follows_from_its_deaths_and_failures(deaths: int, failures: int, state: str) -> None:
     assert record_state(deaths=deaths, failures=failures) is RecordState[state]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
-def test_a_damaged_marker_counts_as_none(staging: Folder, content: bytes) -> None:
+def test_a_damaged_marker_is_ignored(staging: Folder, content: bytes) -> None:
     staging.write("attempts/part.json", content, durable=False)
     assert Attempts(staging, "part", run="1").deaths(0, 9) == 0

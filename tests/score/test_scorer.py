@@ -51,12 +51,12 @@ def numbers(answer: Score) -> list[float]:
     return [*answer.probabilities.values(), *attention, *words]
 
 
-def test_every_text_gets_its_answer_at_its_own_place(scorer: Scorer) -> None:
+def test_scores_are_in_the_order_of_the_texts(scorer: Scorer) -> None:
     found = scorer.score(TEXTS)
     assert [each.reason if isinstance(each, Refusal) else each.num_tokens for each in found] == [15, "empty_text", 2, 33, "too_long", 6]
 
 
-def test_no_text_gives_no_answer(scorer: Scorer) -> None:
+def test_an_empty_list_of_texts_gives_no_scores(scorer: Scorer) -> None:
     assert scorer.score([]) == []
     assert table(scorer, []).num_rows == table(scorer, [" "]).num_rows == 0
 
@@ -85,7 +85,7 @@ def test_the_label_is_the_most_probable_and_probabilities_sum_to_1(scorer: Score
         assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_unknown_words_are_counted(scorer: Scorer) -> None:
+def test_words_outside_the_vocabulary_are_counted(scorer: Scorer) -> None:
     assert [answer.num_unknown for answer in answers(scorer, ["The film was zyx, good."])] == [1]
 
 
@@ -95,7 +95,7 @@ reviews = st.lists(st.lists(words, min_size=1, max_size=40).map(" ".join), min_s
 
 @settings(max_examples=40, deadline=None)
 @given(texts=reviews, batch_tokens=st.integers(1, 300), seed=st.integers(0, 99))
-def test_a_review_scores_the_same_in_any_company_and_order(tiny_model: Path, texts: list[str], batch_tokens: int, seed: int) -> None:
+def test_a_review_scores_the_same_in_any_batch_and_order(tiny_model: Path, texts: list[str], batch_tokens: int, seed: int) -> None:
     scorer = Scorer(artifact.load(tiny_model), batch_tokens=batch_tokens)
     order = np.random.default_rng(seed).permutation(len(texts))
     together = answers(scorer, [texts[place] for place in order])
@@ -107,7 +107,7 @@ def test_a_review_scores_the_same_in_any_company_and_order(tiny_model: Path, tex
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
 @pytest.mark.parametrize("effects", ["none", "sentences", "words", "exact_words"])
-def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: AttentionDetail, effects: EffectDetail) -> None:
+def test_parquet_json_and_python_have_equal_scores(scorer: Scorer, attention: AttentionDetail, effects: EffectDetail) -> None:
     file = io.BytesIO()
     pq.write_table(table(scorer, attention=attention, effects=effects), file)
     rows = pq.read_table(file).to_pylist()
@@ -117,7 +117,7 @@ def test_parquet_json_and_python_say_the_same(scorer: Scorer, attention: Attenti
     assert list(expected[0]) == [field.name for field in dataclasses.fields(Score)] == scoring.schema(scorer.labels).names
 
 
-def test_an_effect_is_the_evidence_lost_when_the_sentence_is_taken_out(scorer: Scorer) -> None:
+def test_an_effect_is_the_evidence_that_is_lost_without_the_sentence(scorer: Scorer) -> None:
     text = "It was good. Dull and bad. I loved the film!"
     (score,) = [answer for answer in scorer.score([text], effects="exact_words") if isinstance(answer, Score)]
     assert score.sentences
@@ -146,7 +146,7 @@ def test_the_only_sentence_of_a_review_has_no_effect(scorer: Scorer) -> None:
     assert row["effects"]["evidence"] > 0
 
 
-def test_effects_do_not_depend_on_the_other_reviews_or_change_the_answer(scorer: Scorer) -> None:
+def test_effects_depend_on_no_other_review_and_do_not_change_scores(scorer: Scorer) -> None:
     together = scorer.score(TEXTS, effects="words")
     for text, plain, answer in zip(TEXTS, scorer.score(TEXTS), together, strict=True):
         if isinstance(answer, Score) and isinstance(plain, Score):
@@ -156,13 +156,13 @@ def test_effects_do_not_depend_on_the_other_reviews_or_change_the_answer(scorer:
             assert answer.probabilities == plain.probabilities
 
 
-def test_less_attention_is_null_not_empty(scorer: Scorer) -> None:
+def test_omitted_attention_is_null_and_not_empty(scorer: Scorer) -> None:
     assert table(scorer, attention="none")["sentences"].null_count == 4
     sentences = pa.concat_arrays(table(scorer, attention="sentences")["sentences"].chunks).flatten()
     assert sentences.field("words").null_count == len(sentences) > 0
 
 
-def test_the_schema_is_the_documented_one(scorer: Scorer) -> None:
+def test_the_schema_equals_the_documented_one(scorer: Scorer) -> None:
     word = "struct<start: int32, end: int32, attention: float, effect: float>"
     assert {field.name: str(field.type) for field in table(scorer).schema} == {
         "label": "string",
@@ -190,14 +190,14 @@ def test_pandas_and_duckdb_read_the_nested_columns(scorer: Scorer, tmp_path: Pat
     assert found.fetchall() == [(expected.probabilities["positive"], 7, scorer.fingerprint)]
 
 
-def test_an_answer_that_is_not_finite_is_refused_with_the_fingerprint_of_the_model(tiny_model: Path) -> None:
+def test_a_score_that_is_not_finite_is_refused_with_the_fingerprint_of_the_model(tiny_model: Path) -> None:
     model = artifact.load(tiny_model)
     model.network.read_out.weight.data[0, 0] = float("nan")
     with pytest.raises(Mistake, match=rf"model {model.fingerprint} gave logits that are not finite for 1 of 1 reviews"):
         Scorer(model).score(TEXTS[:1])
 
 
-def test_the_compiled_scorer_equals_the_one_in_torch(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_scorer_equals_the_torch_scorer(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = Scorer(artifact.load(tiny_model))
     monkeypatch.setattr(scoring, "compiled", lambda: None)
     slow = Scorer(artifact.load(tiny_model))
@@ -213,13 +213,13 @@ def test_a_text_of_unknown_words_is_flagged_as_unfamiliar(scorer: Scorer, text: 
     assert table(scorer, ["I loved it. The film was good!", text])["unfamiliar"].to_pylist() == [False, True]
 
 
-def test_the_threshold_of_unfamiliar_texts_is_that_of_the_model(tiny_model: Path) -> None:
+def test_the_model_sets_the_threshold_of_unfamiliar_texts(tiny_model: Path) -> None:
     model = artifact.load(tiny_model)
     patient = Scorer(dataclasses.replace(model, metrics={**model.metrics, "unfamiliar_above": 1.0}))
     assert not answers(patient, ["Zyx qwv."])[0].unfamiliar
 
 
-def test_an_answer_is_uncertain_only_below_the_threshold_of_its_model(tiny_model: Path) -> None:
+def test_a_score_is_uncertain_only_below_the_threshold_of_its_model(tiny_model: Path) -> None:
     model = artifact.load(tiny_model)
     (probability,) = [answer.probability for answer in answers(Scorer(model), TEXTS[:1])]
     for threshold, flagged in ((None, False), (probability - 0.001, False), (probability + 0.001, True)):
@@ -228,7 +228,7 @@ def test_an_answer_is_uncertain_only_below_the_threshold_of_its_model(tiny_model
         assert table(thresholded, TEXTS[:1])["uncertain"].to_pylist() == [flagged]
 
 
-def test_the_documented_query_finds_the_words_that_did_most(scorer: Scorer, tmp_path: Path) -> None:
+def test_the_documented_query_finds_the_words_with_the_largest_effects(scorer: Scorer, tmp_path: Path) -> None:
     texts = ["The film was good. Not dull!", "Bad film. It was bad, dull."] * 30
     (tmp_path / "scores" / "scores").mkdir(parents=True)
     scores = table(scorer, texts, effects="words")

@@ -1,4 +1,4 @@
-"""A published folder is checked by what it promises: each kind of damage, made from a good folder, is found and named."""
+"""Checks of a published folder: each kind of damage to a valid folder is reported with its place."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ DAMAGED_ROWS: dict[str, tuple[Callable[[Row], object], str, str]] = {
 
 
 @pytest.mark.parametrize(("damage", "kind", "said"), DAMAGED_ROWS.values(), ids=DAMAGED_ROWS)
-def test_a_damaged_row_is_found_and_named(out: Path, damage: Callable[[Row], object], kind: str, said: str) -> None:
+def test_a_damaged_row_is_reported_with_its_name(out: Path, damage: Callable[[Row], object], kind: str, said: str) -> None:
     rewrite(out, lambda rows: damage(rows[1]))
     verdict = check(out)
     assert verdict.broken[kind] >= 1
@@ -212,19 +212,19 @@ def test_a_damaged_row_is_found_and_named(out: Path, damage: Callable[[Row], obj
     assert not any("row 0" in problem or "row 2" in problem for problem in verdict.problems)
 
 
-def test_a_good_folder_has_no_problems_and_all_of_it_is_checked(good: Path) -> None:
+def test_a_valid_folder_has_no_problems_and_is_checked_completely(good: Path) -> None:
     verdict = check(good, unique_ids=True)
     assert verdict.problems == verdict.notes == ()
     rows = dict.fromkeys(("answers", "attention", "effects", "spans", "slices"), 6)
     assert verdict.checked == rows | {"manifest": 2, "files": 4, "quarantine": 4, "ids": 8}
 
 
-def test_a_uri_is_checked_as_a_folder_is(good: Path) -> None:
+def test_a_uri_is_checked_like_a_folder(good: Path) -> None:
     assert verify(f"file://{good}", unique_ids=True, report=lambda *step: None) == check(good, unique_ids=True)
 
 
 @pytest.mark.parametrize(("num_words", "off"), [(2, 1), (160, 1), (9_000, 0)])
-def test_a_sum_may_be_off_by_the_rounding_of_its_shares_and_no_more(num_words: int, off: int) -> None:
+def test_a_sum_may_differ_only_by_the_rounding_of_its_shares(num_words: int, off: int) -> None:
     words = [{"start": place, "end": place + 1, "attention": 1.00002 / num_words} for place in range(num_words)]
     whole = {"start": 0, "end": num_words, "attention": 1.0, "words": words}
     there = contract.attended(pa.array([[whole]], scoring.schema(["any"]).field("sentences").type))
@@ -232,7 +232,7 @@ def test_a_sum_may_be_off_by_the_rounding_of_its_shares_and_no_more(num_words: i
 
 
 @pytest.mark.parametrize("attention", ["sentences", "none"])
-def test_less_attention_is_no_problem_where_it_was_asked_for(tmp_path: Path, scorer: Scorer, attention: str) -> None:
+def test_omitted_attention_is_valid_if_requested(tmp_path: Path, scorer: Scorer, attention: str) -> None:
     verdict = check(write(tmp_path / "out", scorer, attention=attention))
     assert verdict.problems == ()
     assert verdict.checked.get("slices", 0) == (6 if attention == "sentences" else 0)
@@ -242,21 +242,21 @@ def test_less_attention_is_no_problem_where_it_was_asked_for(tmp_path: Path, sco
     ("asked", "said"),
     [("sentences", "a sentence has words, but attention is sentences"), ("none", "it has sentences, but attention is none")],
 )
-def test_more_attention_than_was_asked_for_is_a_problem(out: Path, asked: str, said: str) -> None:
+def test_unrequested_attention_is_a_problem(out: Path, asked: str, said: str) -> None:
     edit(out, lambda manifest: manifest["job"]["settings"].update(attention=asked))
     verdict = check(out)
     assert verdict.broken["attention"] == 6
     assert verdict.problems[0] == f"{FIRST} row 0: {said}"
 
 
-def test_sentences_alone_have_to_lie_in_their_text(tmp_path: Path, scorer: Scorer) -> None:
+def test_sentences_without_words_must_lie_within_their_text(tmp_path: Path, scorer: Scorer) -> None:
     out = write(tmp_path / "out", scorer, attention="sentences")
     rewrite(out, lambda rows: sentence(rows[2]).update(end=4))
     assert check(out).problems == (f"{FIRST} row 2: a sentence begins or ends with white space",)
 
 
 @pytest.mark.parametrize("text", ["sentences", "label", "review"])
-def test_the_text_is_found_whatever_its_column_is_called(tmp_path: Path, scorer: Scorer, text: str) -> None:
+def test_the_text_column_may_have_any_name(tmp_path: Path, scorer: Scorer, text: str) -> None:
     out = write(tmp_path / "out", scorer, columns=ColumnsConfig(text=text))
     assert check(out).checked["slices"] == 6
     carried = f"input_{text}" if text != "review" else text
@@ -264,7 +264,7 @@ def test_the_text_is_found_whatever_its_column_is_called(tmp_path: Path, scorer:
     assert check(out).problems == (f"{FIRST} row 0: a word is outside its text",)
 
 
-def test_a_text_that_is_not_carried_is_not_missed(tmp_path: Path, scorer: Scorer) -> None:
+def test_a_text_that_is_not_carried_is_no_problem(tmp_path: Path, scorer: Scorer) -> None:
     verdict = check(write(tmp_path / "out", scorer, carry=("stars",)), unique_ids=True)
     assert verdict.problems == ()
     assert "slices" not in verdict.checked
@@ -306,7 +306,7 @@ DAMAGED_FILES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 
 @pytest.mark.parametrize(("damage", "kind", "said"), DAMAGED_FILES.values(), ids=DAMAGED_FILES)
-def test_a_damaged_folder_is_found_and_the_file_named(out: Path, damage: Callable[[Path], object], kind: str, said: str) -> None:
+def test_a_damaged_folder_is_reported_with_its_file(out: Path, damage: Callable[[Path], object], kind: str, said: str) -> None:
     damage(out)
     verdict = check(out)
     assert verdict.broken[kind] >= 1
@@ -319,7 +319,7 @@ def test_columns_that_differ_between_files_are_a_problem(out: Path) -> None:
     assert "scores/part-1.parquet: its columns are not those of the other files" in check(out).problems
 
 
-def test_columns_that_are_not_ours_are_a_problem(out: Path) -> None:
+def test_unexpected_columns_are_a_problem(out: Path) -> None:
     pq.write_table(pq.read_table(out / FIRST).drop_columns("probabilities"), out / FIRST)
     list_again(out)
     assert any(problem.startswith(f"{FIRST}: its last columns are not label, probability") for problem in check(out).problems)
@@ -352,19 +352,19 @@ DAMAGED_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED_MANIFESTS.values(), ids=DAMAGED_MANIFESTS)
-def test_a_manifest_that_does_not_add_up_is_found(out: Path, damage: Callable[[dict[str, Any]], object], said: str) -> None:
+def test_a_manifest_with_wrong_totals_is_reported(out: Path, damage: Callable[[dict[str, Any]], object], said: str) -> None:
     edit(out, damage)
     assert any(problem.startswith(said) for problem in check(out).problems), check(out).problems
 
 
-def test_a_manifest_that_is_gone_or_unreadable_is_a_problem(out: Path) -> None:
+def test_a_missing_or_unreadable_manifest_is_a_problem(out: Path) -> None:
     (out / "_manifest.json").write_text("{")
     assert check(out).problems[0].startswith("_manifest.json: is not JSON")
     (out / "_manifest.json").unlink()
     assert check(out).problems == ("_manifest.json: is missing",)
 
 
-def test_the_last_word_agrees_with_the_manifest(out: Path) -> None:
+def test_success_agrees_with_the_manifest(out: Path) -> None:
     edit(out, lambda counts: counts.update(scored=5), "_SUCCESS")
     assert check(out).problems[0].startswith("_SUCCESS: counts are ")
     (out / "_SUCCESS").write_text("")
@@ -395,13 +395,13 @@ DAMAGED_LINES: dict[str, tuple[Callable[[list[Any]], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED_LINES.values(), ids=DAMAGED_LINES)
-def test_a_damaged_quarantine_is_found_and_the_line_named(out: Path, damage: Callable[[list[Any]], object], said: str) -> None:
+def test_a_damaged_quarantine_is_reported_with_its_line(out: Path, damage: Callable[[list[Any]], object], said: str) -> None:
     verdict = set_aside(out, damage)
     assert verdict.broken["quarantine"] >= 1
     assert any(problem.startswith(said) for problem in verdict.problems), verdict.problems
 
 
-def test_what_a_killed_run_left_is_a_note_and_no_problem(out: Path) -> None:
+def test_files_of_a_killed_run_are_a_note_and_not_a_problem(out: Path) -> None:
     (out / ".staging" / "parts").mkdir(parents=True)
     (out / ".staging" / "parts" / "x.parquet").touch()
     verdict = check(out)
@@ -409,7 +409,7 @@ def test_what_a_killed_run_left_is_a_note_and_no_problem(out: Path) -> None:
     assert verdict.notes[0].startswith(".staging is left of a run that was killed")
 
 
-def test_all_problems_are_counted_and_the_first_are_kept(out: Path) -> None:
+def test_all_problems_are_counted_and_the_first_ones_are_listed(out: Path) -> None:
     rewrite(out, lambda rows: [rows[0].update(label="x") for _ in range(3)] and rows.extend([rows[0]] * 50))
     verdict = check(out)
     assert verdict.broken["answers"] >= 51
@@ -418,7 +418,7 @@ def test_all_problems_are_counted_and_the_first_are_kept(out: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", ["abcdaefg", "abcdefag", "abcdebgh"], ids=["scored", "scored again", "quarantined and not"])
-def test_an_id_that_repeats_is_a_problem_only_where_that_was_asked(tmp_path: Path, scorer: Scorer, ids: str) -> None:
+def test_a_duplicate_id_is_a_problem_only_if_unique_ids_are_required(tmp_path: Path, scorer: Scorer, ids: str) -> None:
     out = write(tmp_path / "out", scorer, ids=ids)
     assert check(out).num_problems == 0
     verdict = check(out, unique_ids=True)
@@ -427,12 +427,14 @@ def test_an_id_that_repeats_is_a_problem_only_where_that_was_asked(tmp_path: Pat
     assert " is also that of scores/part-0.parquet row 0" in verdict.problems[0] or "line 1" in verdict.problems[0]
 
 
-def test_equal_hashes_of_unequal_ids_are_no_problem(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hashes_of_different_ids_are_not_a_problem(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying, "hashes", lambda values: np.zeros(len(values), np.uint64))
     assert check(good, unique_ids=True).num_problems == 0
 
 
-def test_more_repeats_than_can_be_compared_are_counted_by_hash(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_beyond_the_comparison_limit_are_counted_by_hash(
+    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = write(tmp_path / "out", scorer, ids="abcdabcd")
     monkeypatch.setattr(verifying, "COMPARED", 1)
     verdict = check(out, unique_ids=True)
@@ -441,7 +443,7 @@ def test_more_repeats_than_can_be_compared_are_counted_by_hash(tmp_path: Path, s
 
 
 @given(st.lists(st.text(max_size=4), max_size=40))
-def test_strings_have_equal_hashes_just_where_they_are_equal(values: list[str]) -> None:
+def test_hashes_are_equal_exactly_for_equal_strings(values: list[str]) -> None:
     values = [value.encode("utf-8", "replace").decode() for value in values]
     found = verifying.hashes(pa.array(values, pa.string())).tolist()
     alone = [int(verifying.hashes(pa.array([value], pa.string()))[0]) for value in values]
@@ -466,14 +468,14 @@ def test_a_manifest_of_another_format_is_a_mistake(out: Path) -> None:
         check(out)
 
 
-def test_the_job_says_what_holds_and_ends_well(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_reports_a_valid_folder_with_exit_code_0(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(Verify(out=str(good), unique_ids=True))
     said = capsys.readouterr().out
     assert "OK: 10 records in = 6 scored + 4 quarantined" in said
     assert "BROKEN" not in said
 
 
-def test_the_job_says_what_is_broken_and_ends_with_1(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_reports_problems_with_exit_code_1(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(out, lambda rows: relabel(rows[1]))
     with pytest.raises(SystemExit) as caught:
         main(Verify(out=str(out)))
@@ -483,7 +485,7 @@ def test_the_job_says_what_is_broken_and_ends_with_1(out: Path, capsys: pytest.C
     assert "OK:" not in said
 
 
-def test_the_job_ends_with_2_where_there_is_nothing_to_check(
+def test_the_job_ends_with_exit_code_2_if_there_is_nothing_to_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["verify", "--out", str(tmp_path)])

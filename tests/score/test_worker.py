@@ -1,4 +1,4 @@
-"""Workers on this machine: the same scores as one `Scorer`, and the same promises as on Ray."""
+"""Workers on this machine give the same scores as one `Scorer`, and the same guarantees as on Ray."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_workers_give_the_scores_of_a_scorer(tmp_path: Path, scorer: Scorer) -> 
     assert table["probability"].to_pylist() == pytest.approx([answer.probability for answer in alone], abs=1e-6)
 
 
-def test_a_record_that_kills_its_worker_is_quarantined_and_all_others_are_scored(tmp_path: Path, scorer: Scorer) -> None:
+def test_a_record_that_kills_its_worker_is_quarantined_and_the_others_are_scored(tmp_path: Path, scorer: Scorer) -> None:
     plan = planned(tmp_path, [*TEXTS[:31], POISON, *TEXTS[31:]])
     killing = Sabotaged(scorer, lambda text: os.kill(os.getpid(), signal.SIGKILL) if text == POISON else None)
     scores = run(plan, lambda _: killing)
@@ -107,7 +107,7 @@ def test_a_mistake_of_a_worker_ends_the_job_and_nothing_is_published(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fails_in_a_worker_is_an_os_error_with_its_number(tmp_path: Path, scorer: Scorer) -> None:
+def test_a_disk_error_in_a_worker_is_an_os_error_with_its_number(tmp_path: Path, scorer: Scorer) -> None:
     def fail(text: str) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -116,7 +116,7 @@ def test_a_disk_that_fails_in_a_worker_is_an_os_error_with_its_number(tmp_path: 
     assert raised.value.errno == errno.EIO
 
 
-def test_workers_that_die_before_they_work_end_the_job(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_die_at_start_end_the_job(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("han.score.worker.Worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(Mistake, match="died 3 times before it began"):
         run(planned(tmp_path, TEXTS), lambda _: scorer)
@@ -168,5 +168,5 @@ CHANGES = ({"config": ScoreConfig(num_actors=2)}, {"config": ScoreConfig(gpu=Tru
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=("actors", "gpu", "bucket"))
-def test_ray_is_used_where_it_is_wanted(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_ray_is_used_where_it_is_needed(tmp_path: Path, change: dict[str, Any]) -> None:
     assert not batch_job.fits_here(dataclasses.replace(planned(tmp_path, TEXTS), **change))

@@ -1,4 +1,4 @@
-"""The HTTP routes without Ray: requests, refusals, and the promises about every answer."""
+"""The HTTP routes without Ray: requests, refusals, and properties of every response."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Fake:
 
 
 @pytest.mark.parametrize("attention", ["none", "sentences", "words"])
-def test_the_answer_is_the_scorers_under_the_same_names(app: Middleware, scorer: Scorer, attention: AttentionDetail) -> None:
+def test_the_response_has_the_fields_of_the_scorer(app: Middleware, scorer: Scorer, attention: AttentionDetail) -> None:
     (score,) = scorer.score([REVIEW], attention=attention, effects="none" if attention == "none" else "sentences")
     assert isinstance(score, Score)
     answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": attention}).json()
@@ -125,7 +125,7 @@ def test_the_answer_is_the_scorers_under_the_same_names(app: Middleware, scorer:
     assert answer["model"] == score.model
 
 
-def test_exact_effects_of_words_are_the_scorers(app: Middleware, scorer: Scorer) -> None:
+def test_exact_effects_of_words_equal_those_of_the_scorer(app: Middleware, scorer: Scorer) -> None:
     (score,) = scorer.score([REVIEW], effects="exact_words")
     assert isinstance(score, Score)
     answer = ask(app, "POST", SCORE, json={"inputs": REVIEW, "effects": "exact_words"}).json()
@@ -134,12 +134,12 @@ def test_exact_effects_of_words_are_the_scorers(app: Middleware, scorer: Scorer)
 
 
 @pytest.mark.parametrize("body", [{"inputs": [REVIEW, REVIEW]}, {"inputs": REVIEW, "attention": "sentences"}])
-def test_exact_effects_of_words_take_one_review_with_attention_of_words(app: Middleware, body: dict[str, Any]) -> None:
+def test_exact_effects_of_words_need_one_review_and_word_attention(app: Middleware, body: dict[str, Any]) -> None:
     answer = ask(app, "POST", SCORE, json={**body, "effects": "exact_words"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
 
 
-def test_a_list_comes_back_in_its_order(app: Middleware, scorer: Scorer) -> None:
+def test_results_keep_the_order_of_the_list(app: Middleware, scorer: Scorer) -> None:
     texts = [f"{word} {word}." for word in ("the", "film", "was", "good", "bad", "dull", "not", "i", "loved", "it")]
     results = ask(app, "POST", SCORE, json={"inputs": texts}).json()["results"]
     for result, score in zip(results, scorer.score(texts), strict=True):
@@ -147,7 +147,7 @@ def test_a_list_comes_back_in_its_order(app: Middleware, scorer: Scorer) -> None
         assert result["probabilities"] == pytest.approx(score.probabilities, abs=1e-6)
 
 
-def test_an_answer_has_words_by_default(app: Middleware) -> None:
+def test_a_response_has_words_by_default(app: Middleware) -> None:
     assert ask(app, "POST", SCORE, json={"inputs": REVIEW}).json()["results"][0]["sentences"][0]["words"]
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_fails_its_test_is_not_ready_but_alive() -> None:
     assert [ask(app, "GET", path).status_code for path in ("/healthz", "/readyz", "/v2/health/ready")] == [200, 503, 503]
 
 
-def test_any_number_of_readiness_checks_is_one_self_test_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_checks_run_at_most_one_self_test_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, fake = 100.0, Fake()
     monkeypatch.setattr("serve.scoring.time", SimpleNamespace(monotonic=lambda: now_s))
     app = fake.app()
@@ -196,7 +196,7 @@ def test_any_number_of_readiness_checks_is_one_self_test_a_second(monkeypatch: p
     assert fake.self_tests == 2
 
 
-def test_a_readiness_check_whose_client_leaves_fails_no_other() -> None:
+def test_a_readiness_check_whose_client_disconnects_does_not_fail_another() -> None:
     fake = Fake()
     started = asyncio.Event()
 
@@ -251,13 +251,13 @@ def test_kserve_gets_labels_probabilities_and_whole_scores(app: Middleware, scor
         {"inputs": [{"name": "text"}]},
     ],
 )
-def test_kserve_refuses_a_body_that_is_no_tensor_of_texts(app: Middleware, body: Any) -> None:
+def test_kserve_refuses_a_body_that_is_not_a_tensor_of_texts(app: Middleware, body: Any) -> None:
     response = ask(app, "POST", INFER, json=body)
     assert response.status_code == 422
     assert isinstance(response.json()["error"], str)
 
 
-def test_kserve_knows_its_model(app: Middleware) -> None:
+def test_kserve_describes_its_model(app: Middleware) -> None:
     assert ask(app, "GET", "/v2/models/han").json()["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert ask(app, "GET", "/v2/models/other").json()["error"].startswith("there is no such path")
 
@@ -291,7 +291,7 @@ def test_a_request_that_cannot_be_scored_says_why_and_where(app: Middleware, bod
 
 
 @pytest.mark.parametrize("texts", [["good"] * 32, ["a" * 5_000]])
-def test_at_the_limit_a_request_is_scored(app: Middleware, texts: list[str]) -> None:
+def test_a_request_at_the_limit_is_scored(app: Middleware, texts: list[str]) -> None:
     assert ask(app, "POST", SCORE, json={"inputs": texts}).status_code == 200
 
 
@@ -314,11 +314,11 @@ def test_at_the_limit_a_request_is_scored(app: Middleware, texts: list[str]) -> 
     ],
     ids=lambda body: str(body[:24]),
 )
-def test_a_body_that_is_no_json_is_400(app: Middleware, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(app: Middleware, body: bytes) -> None:
     assert problem(ask(app, "POST", SCORE, content=body, headers=JSON)) == (400, "invalid_json", None)
 
 
-def test_a_null_body_is_no_request(app: Middleware) -> None:
+def test_a_null_body_is_refused(app: Middleware) -> None:
     assert problem(ask(app, "POST", SCORE, content=b"null", headers=JSON)) == (422, "invalid_request", None)
 
 
@@ -350,7 +350,7 @@ def test_another_content_type_is_415(app: Middleware, headers: dict[str, str], p
     assert ask(app, "POST", path, content=b'{"inputs": "good"}', headers=headers).status_code == 415
 
 
-def test_a_charset_that_is_utf_8_is_taken(app: Middleware) -> None:
+def test_the_charset_utf_8_is_accepted(app: Middleware) -> None:
     headers = {"content-type": 'Application/JSON; charset="UTF-8"'}
     assert ask(app, "POST", SCORE, content=b'{"inputs": "good"}', headers=headers).status_code == 200
 
@@ -362,13 +362,13 @@ def test_other_paths_are_404_and_other_methods_405(app: Middleware) -> None:
     assert (problem(response), response.headers["allow"]) == ((405, "method_not_allowed", None), "POST")
 
 
-def test_a_seed_that_is_no_number_is_422(app: Middleware) -> None:
+def test_a_seed_that_is_not_a_number_is_422(app: Middleware) -> None:
     assert problem(ask(app, "GET", "/v1/samples/random", params={"seed": "canary"})) == (422, "invalid_request", "seed")
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_any_json_is_answered_without_a_fault_and_is_not_repeated(app: Middleware, value: Any) -> None:
+def test_any_json_is_answered_without_a_fault_and_not_echoed(app: Middleware, value: Any) -> None:
     for body in (value, {"inputs": value}, {"inputs": [value]}):
         response = ask(app, "POST", SCORE, content=json.dumps(body).encode("utf-8", "surrogatepass"), headers=JSON)
         assert response.status_code < 500
@@ -427,13 +427,13 @@ def piece(body: bytes, *, more: bool) -> dict[str, Any]:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-def test_a_body_that_says_it_is_too_large_is_413_before_it_is_read() -> None:
+def test_a_body_with_too_large_a_content_length_is_413_before_it_is_read() -> None:
     status, _ = chunks(Fake().app(), [], headers={"content-length": str(2 * 2**20 + 1)}, then=stays)
     assert status == 413
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "9" * 100, "\u0663"])
-def test_a_content_length_that_is_no_number_is_413(length: str) -> None:
+def test_a_content_length_that_is_not_a_number_is_413(length: str) -> None:
     headers = {"content-length": length} if length.isascii() else {"content-length": "x"}
     assert chunks(Fake().app(), [], headers=headers, then=stays)[0] == 413
 
@@ -443,24 +443,24 @@ def test_a_body_that_grows_too_large_in_chunks_is_413() -> None:
     assert chunks(Fake().app(), [megabyte] * 3, headers={}, then=stays)[0] == 413
 
 
-def test_a_body_of_just_the_limit_is_read() -> None:
+def test_a_body_of_exactly_the_limit_is_read() -> None:
     body = b'{"inputs": "good"}'
     padded = body + b" " * (2 * 2**20 - len(body))
     assert chunks(Fake().app(), [piece(padded[:99], more=True), piece(padded[99:], more=False)], headers={}, then=stays)[0] == 200
 
 
-def test_a_body_that_does_not_come_is_408_at_the_deadline() -> None:
+def test_a_stalled_body_is_408_at_the_deadline() -> None:
     assert chunks(Fake().app(deadline_s=0.1), [piece(b"{", more=True)], headers={}, then=stays)[0] == 408
 
 
 @pytest.mark.parametrize("header", [{}, {"x-request-timeout-seconds": "0"}, {"x-request-disconnect-disabled": "?1"}])
-def test_no_header_lifts_the_deadline_and_the_work_is_cancelled(header: dict[str, str]) -> None:
+def test_no_header_extends_the_deadline_and_the_work_is_cancelled(header: dict[str, str]) -> None:
     slow = Fake(wait_s=60)
     assert problem(ask(slow.app(deadline_s=0.1), "POST", SCORE, json={"inputs": "good"}, headers=header)) == (504, "deadline", None)
     assert slow.cancelled == 1
 
 
-def test_a_client_that_leaves_cancels_its_work() -> None:
+def test_a_client_that_disconnects_cancels_its_work() -> None:
     slow = Fake(wait_s=60)
 
     async def leaves_in_the_middle() -> dict[str, Any]:
@@ -472,13 +472,13 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
     assert 'han_requests_total{route="/v1/score",code="499"} 1' in text(slow.counts.state())
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_and_costs_nothing() -> None:
+def test_a_client_that_disconnects_during_its_body_is_counted_and_releases_its_admission() -> None:
     fake = Fake()
     assert chunks(fake.app(), [piece(b"{", more=True)], headers={}, then=leaves) == (None, b"")
     assert fake.calls == 0
 
 
-def test_admission_accepts_no_more_than_is_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_accepts_only_what_can_be_scored_well_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr("serve.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
@@ -528,7 +528,7 @@ def test_a_request_beyond_the_limit_is_429_with_retry_after() -> None:
     assert ask(app, "POST", SCORE, json={"inputs": "good film"}).status_code == 200
 
 
-def test_a_fault_is_500_and_its_message_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_is_500_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="han.serve"):
         response = ask(Fake(error=RuntimeError("secret text")).app(), "POST", SCORE, json={"inputs": "good"})
     assert problem(response) == (500, "internal", None)
@@ -579,7 +579,7 @@ def test_a_key_opens_the_routes_of_the_service(
     ("method", "path"),
     [("POST", SCORE), ("POST", INFER), ("GET", "/v1/model"), ("GET", "/v1/samples/random"), ("GET", "/metrics"), ("GET", "/none")],
 )
-def test_without_a_key_only_what_is_public_is_answered_under_any_prefix(
+def test_only_public_routes_are_answered_without_a_key_under_any_prefix(
     model: artifact.Artifact, keys: Path, prefix: str, method: str, path: str
 ) -> None:
     app = local_service.app(model, Options(api_keys_file=str(keys)))
@@ -587,7 +587,7 @@ def test_without_a_key_only_what_is_public_is_answered_under_any_prefix(
 
 
 @pytest.mark.parametrize("prefix", ["", "/han", "/v1"])
-def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifact.Artifact, keys: Path, prefix: str) -> None:
+def test_every_route_is_public_or_needs_a_key_as_documented(model: artifact.Artifact, keys: Path, prefix: str) -> None:
     app = local_service.app(model, Options(api_keys_file=str(keys)))
     for path, methods in api.document()["paths"].items():
         for method, operation in methods.items():
@@ -595,7 +595,7 @@ def test_every_route_is_public_or_needs_a_key_as_its_document_says(model: artifa
             assert (answered == 401) == ("401" in operation["responses"]), path
 
 
-def test_a_prefix_hides_no_request_from_admission(model: artifact.Artifact) -> None:
+def test_admission_counts_requests_under_a_prefix(model: artifact.Artifact) -> None:
     fake = Fake(wait_s=0.2)
     app = fake.app(max_waiting_tokens=1)
 
@@ -620,7 +620,7 @@ def test_health_and_the_page_need_no_key(model: artifact.Artifact, keys: Path, p
     assert {ask(app, "GET", path, prefix=prefix).status_code for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json")} == {200}
 
 
-def test_a_key_that_leaves_the_file_is_void(model: artifact.Artifact, keys: Path) -> None:
+def test_a_key_that_is_removed_from_the_file_is_refused(model: artifact.Artifact, keys: Path) -> None:
     app = local_service.app(model, Options(api_keys_file=str(keys)))
     keys.write_text("a-new-key-that-is-long-enough\n")
     old, new = ({"authorization": f"Bearer {key}"} for key in (KEY, "a-new-key-that-is-long-enough"))
@@ -633,7 +633,7 @@ def test_a_key_that_leaves_the_file_is_void(model: artifact.Artifact, keys: Path
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/"), ("GET", "/static/page.css"), ("GET", "/healthz"), ("GET", "/none"), ("POST", SCORE), ("PUT", SCORE)]
 )
-def test_every_answer_has_an_id_and_security_headers(app: Middleware, method: str, path: str) -> None:
+def test_every_response_has_an_id_and_security_headers(app: Middleware, method: str, path: str) -> None:
     headers = ask(app, method, path).headers
     assert headers["x-request-id"]
     assert headers["content-security-policy"].startswith("default-src 'self'; ")
@@ -643,7 +643,7 @@ def test_every_answer_has_an_id_and_security_headers(app: Middleware, method: st
     assert "access-control-allow-origin" not in headers
 
 
-def test_no_other_site_may_call(app: Middleware) -> None:
+def test_cross_origin_requests_get_no_permission(app: Middleware) -> None:
     headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
     response = ask(app, "OPTIONS", SCORE, headers=headers)
     assert response.status_code == 405
@@ -657,7 +657,7 @@ def test_a_request_keeps_its_id(app: Middleware, given_id: str) -> None:
 
 
 @pytest.mark.parametrize("given_id", [b"", b"x" * 65, b"a b", b"\xff\xfe", b'"><script>', "\u00e9".encode()])
-def test_an_odd_id_is_replaced(app: Middleware, given_id: bytes) -> None:
+def test_an_invalid_request_id_is_replaced(app: Middleware, given_id: bytes) -> None:
     response = ask(
         app, "POST", SCORE, json={"inputs": "..."}, headers=[(b"x-request-id", given_id), (b"content-type", b"application/json")]
     )
@@ -666,7 +666,7 @@ def test_an_odd_id_is_replaced(app: Middleware, given_id: bytes) -> None:
     assert response.headers["x-request-id"].isalnum()
 
 
-def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Middleware, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_is_one_log_line_without_its_text_or_key(app: Middleware, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="han.serve"):
         ask(app, "POST", "/v1/score?q=canary", json={"inputs": ["canary film", "good"]}, headers={"authorization": "Bearer canary"})
         ask(app, "GET", "/canary%0d%0aforged")
@@ -677,7 +677,7 @@ def test_a_request_is_one_line_of_log_without_its_text_or_key(app: Middleware, c
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/", "text/html"), ("/docs", "text/html"), ("/static/docs/start.js", "text/javascript")])
-def test_files_have_their_type_and_are_revalidated(app: Middleware, path: str, kind: str) -> None:
+def test_static_files_have_their_type_and_are_revalidated(app: Middleware, path: str, kind: str) -> None:
     response = ask(app, "GET", path)
     assert response.headers["content-type"].startswith(kind)
     assert response.headers["cache-control"] == "no-cache"
@@ -695,12 +695,12 @@ def test_the_documentation_loads_nothing_from_another_host() -> None:
 # The document
 
 
-def test_the_document_is_the_one_that_is_checked_in() -> None:
+def test_the_openapi_document_equals_the_committed_one() -> None:
     checked_in = json.loads((ROOT / "serve" / "openapi.json").read_text())
     assert api.document() == checked_in, "run: python -m serve.api > serve/openapi.json"
 
 
-def test_every_operation_documents_its_failures() -> None:
+def test_every_operation_documents_its_error_responses() -> None:
     paths = api.document()["paths"]
     for path, status in [(SCORE, "400 401 408 413 415 422 429 500 503 504"), ("/readyz", "503"), ("/v1/model", "401"), (INFER, "429")]:
         (operation,) = paths[path].values()
@@ -783,7 +783,7 @@ def test_a_kserve_request_is_accepted_if_and_only_if_the_document_allows_it(app:
 
 
 @pytest.mark.parametrize("field", ["inputs", "outputs"])
-def test_a_million_wrong_elements_are_refused_in_little_time_and_memory(app: Middleware, field: str) -> None:
+def test_a_million_wrong_elements_are_refused_quickly_and_with_little_memory(app: Middleware, field: str) -> None:
     body = json.dumps({**tensor("good"), field: [1] * 600_000})
     tracemalloc.start()
     began_s = time.perf_counter()
@@ -794,7 +794,7 @@ def test_a_million_wrong_elements_are_refused_in_little_time_and_memory(app: Mid
     assert peak < 100 * 2**20
 
 
-def test_answers_are_as_documented(app: Middleware) -> None:
+def test_responses_conform_to_the_document(app: Middleware) -> None:
     assert conforms(ask(app, "POST", SCORE, json={"inputs": [REVIEW, "bad"]}).json(), "ScoreAnswer")
     assert conforms(ask(app, "POST", SCORE, json={"inputs": REVIEW, "attention": "none"}).json(), "ScoreAnswer")
     assert conforms(ask(app, "POST", SCORE, json={}).json(), "ErrorAnswer")
@@ -803,7 +803,7 @@ def test_answers_are_as_documented(app: Middleware) -> None:
     assert conforms(ask(app, "POST", INFER, json={}).json(), "InferError")
 
 
-def test_a_refusal_of_the_model_is_never_an_answer() -> None:
+def test_a_refusal_of_the_model_is_never_returned_as_a_score() -> None:
     class Refusing(Fake):
         async def score(self, texts: Sequence[str], attention: AttentionDetail) -> Answers:
             return Answers(results=[b"{}", Refusal(reason="empty_text", message="no word in the text")], model="fake")

@@ -1,4 +1,4 @@
-"""Reviews that mean harm, through the tokeniser and the tiny network: none crashes, and every number of the answers holds."""
+"""Hostile reviews through the tokeniser and the tiny network: none crashes, and all scores are valid."""
 
 import time
 from pathlib import Path
@@ -25,21 +25,21 @@ def scorer(tiny_model: Path) -> Scorer:
 
 
 @pytest.mark.parametrize("case", REVIEWS, ids=lambda case: case.name)
-def test_a_hostile_review_is_scored_or_refused_as_the_rule_says(scorer: Scorer, case: Hostile) -> None:
+def test_a_hostile_review_has_its_expected_outcome(scorer: Scorer, case: Hostile) -> None:
     text = case.text(LIMIT)
     (answer,) = scorer.score([text])
     assert (answer.reason if isinstance(answer, Refusal) else "scored") == case.expected
     assert isinstance(answer, Refusal) or is_sound(answer, text)
 
 
-def test_hostile_reviews_in_one_batch_get_the_answers_they_get_alone(scorer: Scorer) -> None:
+def test_hostile_reviews_score_the_same_in_one_batch_and_alone(scorer: Scorer) -> None:
     texts = [case.text(LIMIT) for case in REVIEWS]
     reasons = [answer.reason if isinstance(answer, Refusal) else "scored" for answer in scorer.score(texts)]
     assert reasons == [case.expected for case in REVIEWS]
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_is_scored_and_its_spans_hold(scorer: Scorer, name: str) -> None:
+def test_a_probe_is_scored_with_valid_spans(scorer: Scorer, name: str) -> None:
     text = PROBES[name](LIMIT)
     assert len(text) <= LIMIT
     (answer,) = scorer.score([text])
@@ -47,7 +47,7 @@ def test_a_probe_is_scored_and_its_spans_hold(scorer: Scorer, name: str) -> None
     assert is_sound(answer, text)
 
 
-def test_a_text_over_the_limit_is_refused_before_it_is_looked_at(scorer: Scorer) -> None:
+def test_a_text_over_the_limit_is_refused_before_it_is_processed(scorer: Scorer) -> None:
     text = "a. " * 4_000_000
     began = time.perf_counter()
     (answer,) = scorer.score([text])
@@ -56,12 +56,12 @@ def test_a_text_over_the_limit_is_refused_before_it_is_looked_at(scorer: Scorer)
     assert took_s < 1  # some 0.1 ms; to cut it into sentences takes minutes
 
 
-def test_the_refusal_of_a_hostile_review_does_not_repeat_it(scorer: Scorer) -> None:
+def test_the_refusal_of_a_hostile_review_does_not_echo_it(scorer: Scorer) -> None:
     for answer in scorer.score([case.text(LIMIT) for case in REVIEWS]):
         assert not isinstance(answer, Refusal) or (is_unicode(answer.message) and len(answer.message) < 100)
 
 
-def test_a_text_that_is_no_utf8_is_recognised() -> None:
+def test_a_text_that_is_not_utf8_is_recognised() -> None:
     assert {case.name: is_unicode(case.text(LIMIT)) for case in REVIEWS} == {case.name: case.is_unicode for case in REVIEWS}
 
 
@@ -72,7 +72,7 @@ def test_a_text_that_is_no_utf8_is_recognised() -> None:
         max_size=80,
     )
 )
-def test_any_mix_of_what_punkt_looks_at_gives_spans_that_hold(text: str) -> None:
+def test_any_mix_of_characters_that_punkt_uses_gives_valid_spans(text: str) -> None:
     found = Tokeniser(TextConfig(), None).tokenise(text)
     if isinstance(found, Tokens):
         assert [blank_tags(text)[start:end].lower() for start, end in found.spans] == found.words

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, on the service in one process: it draws as the library draws, and text stays text."""
+"""The page in a headless Chromium, on the service in one process: it draws like the library, and text is never markup."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def drawn(page: Page) -> list[Any]:
     return page.locator(".raw").evaluate_all(DRAWN)
 
 
-def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, browser: Browser) -> None:
+def test_a_review_is_drawn_like_in_the_library(page: Page, scorer: Scorer, browser: Browser) -> None:
     oracle = browser.new_page()  # in a window of its own: what is in a background tab is slow
     numbers = ".sentences .share .number, .verdict .number, .classes .number"
     for text in [MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT, INVISIBLE, *(f"Dull {hostile}" for hostile in HOSTILE)]:
@@ -174,7 +174,7 @@ def test_a_review_is_drawn_as_the_library_draws_it(page: Page, scorer: Scorer, b
     oracle.close()
 
 
-def test_effects_are_the_scorers_and_what_muting_shows(page: Page, scorer: Scorer) -> None:
+def test_effects_equal_those_of_the_scorer_and_of_muting(page: Page, scorer: Scorer) -> None:
     text = "The first hour is slow. Then the last act is beautifully acted. I loved it!"
     ask(page, text)
     page.click("#view")
@@ -205,7 +205,7 @@ def test_every_word_is_the_slice_of_its_span(page: Page, scorer: Scorer) -> None
         assert page.locator(".raw .w").all_text_contents() == [text[word.start : word.end] for row in sentences for word in row.words or ()]
 
 
-def test_text_stays_text(page: Page) -> None:
+def test_text_is_never_interpreted_as_markup(page: Page) -> None:
     for text in HOSTILE:
         ask(page, f"Dull {text}")
         page.locator("#as-table").evaluate("details => { details.open = true }")
@@ -222,7 +222,7 @@ def test_a_lone_surrogate_is_scored_as_a_replacement_character(page: Page) -> No
     assert drawn(page)[0][0] == "Good \ufffd film."
 
 
-def test_characters_are_counted_as_the_model_counts_them(page: Page) -> None:
+def test_characters_are_counted_like_in_the_model(page: Page) -> None:
     page.fill("#text", "👍🏽 e\u0301")
     expect(page.locator("#counter")).to_have_text("5 of 50,000 characters")
 
@@ -247,7 +247,7 @@ def test_a_text_that_the_model_cannot_read_has_a_visible_warning(page: Page, tex
     expect(page.locator(".warning")).to_have_count(0)
 
 
-def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page) -> None:
+def test_a_random_review_shows_its_label(page: Page) -> None:
     page.click("#random")
     settled(page)
     expect(page.locator("#caption")).to_have_text(re.compile(r"^sample/\d{4}, written as (positive|negative)$"))
@@ -258,7 +258,7 @@ def test_a_random_review_is_scored_beside_the_label_it_was_written_as(page: Page
     expect(page.locator("#caption")).to_be_hidden()
 
 
-def test_the_text_of_the_reader_comes_back_after_a_random_review(page: Page) -> None:
+def test_the_user_text_returns_after_a_random_review(page: Page) -> None:
     page.fill("#text", MIXED)
     page.click("#random")
     settled(page)
@@ -268,7 +268,7 @@ def test_the_text_of_the_reader_comes_back_after_a_random_review(page: Page) -> 
     expect(page.locator("#text")).to_have_value(MIXED)
 
 
-def test_a_muted_sentence_is_blanked_and_the_rest_scored(page: Page, scorer: Scorer) -> None:
+def test_a_muted_sentence_is_blanked_and_the_rest_is_scored(page: Page, scorer: Scorer) -> None:
     ask(page, MIXED)
     before = answered(scorer, MIXED)
     page.locator(".raw").nth(3).click()
@@ -283,7 +283,7 @@ def test_a_muted_sentence_is_blanked_and_the_rest_scored(page: Page, scorer: Sco
     assert page.locator(".share .number").all_text_contents() == [*shares[:3], "muted", *shares[3:]]
 
 
-def test_muting_moves_no_character(page: Page) -> None:
+def test_muting_keeps_the_positions_of_characters(page: Page) -> None:
     ask(page, EMOJI)
     rows = [row[0] for row in drawn(page)]
     page.locator(".share").first.click()
@@ -304,7 +304,7 @@ def test_several_sentences_may_be_muted_and_unmuted_at_once(page: Page) -> None:
     expect(page.locator(".muted")).to_have_count(0)
 
 
-def test_clicks_in_a_row_are_one_request(page: Page) -> None:
+def test_consecutive_clicks_send_one_request(page: Page) -> None:
     ask(page, MIXED)
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url))
@@ -313,7 +313,7 @@ def test_clicks_in_a_row_are_one_request(page: Page) -> None:
     assert len(sent) == 1
 
 
-def test_a_text_without_a_word_left_is_no_error_of_the_server(page: Page) -> None:
+def test_a_fully_muted_text_is_not_an_error_of_the_server(page: Page) -> None:
     ask(page, "Dull.")
     page.locator(".share").click()
     expect(page.locator("#trouble p")).to_have_text("There is no word to read in this text.")
@@ -334,7 +334,7 @@ def test_a_newer_request_cancels_the_older_one(page: Page) -> None:
     assert failed == ["net::ERR_ABORTED"]
 
 
-def test_a_link_shows_the_same_review_to_whoever_opens_it(page: Page, address: str) -> None:
+def test_a_link_shows_the_same_review_to_everyone(page: Page, address: str) -> None:
     ask(page, EMOJI)
     page.click("#copy")
     expect(page.locator("#shared")).to_contain_text("Copied")
@@ -370,7 +370,7 @@ def test_a_link_that_mutes_sentences_that_do_not_exist_shows_its_text(page: Page
     expect(page.locator(".muted")).to_have_count(muted.count("0,"))
 
 
-def test_an_error_removes_the_answer_before_it(page: Page) -> None:
+def test_an_error_removes_the_previous_result(page: Page) -> None:
     ask(page, MIXED)
     expect(page.locator(".verdict")).to_be_visible()
     page.fill("#text", " ... ")
@@ -381,7 +381,7 @@ def test_an_error_removes_the_answer_before_it(page: Page) -> None:
     expect(page.locator(".verdict")).to_be_visible()
 
 
-def test_on_a_laptop_the_attention_is_in_view_after_scoring(browser: Browser, address: str) -> None:
+def test_the_attention_is_in_view_after_scoring_on_a_laptop(browser: Browser, address: str) -> None:
     with watched(browser, address, viewport={"width": 1366, "height": 650}) as page:  # what a browser leaves of 768
         ask(page, MIXED)
         expect(page.locator(".verdict")).to_be_in_viewport(ratio=1)
@@ -389,7 +389,7 @@ def test_on_a_laptop_the_attention_is_in_view_after_scoring(browser: Browser, ad
             expect(page.locator(".sentences .row").nth(number)).to_be_in_viewport(ratio=1)
 
 
-def test_an_example_stands_in_the_empty_box(page: Page) -> None:
+def test_the_empty_box_shows_an_example(page: Page) -> None:
     assert page.get_attribute("#text", "placeholder").startswith("For example: ")  # type: ignore[union-attr]
 
 
@@ -399,7 +399,7 @@ def test_a_link_opened_in_the_same_tab_is_scored(page: Page) -> None:
     assert drawn(page)[0][0] == "A lovely film."
 
 
-def test_a_review_too_long_for_a_link_is_not_linked(page: Page, address: str) -> None:
+def test_a_long_review_gets_no_link(page: Page, address: str) -> None:
     draw = random.Random(1)
     ask(page, "".join(draw.choice("abcdefghijklmnopqrstuvwxyz    ") for _ in range(20_000)))
     page.click("#copy")
@@ -437,7 +437,7 @@ def packed(text: bytes) -> str:
         (504, "deadline", "did not answer in time", True),
     ],
 )
-def test_an_error_has_plain_words_and_the_text_stays(page: Page, status: int, code: str, words: str, may_help_to_repeat: bool) -> None:
+def test_an_error_is_explained_and_the_text_is_kept(page: Page, status: int, code: str, words: str, may_help_to_repeat: bool) -> None:
     problem = {"error": {"code": code, "message": "m", "field": None}, "request_id": "abc"}
     page.route("**/v1/score", lambda route: route.fulfill(status=status, json=problem, headers={"Retry-After": "7"}))
     page.fill("#text", MIXED)
@@ -453,7 +453,7 @@ def test_an_error_has_plain_words_and_the_text_stays(page: Page, status: int, co
         expect(page.locator("#trouble button")).to_be_hidden()
 
 
-def test_an_answer_that_is_no_json_is_an_error_like_another(page: Page) -> None:
+def test_a_response_that_is_not_json_is_shown_as_an_error(page: Page) -> None:
     page.route("**/v1/score", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
     page.fill("#text", MIXED)
     page.click("#score")
@@ -478,7 +478,7 @@ def test_a_review_that_cannot_be_scored_is_an_error(page: Page, text: str, words
     expect(page.locator("#text")).to_have_value(text)
 
 
-def test_a_key_is_requested_and_kept_in_the_tab_alone(browser: Browser, locked: str) -> None:
+def test_a_key_is_requested_and_kept_only_in_the_tab(browser: Browser, locked: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -499,7 +499,7 @@ def test_a_key_is_requested_and_kept_in_the_tab_alone(browser: Browser, locked: 
         ask(page, MIXED)
 
 
-def test_a_request_that_needed_a_key_is_repeated_with_it(browser: Browser, locked: str) -> None:
+def test_a_request_that_needs_a_key_is_sent_again_with_it(browser: Browser, locked: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -552,7 +552,7 @@ def test_a_word_under_the_pointer_shows_its_numbers(page: Page, scorer: Scorer) 
     expect(page.locator("#tip.shown")).to_have_count(0)
 
 
-def test_the_table_says_what_is_drawn(page: Page, scorer: Scorer) -> None:
+def test_the_table_has_the_drawn_values(page: Page, scorer: Scorer) -> None:
     ask(page, MIXED)
     page.click("summary")
     sentence = (answered(scorer, MIXED).sentences or ())[0]
@@ -564,7 +564,7 @@ def test_the_table_says_what_is_drawn(page: Page, scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 360])
-def test_axe_finds_nothing(browser: Browser, address: str, theme: Any, width: int) -> None:
+def test_axe_finds_no_accessibility_problem(browser: Browser, address: str, theme: Any, width: int) -> None:
     with watched(browser, address, viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce") as page:
         assert violations(page) == []
         ask(page, MARKED_UP + EMOJI + RIGHT_TO_LEFT + INVISIBLE)
@@ -590,14 +590,14 @@ def test_the_switch_is_remembered(page: Page) -> None:
     assert page.evaluate(paper) == dark != light
 
 
-def test_nothing_moves_with_reduced_motion(browser: Browser, address: str) -> None:
+def test_reduced_motion_disables_animations(browser: Browser, address: str) -> None:
     with watched(browser, address, reduced_motion="reduce") as page:
         ask(page, MIXED)
         moving = "all => all.filter(one => parseFloat(getComputedStyle(one).transitionDuration) > 0).length"
         assert page.locator("*").evaluate_all(moving) == 0
 
 
-def test_the_page_has_the_colours_of_the_offline_page() -> None:
+def test_the_page_has_the_same_colours_as_the_offline_page() -> None:
     offline = (Path(han.__file__).parent / "explain" / "page.css").read_text()
     style = (Path(serve.__file__ or "").parent / "page" / "page.css").read_text()
     for name in ("paper", "ink", "quiet", "faint", "rule", "track", "bar", "rest"):

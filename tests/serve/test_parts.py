@@ -51,7 +51,7 @@ def scorer(tiny_model: Path) -> Scorer:
 
 
 @pytest.mark.parametrize("label", ['a "quoted"\nlabel', "\u00e9toile"])
-def test_answers_are_the_json_of_the_scores(scorer: Scorer, label: str) -> None:
+def test_results_are_the_json_of_the_scores(scorer: Scorer, label: str) -> None:
     texts = ["The film was good.", "...", "Not dull! I loved it, the film.", "bad"]
     details: list[AnswerDetail] = ["words", "words", "sentences", "exact_words"]
     labels = (label, "positive")
@@ -114,7 +114,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-def test_texts_gather_while_a_batch_is_scored_and_form_the_next_batch() -> None:
+def test_texts_that_arrive_during_a_batch_form_the_next_batch() -> None:
     bench = Bench()
 
     async def main() -> None:
@@ -131,7 +131,7 @@ def test_texts_gather_while_a_batch_is_scored_and_form_the_next_batch() -> None:
     assert bench.batches == [["first"], [f"text {number}" for number in range(5)]]
 
 
-def test_a_batch_holds_no_more_tokens_than_fit_unless_a_text_has_more() -> None:
+def test_a_batch_keeps_its_token_limit_unless_one_text_exceeds_it() -> None:
     bench = Bench()
     bench.release.set()
     texts = ["a" * 160, "b" * 160, "c" * 160, "d" * 800, "e" * 40]
@@ -161,7 +161,7 @@ def test_short_texts_do_not_wait_for_long_ones() -> None:
     asyncio.run(main())
 
 
-def test_a_text_whose_caller_has_left_is_not_scored() -> None:
+def test_a_text_whose_caller_disconnected_is_not_scored() -> None:
     bench = Bench()
 
     async def main() -> None:
@@ -196,7 +196,7 @@ def test_an_error_in_one_batch_reaches_its_callers_and_the_next_batch_is_scored(
     asyncio.run(main())
 
 
-def test_a_batch_that_does_not_end_is_known() -> None:
+def test_a_hanging_batch_is_detected() -> None:
     bench = Bench()
 
     async def main() -> None:
@@ -212,7 +212,7 @@ def test_a_batch_that_does_not_end_is_known() -> None:
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_piece_of_a_batch_job_that_does_not_end_is_known_even_if_its_caller_leaves(leaves: bool) -> None:
+def test_a_hanging_piece_of_a_batch_job_is_detected_even_if_its_caller_leaves(leaves: bool) -> None:
     release = threading.Event()
 
     async def main() -> None:
@@ -229,7 +229,7 @@ def test_a_piece_of_a_batch_job_that_does_not_end_is_known_even_if_its_caller_le
     asyncio.run(main())
 
 
-def test_an_isolated_request_is_scored_with_nothing_beside_it() -> None:
+def test_an_isolated_request_is_scored_alone() -> None:
     bench = Bench()
     order: list[str] = []
 
@@ -256,7 +256,7 @@ def test_an_isolated_request_is_scored_with_nothing_beside_it() -> None:
     assert order == ["begin", "job"]
 
 
-def test_a_batch_job_waits_for_requests_but_not_for_ever() -> None:
+def test_a_batch_job_yields_to_requests_for_a_limited_time() -> None:
     bench = Bench()
 
     async def main() -> float:
@@ -284,7 +284,7 @@ def test_one_batch_job_runs_at_a_time() -> None:
     assert order == [*"aaabbbccc"]
 
 
-def test_pieces_of_a_chunk_are_all_its_texts_in_order() -> None:
+def test_the_pieces_of_a_chunk_hold_all_its_texts_in_order() -> None:
     texts = ["a" * 40, "b" * 40, "c" * 4_000, "d", "e"]
     cut = pieces(texts, 24)
     assert [text_ for piece in cut for text_ in piece] == texts
@@ -292,7 +292,7 @@ def test_pieces_of_a_chunk_are_all_its_texts_in_order() -> None:
     assert pieces([], 24) == [[]]
 
 
-def test_joined_pieces_are_the_answer_to_the_whole(scorer: Scorer) -> None:
+def test_joined_pieces_equal_the_result_of_the_whole(scorer: Scorer) -> None:
     texts = ["The film was good.", "...", "Not dull!", "I loved it. The film was bad.", "!", "good"]
     whole = scorer.score_flat(texts)
     parts = join([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
@@ -361,13 +361,13 @@ def call(handle: FakeHandle, *, retries: int = 2) -> tuple[Answers | tuple[int, 
 
 
 @pytest.mark.parametrize("outcomes", [(DIED, ANSWERS), (AWAY, DIED, ANSWERS)])
-def test_a_request_whose_replica_died_is_sent_again(outcomes: tuple[Any, ...]) -> None:
+def test_a_request_whose_replica_died_is_retried(outcomes: tuple[Any, ...]) -> None:
     answer, metrics = call(FakeHandle(*outcomes))
     assert answer == Answers(results=[b"{}"], model="one", retries=len(outcomes) - 1)
     assert metrics.counts["han_retries_total"] == len(outcomes) - 1
 
 
-def test_after_a_death_a_request_is_isolated_with_a_new_ticket_each_time() -> None:
+def test_a_request_is_isolated_with_a_new_ticket_after_each_death() -> None:
     handle = FakeHandle(DIED, DIED, ANSWERS)
     call(handle)
     first, second, third = handle.tickets
@@ -375,19 +375,19 @@ def test_after_a_death_a_request_is_isolated_with_a_new_ticket_each_time() -> No
     assert len({first, second, third}) == 3
 
 
-def test_a_request_that_ends_its_replica_alone_is_a_clear_error_and_is_not_sent_again() -> None:
+def test_a_request_that_kills_its_replica_alone_is_an_error_and_not_retried() -> None:
     handle = FakeHandle(DIED, DIED, ANSWERS, begun=True)
     answer, metrics = call(handle, retries=5)
     assert (answer, handle.num_calls, metrics.counts["han_retries_total"]) == ((500, "model_crashed", None), 2, 1)
 
 
-def test_a_request_that_waited_beside_another_that_ends_the_replica_is_sent_again() -> None:
+def test_a_request_beside_one_that_kills_the_replica_is_retried() -> None:
     handle = FakeHandle(DIED, DIED, ANSWERS, begun=False)
     answer, _ = call(handle)
     assert answer == Answers(results=[b"{}"], model="one", retries=2)
 
 
-def test_a_request_without_an_answer_is_hedged() -> None:
+def test_a_slow_request_is_hedged() -> None:
     handle = FakeHandle("never", ANSWERS)
     answer, metrics = call(handle)
     assert answer == Answers(results=[b"{}"], model="one", retries=1)
@@ -396,7 +396,7 @@ def test_a_request_without_an_answer_is_hedged() -> None:
     assert handle.tickets == [None, None]
 
 
-def test_hedged_calls_end_with_their_budget() -> None:
+def test_hedging_stops_when_its_budget_is_used() -> None:
     number = int(BUDGET) + 10
     handle = FakeHandle(*["never"] * 3 * number)
 
@@ -412,26 +412,26 @@ def test_hedged_calls_end_with_their_budget() -> None:
     assert handle.num_calls == number + BUDGET
 
 
-def test_answers_refill_the_budget() -> None:
+def test_responses_refill_the_hedging_budget() -> None:
     replicas = Replicas(FakeHandle(ANSWERS), FakeHandle(), Metrics(), Options(), process="test")  # type: ignore[arg-type]
     replicas._budget = 3.0
     asyncio.run(replicas.score(["good"], "words"))
     assert replicas._budget == pytest.approx(3.1)
 
 
-def test_after_the_last_retry_it_is_503() -> None:
+def test_a_request_is_503_after_the_last_retry() -> None:
     handle = FakeHandle(DIED, DIED, DIED, ANSWERS)
     answer, metrics = call(handle)
     assert (answer, handle.num_calls, metrics.counts["han_retries_total"]) == ((503, "unavailable", 1), 3, 2)
 
 
-def test_with_retries_off_a_death_is_503() -> None:
+def test_a_death_is_503_with_retries_off() -> None:
     handle = FakeHandle(DIED, ANSWERS)
     assert call(handle, retries=0)[0] == (503, "unavailable", 1)
     assert handle.num_calls == 1
 
 
-def test_a_fault_is_not_tried_again() -> None:
+def test_a_fault_is_not_retried() -> None:
     handle = FakeHandle(RuntimeError("a fault"), ANSWERS)
     with pytest.raises(RuntimeError):
         call(handle)
@@ -447,7 +447,7 @@ def test_a_full_queue_is_429() -> None:
     assert (answer, metrics.counts["han_shed_total"]) == ((429, "too_many_requests", 1), 1)
 
 
-def test_a_call_whose_caller_has_left_is_cancelled() -> None:
+def test_a_call_whose_caller_disconnected_is_cancelled() -> None:
     handle = FakeHandle("never")
 
     async def main() -> None:
@@ -462,7 +462,7 @@ def test_a_call_whose_caller_has_left_is_cancelled() -> None:
 # Scores that are no probabilities
 
 
-def test_only_texts_without_a_probability_fail_and_the_replica_is_unhealthy(scorer: Scorer) -> None:
+def test_only_texts_with_an_invalid_probability_fail_and_the_replica_becomes_unhealthy(scorer: Scorer) -> None:
     replica, bench = Model.__new__(Model), Bench()
     replica._scorer, replica._is_invalid, replica._queue = scorer, False, bench.queue()
     replica.check_health()
@@ -507,11 +507,11 @@ def deployed(monkeypatch: pytest.MonkeyPatch, *outcomes: Any) -> batch_client.De
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), BackPressureError(1, 1)])
-def test_a_busy_service_is_retried_by_a_batch_job(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_batch_job_retries_a_busy_service(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     assert deployed(monkeypatch, error, error, "scored").score_flat(["good"]) == "scored"
 
 
-def test_a_service_that_never_answers_ends_a_batch_job_with_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_never_answers_ends_a_batch_job_with_a_system_error(monkeypatch: pytest.MonkeyPatch) -> None:
     client = deployed(monkeypatch, TimeoutError(), TimeoutError())
     monkeypatch.setattr(batch_client, "OUTAGE_S", -1.0)
     with pytest.raises(ConnectionRefusedError, match="no replica of han answers") as raised:
@@ -544,7 +544,7 @@ def read(exported: str) -> dict[str, float]:
     return {f"{sample.name}{sorted(sample.labels.items())}": sample.value for family in families for sample in family.samples}
 
 
-def test_the_sum_is_over_all_processes_and_reads_as_prometheus() -> None:
+def test_metrics_are_summed_over_all_processes_and_parse_as_prometheus_text() -> None:
     total = TotalMetrics()
     total.put("a", counted(3, in_flight=1).state())
     total.put("b", counted(4, in_flight=2).state())
@@ -557,14 +557,14 @@ def test_the_sum_is_over_all_processes_and_reads_as_prometheus() -> None:
     assert found["han_request_seconds_sum[('route', '/v1/score')]"] == pytest.approx(0.21)
 
 
-def test_a_state_that_comes_twice_counts_once() -> None:
+def test_a_repeated_state_counts_once() -> None:
     total = TotalMetrics()
     for number in (1, 3, 3):
         total.put("a", counted(number).state())
     assert read(total.text())["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3
 
 
-def test_counts_of_a_dead_process_stay_and_its_gauges_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_of_a_dead_process_are_kept_and_its_gauges_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     total = TotalMetrics()
     total.put("dead", counted(5, in_flight=5).state())
     monkeypatch.setattr(metrics_module, "_SILENT_S", -1.0)
@@ -573,7 +573,7 @@ def test_counts_of_a_dead_process_stay_and_its_gauges_go(monkeypatch: pytest.Mon
     assert not any(name.startswith("han_requests_in_flight") for name in found)
 
 
-def test_processes_that_ended_long_ago_are_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_ended_long_ago_are_merged_into_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     total, now_s = TotalMetrics(), 0.0
     monkeypatch.setattr(metrics_module, "time", SimpleNamespace(monotonic=lambda: now_s))
     for number in range(1_000):
@@ -585,12 +585,12 @@ def test_processes_that_ended_long_ago_are_one_sum(monkeypatch: pytest.MonkeyPat
     assert found["han_requests_in_flight[]"] == 1
 
 
-def test_refusals_and_retries_are_sent_as_0_from_the_start_so_that_the_first_is_a_rise() -> None:
+def test_refusals_and_retries_start_at_0() -> None:
     found = read(TotalMetrics().text())
     assert found == {"han_shed_total[]": 0, "han_retries_total[]": 0}
 
 
-def test_every_series_belongs_to_a_family_that_is_described() -> None:
+def test_every_series_belongs_to_a_described_family() -> None:
     metrics = counted(1, in_flight=1)
     exported = text(metrics.state())
     for series in (*metrics.counts, *metrics.gauges):
@@ -601,7 +601,7 @@ def test_every_series_belongs_to_a_family_that_is_described() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "short\n", "long-enough-for-a-key\nshort\n", None])
-def test_a_file_without_good_keys_is_a_mistake(tmp_path: Path, content: str | None) -> None:
+def test_a_file_without_valid_keys_is_a_mistake(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_text(content)
@@ -609,7 +609,7 @@ def test_a_file_without_good_keys_is_a_mistake(tmp_path: Path, content: str | No
         Keys(path)
 
 
-def test_a_file_of_keys_that_is_half_written_leaves_the_old_ones_in_force(tmp_path: Path) -> None:
+def test_a_partly_written_key_file_keeps_the_old_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("long-enough-for-a-key\n")
     keys = Keys(path)
@@ -618,12 +618,12 @@ def test_a_file_of_keys_that_is_half_written_leaves_the_old_ones_in_force(tmp_pa
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost", None])
-def test_on_loopback_no_key_is_needed(host: str | None) -> None:
+def test_no_key_is_needed_on_loopback(host: str | None) -> None:
     check_exposure(host, Options())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "", "example.org"])  # noqa: S104 - to be refused
-def test_beyond_loopback_a_key_or_insecure_is_needed(host: str) -> None:
+def test_a_key_or_insecure_is_needed_outside_loopback(host: str) -> None:
     with pytest.raises(Mistake, match="api_keys_file"):
         check_exposure(host, Options())
     check_exposure(host, Options(api_keys_file="keys"))
@@ -638,7 +638,9 @@ def test_options_out_of_range_or_unknown_are_refused(wrong: dict[str, Any]) -> N
         Options(**wrong)
 
 
-def test_a_taken_port_is_one_line_before_ray_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_of_one_line_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("sys.argv", ["jobs.serve", f"--port={port}"])
@@ -648,7 +650,7 @@ def test_a_taken_port_is_one_line_before_ray_starts(monkeypatch: pytest.MonkeyPa
     assert (exited.value.code, printed.err.count("\n"), "starting Ray" in printed.out) == (2, 1, False)
 
 
-def test_a_model_that_does_not_exist_is_one_line_before_ray_starts(
+def test_a_missing_model_is_an_error_of_one_line_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["jobs.serve", "--model", "nowhere", "--port=0"])
@@ -662,7 +664,7 @@ def test_serve_sees_the_type_of_the_options() -> None:
     assert inspect.signature(build).parameters["options"].annotation is Options
 
 
-def test_a_model_that_is_not_there_is_a_mistake() -> None:
+def test_a_missing_model_is_a_mistake() -> None:
     with pytest.raises(Mistake, match="no model at"):
         build(Options(model="nowhere"))
 
@@ -671,12 +673,12 @@ def test_every_option_is_described() -> None:
     assert [name for name, field in Options.model_fields.items() if not field.description] == []
 
 
-def test_values_from_a_command_line_are_taken() -> None:
+def test_values_from_the_command_line_are_accepted() -> None:
     assert Options.model_validate({"retries": "0", "deadline_s": "2.5", "insecure": "true"}) == Options(
         retries=0, deadline_s=2.5, insecure=True
     )
 
 
-def test_a_score_has_all_its_fields_in_the_document() -> None:
+def test_the_document_has_all_fields_of_a_score() -> None:
     document = json.loads((ROOT / "serve" / "openapi.json").read_text())
     assert set(document["components"]["schemas"]["Score"]["properties"]) == set(Score.__dataclass_fields__)

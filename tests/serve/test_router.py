@@ -1,4 +1,4 @@
-"""Which replica gets a call, without Ray: a silent one is avoided until it answers a probe."""
+"""The choice of a replica, without Ray: a silent replica is avoided until it answers a probe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_one_acknowledgement_is_enough(owed: Acknowledgements, clock: Clock) -> 
     assert not owed.is_silent(ONE)
 
 
-def test_replicas_that_are_gone_are_forgotten(owed: Acknowledgements, clock: Clock) -> None:
+def test_removed_replicas_are_forgotten(owed: Acknowledgements, clock: Clock) -> None:
     owed.sent(ONE)
     owed.sent(TWO)
     clock.now_s += SILENT_S + 1
@@ -166,7 +166,7 @@ def test_an_acknowledgement_ends_the_silence() -> None:
     run(case, Replica(ONE), Replica(TWO))
 
 
-def test_if_all_replicas_are_silent_all_are_chosen() -> None:
+def test_all_replicas_are_chosen_if_all_are_silent() -> None:
     never = asyncio.Event()
 
     async def case(router: ResponsiveRouter, clock: Clock) -> None:
@@ -195,7 +195,7 @@ def test_a_dead_replica_is_replaced_by_its_successor() -> None:
     run(case, dead, Replica(TWO))
 
 
-def test_a_whole_request_finds_a_replica() -> None:
+def test_a_complete_request_finds_a_replica() -> None:
     async def case(router: ResponsiveRouter, clock: Clock) -> None:
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1

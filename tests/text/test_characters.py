@@ -7,7 +7,7 @@ from han.text import characters
 from han.text.characters import CASE_SHIFT, CODE_POINTS, character_table
 
 
-def test_every_code_point_has_the_classes_that_python_and_regex_give_it() -> None:
+def test_every_code_point_has_the_classes_of_python_and_regex() -> None:
     table = character_table().tolist()
     text = "".join(map(chr, range(CODE_POINTS)))
     for kind, pattern in ((characters.WORD, r"\w"), (characters.SPACE, r"\s"), (characters.DIGIT, r"\d")):
@@ -22,7 +22,7 @@ def test_every_code_point_has_the_classes_that_python_and_regex_give_it() -> Non
         assert all(bool(entry & kind) == bool(holds(one)) for one, entry in zip(text, table, strict=True))
 
 
-def test_the_lower_case_is_pythons_unless_it_is_unsure() -> None:
+def test_lower_case_equals_that_of_python_unless_it_is_marked_unsure() -> None:
     table = character_table().tolist()
     unsure = [chr(code) for code, entry in enumerate(table) if entry & characters.UNSURE]
     assert unsure == ["\u0130", "\u03a3"]

@@ -24,7 +24,7 @@ def test_a_review_becomes_ids_spans_and_lengths() -> None:
     assert encoded.spans[1].tolist() == [2, 7]
 
 
-def test_many_reviews_become_the_numbers_that_each_has_alone() -> None:
+def test_a_batch_encodes_like_its_reviews_alone() -> None:
     texts = ["I LOVED it. Truly!", "...", "It.", "x" * 60_000, "Loved <br/> it. \u0130"]
     batch = ENCODER.encode_batch(texts)
     alone = [encoded for encoded in map(ENCODER.encode, texts) if isinstance(encoded, Encoded)]
@@ -38,7 +38,7 @@ def test_many_reviews_become_the_numbers_that_each_has_alone() -> None:
     assert batch.num_unknown.tolist() == [2, 0, 1]
 
 
-def test_an_encoder_travels_to_another_process_without_its_tables() -> None:
+def test_a_copy_of_an_encoder_has_no_tables() -> None:
     encoder = Encoder(TextConfig(), None, VOCAB)
     encoder.warm_up()
     encoder.encode("I loved it \u0130")
@@ -47,11 +47,11 @@ def test_an_encoder_travels_to_another_process_without_its_tables() -> None:
     assert set(vars(copy.copy(VOCAB))) == {"words", "_ids"}
 
 
-def test_refusals_pass_through() -> None:
+def test_refusals_are_returned() -> None:
     assert isinstance(ENCODER.encode("..."), Refusal)
 
 
-def test_the_fingerprint_changes_with_whatever_changes_an_id() -> None:
+def test_the_fingerprint_changes_with_every_setting_that_changes_an_id() -> None:
     same = Encoder(TextConfig(), None, Vocab(VOCAB.words))
     others = [
         Encoder(TextConfig(max_tokens=9), None, VOCAB),
@@ -83,7 +83,7 @@ def test_the_import_of_the_encoder_loads_neither_numba_nor_nltk() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_texts_that_never_repeat_leave_nothing_behind() -> None:
+def test_texts_without_repetition_do_not_grow_memory() -> None:
     process = psutil.Process()
     encoder = Encoder(TextConfig(), learn_punkt(["Mr. Smith went to St. Paul. He liked it there."]), VOCAB)
     sizes_mb = []

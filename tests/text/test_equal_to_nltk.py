@@ -82,18 +82,18 @@ def check(name: str, texts: Sequence[str]) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=6))
-def test_any_texts_are_cut_as_by_nltk(name: str, texts: list[str]) -> None:
+def test_any_text_is_tokenised_like_nltk(name: str, texts: list[str]) -> None:
     check(name, texts)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_hostile_texts_are_cut_as_by_nltk(name: str) -> None:
+def test_hostile_texts_are_tokenised_like_nltk(name: str) -> None:
     check(name, [case.text(3_000) for case in REVIEWS] + [make(3_000) for make in PROBES.values()])
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
-def test_the_loops_blank_the_tags_that_the_regular_expressions_match(text: str) -> None:
+def test_the_loops_blank_the_same_tags_as_the_regular_expressions(text: str) -> None:
     for rule in ("html", "any"):
         chunk = compiled.Chunk([text], compiled.rules(TextConfig(tags=rule)), compiled.knowledge(None))
         assert chunk.chars.tobytes().decode("utf-32-le", "surrogatepass") == blank_tags(text, rule)
@@ -101,7 +101,7 @@ def test_the_loops_blank_the_tags_that_the_regular_expressions_match(text: str) 
 
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
-def test_ids_are_those_of_the_oracles_words(text: str) -> None:
+def test_ids_equal_those_of_the_words_of_nltk(text: str) -> None:
     vocab = Vocab(["<unk>", "the", ".", "good", "mr", "i\u0307", "\u03bf\u03b4\u03bf\u03c2", "\u03c2", "\U0001f600", "a\u0301", "br"])
     batch = Encoder(TextConfig(), learnt(), vocab).encode_batch([text])
     tokens = both("learnt")[1].tokenise(text)
@@ -109,7 +109,7 @@ def test_ids_are_those_of_the_oracles_words(text: str) -> None:
     assert batch.num_unknown.sum() == np.count_nonzero(batch.token_ids == 0)
 
 
-def test_reviews_in_several_groups_come_back_in_their_order() -> None:
+def test_reviews_in_several_groups_keep_their_order() -> None:
     long = "It was good. " * (CHUNK_CHARACTERS // 30)
     texts = [long, "", "\u03a3 first.", long, "Mr. Smith.", "\u0130", long, "...", "end"]
     config = TextConfig(max_characters=CHUNK_CHARACTERS)
@@ -118,9 +118,7 @@ def test_reviews_in_several_groups_come_back_in_their_order() -> None:
     assert rows(batch, words.words, len(texts)) == [by_oracle(Oracle(config, None), text) for text in texts]
 
 
-def test_without_numba_the_oracle_answers_and_one_warning_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nltk_is_used_without_numba_and_one_warning_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken(config: TextConfig) -> None:
         raise ImportError("No module named 'numba'")
 
@@ -134,7 +132,7 @@ def test_without_numba_the_oracle_answers_and_one_warning_is_logged(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_the_classes_of_punctuation_are_those_of_nltk() -> None:
+def test_the_classes_of_punctuation_equal_those_of_nltk() -> None:
     variables = PunktLanguageVars()
     every = [chr(code) for code in range(0x3000)]
     ends = {character for character in every if _matches(variables._re_non_word_chars, character)}
@@ -146,7 +144,7 @@ def test_the_classes_of_punctuation_are_those_of_nltk() -> None:
 
 
 def test_the_other_rules_of_nltk_have_not_changed() -> None:
-    """A change in NLTK shows here first. Then han/text/kernel.py has to follow it."""
+    """If NLTK changes, this test fails, and han/text/kernel.py must be adapted."""
     assert PunktLanguageVars.sent_end_chars == (".", "?", "!")
     assert PunktLanguageVars._re_multi_char_punct == r"(?:\-{2,}|\.{2,}|(?:\.\s){2,}\.)"
     assert tuple(";:,.!?") == PunktSentenceTokenizer.PUNCTUATION

@@ -36,7 +36,7 @@ def test_processes_that_start_together_share_an_empty_cache(tmp_path: Path) -> N
     assert len(list(cache.glob("kernel.build_pairs-*.nbi"))) == 1
 
 
-def test_without_a_folder_for_the_cache_each_process_compiles_for_itself(tmp_path: Path) -> None:
+def test_each_process_compiles_for_itself_without_a_cache_folder(tmp_path: Path) -> None:
     cache = copy_of_package(tmp_path)
     cache.write_text("a file, so it cannot be a folder")
     assert start(tmp_path).communicate(timeout=100) == (f"{tmp_path}/han/text/kernel.py 16\n", "")
@@ -54,7 +54,7 @@ def _twice(number: int) -> int:
     return 2 * number
 
 
-def test_a_function_is_compiled_once_whatever_the_texts() -> None:
+def test_a_function_is_compiled_once_for_all_texts() -> None:
     config = TextConfig(max_sentences=3, max_tokens=9, tags="any")
     for encoder in (Encoder(TextConfig(), None, Vocab(["<unk>"])), Encoder(config, None, Vocab(["<unk>", "a"]))):
         for texts in (["one"], ["", "two. Three.", "four"], ["\u0130 five", "six"]):

@@ -32,11 +32,11 @@ def test_a_tag_of_html_is_blanked(tag: str) -> None:
         *("a < b > c", "<>", "</>", "< br>", "<br", "<b <", "<brr>", "<-- x -->", "<!-- x -->", "<\u212abd>", "<\u017f>", "<o:p>", "<1>"),
     ],
 )
-def test_what_is_no_tag_of_html_keeps_its_words(text: str) -> None:
+def test_text_that_is_not_an_html_tag_keeps_its_words(text: str) -> None:
     assert blank_tags(text) == text
 
 
-def test_version_0_1_0_blanked_whatever_looks_like_a_tag() -> None:
+def test_the_rule_of_version_0_1_0_blanks_everything_like_a_tag() -> None:
     assert blank_tags("5 <what a cast></x><!y> <3 <!-- x", "any") == "5" + " " * 22 + " <3 <!-- x"
 
 

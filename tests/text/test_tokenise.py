@@ -30,7 +30,7 @@ def test_every_span_slices_its_word_out_of_the_raw_text(text: str) -> None:
         assert (np.diff(found.spans.reshape(-1)) >= 0).all()
 
 
-def test_texts_whose_words_never_repeat_leave_nothing_behind() -> None:
+def test_texts_whose_words_never_repeat_do_not_grow_memory() -> None:
     tokeniser = Oracle(TextConfig(), learn_punkt(["Mr. Smith went to St. Paul. He liked it there."]))
     orthography = tokeniser._sentences._params.ortho_context
     before = dict(orthography)
@@ -39,13 +39,13 @@ def test_texts_whose_words_never_repeat_leave_nothing_behind() -> None:
     assert dict(orthography) == before
 
 
-def test_nothing_but_white_space_and_tags_is_dropped() -> None:
+def test_only_white_space_and_tags_are_dropped() -> None:
     text = "I loved it.<br /><br />Not dull! 10/10 <b>really</b>..."
     assert tokens(text).words == ["i", "loved", "it", ".", "not", "dull", "!", "10", "/", "10", "really", "..."]
     assert tokens(text).sentence_lengths.tolist() == [4, 3, 5]
 
 
-def test_tags_are_blanked_to_equal_length_and_a_heart_is_no_tag() -> None:
+def test_tags_are_blanked_to_equal_length_and_a_heart_is_not_a_tag() -> None:
     assert blank_tags("a<br />b <3 c</i>") == "a" + " " * 6 + "b <3 c" + " " * 4
 
 
@@ -66,7 +66,7 @@ def test_the_limit_of_characters_is_inclusive() -> None:
     assert tokeniser.tokenise("abcdef").reason == "too_long"  # type: ignore[union-attr]
 
 
-def test_what_the_limits_cut_is_counted() -> None:
+def test_text_beyond_the_limits_is_counted() -> None:
     tokeniser = Tokeniser(TextConfig(max_sentences=1, max_tokens=2), None)
     found = tokens("One two three. Four five.", tokeniser)
     assert found.words == ["one", "two"]

@@ -43,12 +43,12 @@ def similarity(one: Float32s, other: Float32s) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-def test_words_of_one_company_end_up_closer_than_words_of_two(corpus: Path) -> None:
+def test_words_of_similar_contexts_have_closer_vectors(corpus: Path) -> None:
     _, good, fine, bad, awful, *_ = train(corpus, WORDS + PLEASANT + UNPLEASANT, epochs=150)
     assert min(similarity(good, fine), similarity(bad, awful)) > max(similarity(good, bad), similarity(fine, awful))
 
 
-def test_every_word_has_a_row_and_those_the_text_does_not_hold_keep_their_random_one(corpus: Path) -> None:
+def test_every_word_has_a_row_and_unseen_words_keep_their_random_row(corpus: Path) -> None:
     trained, untrained = train(corpus), vectors.random(len(WORDS), 8, seed=1)
     assert (trained.dtype, trained.shape) == (np.float32, (6, 8))
     np.testing.assert_array_equal((trained == untrained).all(axis=1), [True, False, False, False, False, True])
@@ -63,7 +63,7 @@ def test_several_threads_train_the_same_rows(corpus: Path) -> None:
     np.testing.assert_array_equal((train(corpus, num_threads=2) == untrained).all(axis=1), [True, False, False, False, False, True])
 
 
-def test_a_line_over_gensims_limit_of_10_000_words_is_trained_to_its_end(tmp_path: Path) -> None:
+def test_a_line_over_the_gensim_limit_of_10_000_words_is_used_completely(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     others = tuple(f"word{number}" for number in range(12_000))  # all different: repeated ones would be thinned out before the limit
     path.write_text(" ".join(others) + " good fine" * 500 + "\n")
@@ -71,18 +71,18 @@ def test_a_line_over_gensims_limit_of_10_000_words_is_trained_to_its_end(tmp_pat
     assert np.abs(train(path, WORDS + others)[1:3]).max() > 2 * first_values_within
 
 
-def test_progress_is_told_after_each_pass(corpus: Path) -> None:
+def test_progress_is_reported_after_each_pass(corpus: Path) -> None:
     told: list[tuple[int, int]] = []
     train(corpus, progress=lambda epoch, epochs: told.append((epoch, epochs)))
     assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
-def test_a_vocabulary_of_only_the_unknown_word_is_random(corpus: Path) -> None:
+def test_a_vocabulary_of_only_the_unknown_word_gets_random_vectors(corpus: Path) -> None:
     np.testing.assert_array_equal(train(corpus, ("<unk>",)), vectors.random(1, 8, seed=1))
 
 
 @pytest.mark.parametrize("text", [PLAIN, "3 3\n" + PLAIN], ids=["GloVe, no header", "fastText, header"])
-def test_a_word_of_the_file_gets_its_vector_and_a_missing_word_its_random_one(tmp_path: Path, text: str) -> None:
+def test_a_word_of_the_file_gets_its_vector_and_a_missing_word_a_random_one(tmp_path: Path, text: str) -> None:
     loaded, num_found = vectors.load_file(write(tmp_path, text), WORDS, seed=2)
     expected = vectors.random(len(WORDS), 3, seed=2)
     expected[1], expected[3] = [1, 2, 3], [-1, -2, -3]
@@ -90,19 +90,19 @@ def test_a_word_of_the_file_gets_its_vector_and_a_missing_word_its_random_one(tm
     assert (loaded.dtype, num_found) == (np.float32, 2)
 
 
-def test_trailing_spaces_empty_lines_and_words_with_spaces_do_no_harm(tmp_path: Path) -> None:
+def test_trailing_spaces_empty_lines_and_words_with_spaces_are_accepted(tmp_path: Path) -> None:
     text = "3 3\n. . . 9 9 9\ngood 1 2 3 \n\nname at x@example.org 9 9 9\ncafé 4 5 6"
     loaded, num_found = vectors.load_file(write(tmp_path, text), ("<unk>", "good", "café", "."), seed=2)
     np.testing.assert_array_equal(loaded[1:3], [[1, 2, 3], [4, 5, 6]])
     assert num_found == 2
 
 
-def test_of_a_word_that_the_file_repeats_the_first_vector_counts(tmp_path: Path) -> None:
+def test_the_first_vector_of_a_repeated_word_is_used(tmp_path: Path) -> None:
     loaded, _ = vectors.load_file(write(tmp_path, "good 1 2 3\ngood 4 5 6\n"), WORDS, seed=2)
     np.testing.assert_array_equal(loaded[1], [1, 2, 3])
 
 
-def test_reading_leaves_the_https_context_the_terminal_and_the_folder_as_they_were(
+def test_reading_does_not_change_the_https_context_the_terminal_or_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, context = write(tmp_path, PLAIN), ssl._create_default_https_context
@@ -126,7 +126,7 @@ def test_reading_leaves_the_https_context_the_terminal_and_the_folder_as_they_we
         ("unheard 1 2 3\n", "none of the vocabulary's 6 words"),
     ],
 )
-def test_a_file_that_is_not_one_of_vectors_is_a_mistake_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_vectors_is_a_mistake_of_one_line(tmp_path: Path, text: str, message: str) -> None:
     context = ssl._create_default_https_context
     with pytest.raises(Mistake, match=message) as caught:
         vectors.load_file(write(tmp_path, text), WORDS, seed=2)

@@ -1,4 +1,4 @@
-"""Trainings that diverge, and state files that are written whole."""
+"""Diverging trainings, and atomically written state files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_training_stops_at_the_first_step_whose_gradient_is_not_finite() -> None
     assert all(torch.isfinite(parameter).all() for parameter in student.network.parameters())
 
 
-def test_a_state_file_is_the_old_one_or_the_new_one_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_file_is_old_or_new_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "config.json", {"epochs": 1})
 
     def full(temporary: Path) -> None:

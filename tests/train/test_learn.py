@@ -90,7 +90,7 @@ def test_a_learner_resumes_from_its_state_with_the_same_result() -> None:
         torch.testing.assert_close(resumed.state()[name], tensor, atol=0, rtol=0)
 
 
-def test_the_time_that_waits_for_batches_is_counted() -> None:
+def test_waiting_time_for_batches_is_counted() -> None:
     def slow() -> Iterator[LabelledBatch]:
         for each in batched(reviews(20), 60):
             started = time.perf_counter()
@@ -161,7 +161,7 @@ def run_workers(target: object, out: Path) -> Iterator[dict[str, np.ndarray]]:
             yield dict(arrays)
 
 
-def test_two_workers_sum_the_gradients_one_worker_has(tmp_path: Path) -> None:
+def test_two_workers_sum_to_the_gradients_of_one_worker(tmp_path: Path) -> None:
     alone = summed_gradients(reviews(30))
     for together in run_workers(add_as_one_of, tmp_path):
         assert together.keys() == alone.keys()
@@ -169,7 +169,7 @@ def test_two_workers_sum_the_gradients_one_worker_has(tmp_path: Path) -> None:
             np.testing.assert_allclose(together[name], gradient, atol=1e-5, err_msg=name)
 
 
-def test_workers_with_unequal_shards_see_every_review_and_end_with_the_same_network(tmp_path: Path) -> None:
+def test_workers_with_unequal_shards_see_every_review_and_end_with_equal_networks(tmp_path: Path) -> None:
     first, second = run_workers(train_as_one_of, tmp_path)
     assert first["seen"] == second["seen"] == 101
     assert len(first["logits"]) == 101

@@ -1,4 +1,4 @@
-"""What trackers were told is what the run's history says, each epoch once, whatever happens to run and tracker."""
+"""Trackers receive each epoch of a run's history once, even if the run or the tracker fails."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_tensorboard_has_the_figures_of_the_history(tmp_path: Path) -> None:
     }  # float32 there
 
 
-def test_mlflow_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
+def test_mlflow_has_the_figures_of_the_history_and_a_resumed_run_continues(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     config = TrackConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db", name="a name", group="a sweep")
@@ -130,14 +130,14 @@ def test_mlflow_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_sam
     assert in_mlflow(tmp_path / "run", str(config.mlflow)) == in_history(lines(4))
 
 
-def test_another_mlflow_is_told_all_from_the_first_epoch(tmp_path: Path) -> None:
+def test_another_mlflow_server_receives_all_epochs(tmp_path: Path) -> None:
     one, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "other"))
     run(tmp_path / "run", TrackConfig(mlflow=one), lines(1))
     run(tmp_path / "run", TrackConfig(mlflow=other), behind=lines(2))  # killed at the very end: nothing was left to train
     assert in_mlflow(tmp_path / "run", other) == in_history(lines(2))
 
 
-def test_wandb_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
+def test_wandb_has_the_figures_of_the_history_and_a_resumed_run_continues(tmp_path: Path) -> None:
     config = TrackConfig(wandb="team/reviews", wandb_offline=True, group="a sweep")
     run(tmp_path / "run", config, lines(1), lines(2))
     run(tmp_path / "run", config, lines(2), lines(3))
@@ -150,7 +150,7 @@ def test_wandb_has_the_figures_of_the_history_and_a_run_that_goes_on_is_the_same
     assert {item.key: json.loads(item.value_json) for item in runs[0].config.update if item.key != "_wandb"} == track.flatten(SETTINGS)
 
 
-def test_no_tracker_is_told_a_path_of_this_machine(tmp_path: Path) -> None:
+def test_no_tracker_receives_a_path_of_this_machine(tmp_path: Path) -> None:
     config = TrackConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db", wandb="reviews", wandb_offline=True)
     run(tmp_path / "run", config, lines(1))
     records, _ = in_wandb(tmp_path / "run")
@@ -159,7 +159,7 @@ def test_no_tracker_is_told_a_path_of_this_machine(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(link(tmp_path / "run"))
 
 
-def test_a_tracker_that_is_gone_ends_nothing_and_is_complained_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_tracker_does_not_stop_the_run_and_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = TrackConfig(mlflow="http://127.0.0.1:9")  # discard: nobody listens
     with caplog.at_level(logging.WARNING, logger="han.train.track"):
         run(tmp_path / "run", config, lines(1), lines(2), lines(3))
@@ -172,7 +172,7 @@ def test_a_tracker_that_is_gone_ends_nothing_and_is_complained_of_once(tmp_path:
     assert in_mlflow(tmp_path / "run", str(here.mlflow)) == in_history(lines(4))
 
 
-def test_a_tracker_that_does_not_answer_holds_nobody(
+def test_a_tracker_that_does_not_answer_does_not_block_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import threading
@@ -185,7 +185,7 @@ def test_a_tracker_that_does_not_answer_holds_nobody(
     assert "MLflow has not taken all figures after 0 s" in caplog.text
 
 
-def test_a_tracker_that_is_not_installed_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_package_is_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Mistake, match=r"pip install 'han-on-ray\[wandb\]'"):
         claim(tmp_path, TrackConfig(wandb="reviews"))

@@ -1,4 +1,4 @@
-"""The page of a sweep: what it says of studies of every kind, and that nothing in a study can break out of it."""
+"""The page of a sweep: its content for all kinds of studies, and the escaping of their texts."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def section(html: str, title: str) -> str:
     return str(found)
 
 
-def test_the_page_says_what_was_tried_and_what_is_best(study: optuna.Study) -> None:
+def test_the_page_shows_the_trials_and_the_best_one(study: optuna.Study) -> None:
     text = Page(report(study)).text
     assert "7 trials: 4 done, 2 stopped early, 1 failed" in text
     assert re.search(r"development accuracy 87\.00% +trial +2", text)
@@ -113,7 +113,7 @@ def test_the_page_says_what_was_tried_and_what_is_best(study: optuna.Study) -> N
     assert "15 of 18 epochs were run: 17% saved" in text
 
 
-def test_the_page_says_that_the_best_of_many_is_an_optimist(study: optuna.Study) -> None:
+def test_the_page_warns_that_the_best_of_many_is_optimistic(study: optuna.Study) -> None:
     text = Page(report(study)).text
     assert "The best of 6 is an optimist." in text
     assert "The development split chose" in text
@@ -121,7 +121,7 @@ def test_the_page_says_that_the_best_of_many_is_an_optimist(study: optuna.Study)
     assert "No test split was opened" in text
 
 
-def test_other_seeds_of_the_best_settings_are_shown_with_mean_and_spread() -> None:
+def test_retrained_seeds_are_shown_with_mean_and_spread() -> None:
     again = {"scores": [0.85, 0.86], "mean": 0.855, "spread": 0.00707}
     text = Page(report(sweep(("COMPLETE", [0.8]), ("COMPLETE", [0.9]), retrained=again))).text
     assert "over 2 other seeds, its settings reached 85.50% on average, standard deviation 0.71 points" in text
@@ -129,7 +129,7 @@ def test_other_seeds_of_the_best_settings_are_shown_with_mean_and_spread() -> No
     assert "--retrain" not in text
 
 
-def test_every_trial_has_a_row_with_state_value_cost_and_what_differs_from_the_default(study: optuna.Study) -> None:
+def test_every_trial_has_a_row_with_state_value_cost_and_changed_settings(study: optuna.Study) -> None:
     table = rows(report(study))
     assert list(table) == [2, 5, 0, 6, 1, 4, 3]  # the best first, then those stopped, then the failed
     assert table[0] == "0 done 84.00% 3 - 12.3 - the default"
@@ -140,7 +140,7 @@ def test_every_trial_has_a_row_with_state_value_cost_and_what_differs_from_the_d
     assert table[3].endswith("ValueError: <b>it</b> & [31mdiverged")
 
 
-def test_a_setting_that_a_trial_does_not_have_is_said_to_be_unused(study: optuna.Study) -> None:
+def test_a_setting_that_a_trial_does_not_have_is_marked_unused(study: optuna.Study) -> None:
     html = report(study)
     (without, *_) = [trial.number for trial in study.trials if "model.sentence_hidden" not in trial.params]
     assert "model.sentence_hidden not used" in rows(html)[without]
@@ -148,7 +148,7 @@ def test_a_setting_that_a_trial_does_not_have_is_said_to_be_unused(study: optuna
         assert "not used" in section(html, "All settings of a trial at once")
 
 
-def test_charts_are_drawn_once_there_is_something_to_draw(study: optuna.Study) -> None:
+def test_charts_are_drawn_only_if_they_have_data(study: optuna.Study) -> None:
     html = report(study)
     for title in ("History", "Early stopping", "Which settings mattered", "All settings of a trial at once", "Setting by setting"):
         for drawn in re.findall(r"<svg.*?</svg>", section(html, title), flags=re.DOTALL):
@@ -159,21 +159,21 @@ def test_charts_are_drawn_once_there_is_something_to_draw(study: optuna.Study) -
     assert "<h2>Development against cost</h2>" not in html
 
 
-def test_settings_matter_by_all_trials_that_reached_something() -> None:
+def test_importances_use_all_trials_with_a_result() -> None:
     stopped = [("PRUNED", [0.5 + number / 100]) for number in range(6)]
     drawn = section(report(sweep(("COMPLETE", [0.9]), ("COMPLETE", [0.8]), ("FAIL", []), *stopped)), "Which settings mattered")
     assert "the best quarter of 8 trials" in drawn
     assert "train.learning_rate" in drawn
 
 
-def test_every_mark_is_a_link_to_its_trials_row(study: optuna.Study) -> None:
+def test_every_mark_links_to_the_row_of_its_trial(study: optuna.Study) -> None:
     page = Page(report(study))
     assert {link.removeprefix("#") for link in page.links} <= page.ids
     history = Page(section(report(study), "History"))
     assert history.links == {f"#trial-{trial.number}" for trial in study.trials}
 
 
-def test_the_page_asks_nobody_for_anything_and_runs_nothing(study: optuna.Study) -> None:
+def test_the_page_makes_no_request_and_runs_no_script(study: optuna.Study) -> None:
     html = report(study)
     assert not re.search(r"https?://|<script|<img|<link|@import|url\(|javascript:", html)
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
@@ -183,7 +183,7 @@ def test_the_page_asks_nobody_for_anything_and_runs_nothing(study: optuna.Study)
     assert not [tag for tag, given in Page(html).tags if any(name == "style" or name.startswith("on") for name in given)]
 
 
-def test_nothing_in_a_study_breaks_out_of_the_page() -> None:
+def test_no_text_of_a_study_becomes_markup() -> None:
     evil = '"><script>alert(1)</script>'
     study = optuna.create_study(study_name=evil, direction="maximize")
     study.set_user_attr("metric", evil)
@@ -220,7 +220,7 @@ def test_any_study_has_a_page(trials: tuple[tuple[str, list[float]], ...], said:
     assert ("No trial came to its end" in page.text) == ("COMPLETE" not in [state for state, _ in trials])
 
 
-def test_two_objectives_have_their_front() -> None:
+def test_two_objectives_have_a_pareto_front() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"])
     study.set_user_attr("metrics", ["development log loss", "ms of training a review"])
     for values in ([0.40, 2.0], [0.30, 3.0], [0.45, 2.5], [0.35, 2.2]):
@@ -234,7 +234,7 @@ def test_two_objectives_have_their_front() -> None:
     assert rows(html)[2].startswith("2 done 0.45 2.5 ")
 
 
-def test_a_study_of_hundreds_of_trials_still_fits_a_mail() -> None:
+def test_the_page_of_hundreds_of_trials_is_small() -> None:
     html = report(sweep(*[("COMPLETE", [0.8, 0.8 + number / 5_000]) for number in range(250)]))
     assert len(html) < 1_500_000
     assert ":has(.t1:hover)" not in html
@@ -250,13 +250,13 @@ def test_ticks_are_round_and_within_the_axis() -> None:
         assert all(-1e-9 <= place <= 1 + 1e-9 for place, _ in axis.ticks(6))
 
 
-def test_the_page_needs_no_package_beyond_those_there_are() -> None:
+def test_the_page_needs_no_further_package() -> None:
     sources = [(Path(__file__).parents[2] / "han" / name).read_text() for name in ("tune/report.py", "tune/charts.py", "explain/charts.py")]
     assert not re.search(r"import (plotly|sklearn|matplotlib)|optuna\.visualization", "".join(sources))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
-def test_in_a_browser_a_mark_shows_its_trial_everywhere_and_axe_finds_nothing(study: optuna.Study, tmp_path: Path) -> None:
+def test_a_mark_highlights_its_trial_in_a_browser_and_axe_finds_no_problem(study: optuna.Study, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(report(study), encoding="utf-8")
     colour = "getComputedStyle(document.querySelector('tr.t5 td')).borderLeftColor"
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as browser:

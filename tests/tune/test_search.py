@@ -1,4 +1,4 @@
-"""What Ray Tune is given to run and what it says of it, without a Ray."""
+"""The trials that Ray Tune gets and their results, without a running Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def searcher(out: Path, trials: int) -> search._Searcher:
     return search._Searcher(study, job)
 
 
-def test_a_trial_whose_driver_died_is_given_again_and_fails_after_three_deaths(tmp_path: Path) -> None:
+def test_a_trial_whose_driver_died_is_retried_and_fails_after_three_deaths(tmp_path: Path) -> None:
     asks = searcher(tmp_path / "sweep", 2)
     first, second = asks.suggest("a"), asks.suggest("b")
     asks.on_trial_complete("a", error=True)
@@ -44,7 +44,7 @@ def test_a_trial_whose_driver_died_is_given_again_and_fails_after_three_deaths(t
     assert asks.suggest("f") == second
 
 
-def test_a_trial_that_raised_is_not_given_again(tmp_path: Path) -> None:
+def test_a_trial_that_raised_is_not_retried(tmp_path: Path) -> None:
     asks = searcher(tmp_path / "sweep", 1)
     settings = asks.suggest("a")
     Path(settings["out"], "trials", ".0000.failed").write_text("ValueError: no")
@@ -59,7 +59,7 @@ class Trained:
     best: dict[str, float]
 
 
-def test_the_best_settings_are_trained_again_over_seeds_that_the_sweep_has_not_seen(tmp_path: Path) -> None:
+def test_the_best_settings_are_retrained_with_new_seeds(tmp_path: Path) -> None:
     def fit(data: Path, out: Path, model: ModelConfig, train: TrainConfig) -> Any:
         assert out == tmp_path / "sweep" / "retrained" / f"seed-{train.seed}"
         return Trained({"accuracy": 0.8 + train.seed / 100})

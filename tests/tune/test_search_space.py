@@ -1,4 +1,4 @@
-"""What a sweep varies: declared beside the config, changed by a file or the command line, checked before anything runs."""
+"""The search space: declared beside the config, changed by a file or the command line, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def drawn(what: search_space.Space, fixed: dict[str, Any]) -> dict[str, Any]:
     return search_space.suggest(study.ask(), what, MODEL, TRAIN)
 
 
-def test_the_defaults_of_the_tree_lie_in_the_space() -> None:
+def test_the_default_settings_lie_in_the_space() -> None:
     search_space.check(SPACE, MODEL, TRAIN)
     first = search_space.default(SPACE, MODEL, TRAIN)
     assert search_space.override(MODEL, TRAIN, first) == (MODEL, TRAIN)
     assert drawn(SPACE, first) == first
 
 
-def test_a_setting_that_depends_on_another_is_drawn_only_where_it_has_an_effect() -> None:
+def test_a_conditional_setting_is_drawn_only_if_it_has_an_effect() -> None:
     with_gru, without = (drawn(SPACE, {"model.sentence_encoder": encoder}) for encoder in (True, False))
     assert 16 <= with_gru["model.sentence_hidden"] <= 100
     assert "model.sentence_hidden" not in without
@@ -47,7 +47,7 @@ def test_drawn_values_have_the_type_of_their_setting() -> None:
     assert isinstance(train.learning_rate, float)
 
 
-def test_a_file_and_then_the_command_line_change_the_space(tmp_path: Path) -> None:
+def test_a_file_and_the_command_line_change_the_space_in_this_order(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(
         '"train.learning_rate" = { low = 1e-4, high = 1e-2, log = true }\n"model.dropout" = false\n"train.clip_norm" = [0.5, 1.0]\n'
@@ -62,7 +62,7 @@ def test_a_file_and_then_the_command_line_change_the_space(tmp_path: Path) -> No
     search_space.check(found, MODEL, TRAIN)
 
 
-def test_several_encoded_folders_are_one_more_choice() -> None:
+def test_several_encoded_folders_add_a_choice() -> None:
     found = search_space.read_space(None, [], ["in-domain", "random"])
     assert found["data"] == Choice(choices=("in-domain", "random"))
     assert search_space.default(found, MODEL, TRAIN)["data"] == "in-domain"
@@ -87,7 +87,7 @@ def test_several_encoded_folders_are_one_more_choice() -> None:
         ('model.dropout={low=0.0,high=0.5,when="model.word_hidden"}', "not a boolean setting"),
     ],
 )
-def test_a_space_that_makes_no_sense_is_one_line(vary: str, said: str) -> None:
+def test_an_invalid_space_is_an_error_of_one_line(vary: str, said: str) -> None:
     with pytest.raises(Mistake) as told:
         search_space.check(search_space.read_space(None, [vary], ["data"]), MODEL, TRAIN)
     assert said in str(told.value)
@@ -99,7 +99,7 @@ def test_nothing_to_vary_is_a_mistake() -> None:
         search_space.read_space(None, [f"{name}=false" for name in SPACE], ["data"])
 
 
-def test_a_range_is_written_down_as_it_is_given() -> None:
+def test_a_range_is_recorded_as_written() -> None:
     assert search_space.as_json({"a": Range(low=1, high=2)}) == {"a": {"low": 1, "high": 2, "log": False}}
     written = search_space.as_json(SPACE)
     assert json.loads(json.dumps(written)) == written

@@ -1,4 +1,4 @@
-"""A sweep's study: what is tried, what is stopped, and that a death changes neither."""
+"""The study of a sweep: which trials run, which are stopped early, and resuming after a death."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def told(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.state, trial.params, trial.values, trial.intermediate_values) for trial in study.get_trials()]
 
 
-def test_a_sweep_tries_the_default_first_and_then_exactly_as_many_as_were_asked_for(tmp_path: Path) -> None:
+def test_a_sweep_tries_the_default_first_and_then_the_requested_number_of_trials(tmp_path: Path) -> None:
     config = SweepConfig(trials=5)
     study = opened(tmp_path / "sweep", config)
     run(study, config)
@@ -75,7 +75,7 @@ def test_a_sweep_tries_the_default_first_and_then_exactly_as_many_as_were_asked_
     assert sweep.ask(study, config) is None
 
 
-def test_the_same_seed_draws_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
+def test_a_seed_determines_the_trials(tmp_path: Path) -> None:
     found = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         config = SweepConfig(trials=4, seed=seed)
@@ -86,7 +86,7 @@ def test_the_same_seed_draws_the_same_trials_and_another_seed_others(tmp_path: P
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsgaii"])
-def test_every_sampler_draws_distinct_trials_even_if_each_has_a_driver_of_its_own(tmp_path: Path, sampler: Any) -> None:
+def test_every_sampler_draws_distinct_trials_even_with_one_driver_per_trial(tmp_path: Path, sampler: Any) -> None:
     config = SweepConfig(trials=4, sampler=sampler)
     for _ in range(4):
         study = opened(tmp_path / "sweep", config)
@@ -96,7 +96,7 @@ def test_every_sampler_draws_distinct_trials_even_if_each_has_a_driver_of_its_ow
     assert len({json.dumps(trial.params, sort_keys=True) for trial in study.get_trials()}) == 4
 
 
-def test_trials_left_running_are_gone_on_with_under_their_numbers_and_finished_ones_stay_as_they_are(tmp_path: Path) -> None:
+def test_running_trials_resume_under_their_numbers_and_finished_ones_are_unchanged(tmp_path: Path) -> None:
     config = SweepConfig(trials=4)
     out = tmp_path / "sweep"
     study = opened(out, config)
@@ -123,7 +123,7 @@ def _with_accuracy(given: tuple[Trial, dict[str, Any]]) -> tuple[Trial, float]:
     return given[0], accuracy_of(given[1])
 
 
-def test_a_death_before_the_default_is_queued_is_made_good(tmp_path: Path) -> None:
+def test_the_default_is_queued_after_a_death_before_it(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     out.mkdir()
     optuna.create_study(storage=f"sqlite:///{out}/study.db", study_name="sweep", direction="maximize")
@@ -135,7 +135,7 @@ def test_a_death_before_the_default_is_queued_is_made_good(tmp_path: Path) -> No
     assert study.get_trials()[0].params == FIRST
 
 
-def test_what_is_stopped_early_is_stored_as_pruned_with_its_last_step_and_saves_epochs(tmp_path: Path) -> None:
+def test_a_trial_that_is_stopped_early_is_pruned_with_its_last_step_and_saves_epochs(tmp_path: Path) -> None:
     config = SweepConfig(trials=5, sampler="random")
     study = opened(tmp_path / "sweep", config)
     for place, (trial, _) in enumerate(asked(study, config)):
@@ -147,7 +147,7 @@ def test_what_is_stopped_early_is_stored_as_pruned_with_its_last_step_and_saves_
     assert sweep.best(study).number == 0
 
 
-def test_the_first_trial_is_never_stopped_but_is_compared_with(tmp_path: Path) -> None:
+def test_the_first_trial_is_never_stopped_but_others_are_compared_with_it(tmp_path: Path) -> None:
     config = SweepConfig(trials=3)
     study = opened(tmp_path / "sweep", config)
     (first, _), (second, _), (third, _) = asked(study, config)
@@ -156,21 +156,21 @@ def test_the_first_trial_is_never_stopped_but_is_compared_with(tmp_path: Path) -
     assert sweep.report(third, line(1, 0.75)) == "early"
 
 
-def test_nobody_is_stopped_at_the_last_epoch(tmp_path: Path) -> None:
+def test_no_trial_is_stopped_at_the_last_epoch(tmp_path: Path) -> None:
     config = SweepConfig(trials=2, grace=EPOCHS)
     study = opened(tmp_path / "sweep", config)
     for place, (trial, _) in enumerate(asked(study, config)):
         assert train(study, trial, 0.9 - 0.1 * place) is None
 
 
-def test_a_reduction_factor_of_one_stops_nobody(tmp_path: Path) -> None:
+def test_a_reduction_factor_of_one_stops_no_trial(tmp_path: Path) -> None:
     config = SweepConfig(trials=4, reduction_factor=1)
     study = opened(tmp_path / "sweep", config)
     for place, (trial, _) in enumerate(asked(study, config)):
         assert train(study, trial, 0.9 - 0.1 * place) is None
 
 
-def test_a_score_that_is_no_number_fails_its_trial_and_is_never_best(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_fails_its_trial_and_is_never_best(tmp_path: Path) -> None:
     config = SweepConfig(trials=3)
     study = opened(tmp_path / "sweep", config)
     trials = [trial for trial, _ in asked(study, config)]
@@ -184,7 +184,7 @@ def test_a_score_that_is_no_number_fails_its_trial_and_is_never_best(tmp_path: P
     assert sweep.best(study).number == 0
 
 
-def test_a_sweep_in_which_all_fail_says_why(tmp_path: Path) -> None:
+def test_a_sweep_whose_trials_all_fail_reports_the_reason(tmp_path: Path) -> None:
     config = SweepConfig(trials=2)
     study = opened(tmp_path / "sweep", config)
     for trial, _ in asked(study, config):
@@ -193,7 +193,7 @@ def test_a_sweep_in_which_all_fail_says_why(tmp_path: Path) -> None:
         sweep.best(study)
 
 
-def test_two_objectives_have_a_front_and_stop_nobody(tmp_path: Path) -> None:
+def test_two_objectives_have_a_pareto_front_and_stop_no_trial(tmp_path: Path) -> None:
     config = SweepConfig(trials=3, cost=True)
     study = opened(tmp_path / "sweep", config)
     for (trial, _), (loss, speed) in zip(asked(study, config), [(0.3, 100.0), (0.4, 200.0), (0.5, 150.0)], strict=True):
@@ -224,7 +224,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_another_request_on_a_folder_is_refused_and_so_is_a_folder_of_something_else(tmp_path: Path) -> None:
+def test_other_settings_and_folders_with_other_content_are_refused(tmp_path: Path) -> None:
     sweep.claim(tmp_path / "sweep", {"trials": 4})
     sweep.claim(tmp_path / "sweep", {"trials": 4})
     with pytest.raises(Mistake, match="trials: 4 -> 8"):
@@ -238,7 +238,7 @@ def test_another_request_on_a_folder_is_refused_and_so_is_a_folder_of_something_
         sweep.read_best(tmp_path / "sweep")
 
 
-def test_the_table_of_trials_has_a_row_for_each_and_the_best_is_written_with_its_artifact(tmp_path: Path) -> None:
+def test_every_trial_has_a_row_in_the_table_and_the_best_has_its_artifact(tmp_path: Path) -> None:
     out, config = tmp_path / "sweep", SweepConfig(trials=3)
     study = opened(out, config)
     run(study, config)
