@@ -54,19 +54,20 @@ def scorer() -> Scorer:
 
 @pytest.fixture(scope="module")
 def golden(scorer: Scorer) -> list[tuple[str, dict[str, Any]]]:
-    """200 reviews and their scores by `Scorer`."""
+    """200 reviews and their scores by `Scorer`, with the effects of sentences, as the service has them."""
     texts = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:200]]
-    scores = scorer.score(texts)
+    scores = scorer.score(texts, effects="sentences")
     return [(text, as_json(score)) for text, score in zip(texts, scores, strict=True) if isinstance(score, Score)]
 
 
-def differ(one: Any, other: Any) -> bool:
-    """Whether two answers differ by more than 1e-6 anywhere."""
+def differ(one: Any, other: Any, tolerance: float = 1e-6) -> bool:
+    """Whether two answers differ by more than 1e-6 anywhere; effects, in nats, by more than 1e-5: they are differences of logits."""
     if isinstance(other, dict):
-        return one.keys() != other.keys() or any(differ(one[name], other[name]) for name in other)
+        nats = {name for name in other if name in ("effect", "effects")}
+        return one.keys() != other.keys() or any(differ(one[name], other[name], 1e-5 if name in nats else tolerance) for name in other)
     if isinstance(other, list):
-        return len(one) != len(other) or any(differ(each, its) for each, its in zip(one, other, strict=True))
-    return abs(one - other) > 1e-6 if isinstance(other, float) else one != other
+        return len(one) != len(other) or any(differ(each, its, tolerance) for each, its in zip(one, other, strict=True))
+    return abs(one - other) > tolerance if isinstance(other, float) else bool(one != other)
 
 
 def test_single_texts_and_lists_get_the_scores_of_the_scorer(service: Service, golden: list[tuple[str, dict[str, Any]]]) -> None:
@@ -96,7 +97,7 @@ def test_a_dump_scored_through_the_service_has_the_scores_of_the_scorer(
         model="imdb",
         columns=ColumnsConfig(),
         config=ScoreConfig(num_actors=2),
-        output=OutputConfig(),
+        output=OutputConfig(effects="sentences"),
         limit=None,
     )
     batch_job.score(job, lambda *_, **__: None, make_scorer=functools.partial(batch_client.ask, application="han"))
