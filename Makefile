@@ -12,6 +12,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 TORCH ?= torch==2.13.0
 OUT ?= out/train
 LOGDIR ?= out
+# of make reproduce
+REPRODUCED = $(if $(filter file,$(origin OUT)),out/reproduce,$(OUT))
+SEED ?= 1
+WORDS ?= 30000
 MODEL ?= imdb
 PORT ?= 8000
 PROMETHEUS_PORT ?= 9090
@@ -31,7 +35,7 @@ CPUS ?= 2
 # exports for the cluster: RAY_API_SERVER_ADDRESS if it is set, else the cluster on this machine, else the one that `make attach` forwards
 CLUSTER_ENV = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test everyday demo train serve watch tensorboard jupyter wheel numbers reference clean \
+.PHONY: help setup check format test everyday demo train reproduce serve watch tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
@@ -78,6 +82,15 @@ train: $(READY) ## Train and evaluate a model from raw reviews: DATA=path [OUT=o
 	$(RUN) -m jobs.train --data "$(OUT)/data" --out "$(OUT)/run" $(if $(WORKERS),--train.num-workers $(WORKERS)) $(ARGS)
 	$(if $(strip $(TEST_SPLIT)),$(RUN) -m jobs.evaluate --model "$(OUT)/run" --data "$(DATA)" --out "$(OUT)/evaluation",@echo \
 	"no test split in $(DATA); with labelled reviews kept apart: $(RUN) -m jobs.evaluate --model $(OUT)/run --data REVIEWS --out $(OUT)/evaluation")
+
+reproduce: $(READY) ## Train the shipped model from raw reviews, resumable, about an hour on 2 cores: DATA=path [OUT=out/reproduce] [SEED=1] [WORKERS=2] [WORDS=30000]
+	@test -n "$(DATA)" || { echo "make reproduce needs DATA: a folder or an archive of reviews, e.g. make reproduce DATA=imdb" >&2; exit 2; }
+	$(RUN) -m jobs.prepare --input "$(DATA)" --out "$(REPRODUCED)/data"
+	$(RUN) -m jobs.train --data "$(REPRODUCED)/data" --out "$(REPRODUCED)/run-$(SEED)" --train.semi-supervised --train.seed $(SEED) \
+	$(if $(WORKERS),--train.num-workers $(WORKERS)) --semi-supervised.stages "$(REPRODUCED)/stages"
+	@test -e "$(REPRODUCED)/artifact-$(SEED)" || $(RUN) -m jobs.trim --model "$(REPRODUCED)/run-$(SEED)" --data "$(REPRODUCED)/data" \
+	--out "$(REPRODUCED)/artifact-$(SEED)" --num-words $(WORDS)
+	@echo "next, once: $(RUN) -m jobs.evaluate --model $(REPRODUCED)/artifact-$(SEED) --data TEST-REVIEWS --out $(REPRODUCED)/evaluation-$(SEED)"
 
 serve: $(READY) ## Serve a model on http://127.0.0.1:8000, page and API: [MODEL=imdb] [PORT=8000] [ARGS='--num-replicas 2']
 	$(RUN) -m jobs.serve --model "$(MODEL)" --port $(PORT) $(ARGS)

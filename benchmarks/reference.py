@@ -158,7 +158,7 @@ def _files() -> str:
     return (
         "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"
         f"{answers}\nReasons in `_quarantine/*.jsonl`: {reasons}.\n"
-        f"\n### Columns of an encoded folder (`train/`, `development/`)\n\n{encoded}"
+        f"\n### Columns of an encoded folder (`train/`, `development/`, `unlabelled/`)\n\n{encoded}"
         f"\n### Figures of `jobs.evaluate` (`metrics.json`)\n\n{_figures([*measured, *EVALUATED])}"
         f"\n### Figures of an epoch on the development split (`history.jsonl` of a run)\n\n{_figures(history)}"
     )

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from han.config import ModelConfig, TextConfig
 from han.model import artifact
 from han.model.network import HAN
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
+
+settings.register_profile("han", deadline=None)  # a busy machine is no failure
+settings.load_profile("han")
 
 WORDS = ("<unk>", "the", "film", "was", "good", "bad", "dull", "not", "i", "loved", "it", ".", "!", ",")
 

@@ -78,7 +78,7 @@ def teach(
     """
     if not folder.num_reviews("unlabelled"):
         raise Mistake(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
-    _claim(folder, stages, model, train, recipe)
+    seed = _claim(folder, stages, model, train, recipe)
     cpus = train.num_workers * train.cpus_per_worker
     plan = _Plan(folder, train, recipe)
     ngrams, words, soft_labels = stages / "ngrams.safetensors", stages / "words.safetensors", stages / "soft-labels.parquet"
@@ -87,13 +87,13 @@ def teach(
         ray.get(_fit_ngrams.options(num_cpus=1).remote(str(folder.path), str(ngrams)))
     plan.begin("pretraining of the word GRU")
     if not words.exists():
-        settings = as_json(model), as_json(train), recipe.pretraining_passes
+        settings = as_json(model), as_json(dataclasses.replace(train, seed=seed)), recipe.pretraining_passes
         ray.get(_pretrain.options(num_cpus=cpus).remote(str(folder.path), str(words), *settings))
     starts = [Start(ngrams=str(ngrams), weights=str(words), reads_ngrams=number % 2 == 0) for number in range(recipe.teachers)]
     runs = []
     for number, start in enumerate(starts, start=1):
         plan.begin(f"teacher {number} of {recipe.teachers}, {'with' if start.reads_ngrams else 'without'} n-grams")
-        own = dataclasses.replace(_supervised(train, plan.teacher_epochs), seed=1_000 * train.seed + number)
+        own = dataclasses.replace(_supervised(train, plan.teacher_epochs), seed=1_000 * seed + number)
         runs.append(fit(folder.path, stages / f"teacher-{number}", model, own, start=start))
     plan.begin("soft labels")
     if not soft_labels.exists():
@@ -113,8 +113,8 @@ def _supervised(train: TrainConfig, epochs: int) -> TrainConfig:
     return dataclasses.replace(train, semi_supervised=False, epochs=epochs, patience=epochs)
 
 
-def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig) -> None:
-    """Record what the stages are made of, or refuse a folder that was made of something else."""
+def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig) -> int:
+    """Record what the stages are made of, or refuse a folder that was made of something else. Returns the seed of the stages."""
     stages.mkdir(parents=True, exist_ok=True)
     own = as_json(recipe)
     content = {
@@ -125,12 +125,13 @@ def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: Train
         "batch_tokens": train.batch_tokens,
         "learning_rate": train.learning_rate,
     }
-    if (stages / "stages.json").exists():
-        changed = differences(content, read_json(stages / "stages.json"))
-        if changed:
-            raise Mistake(f"{stages} holds stages of other data or settings ({'; '.join(changed[:3])}): give another folder")
-    else:
-        write_json(stages / "stages.json", content)
+    if not (stages / "stages.json").exists():
+        write_json(stages / "stages.json", content | {"seed": train.seed})
+    earlier = read_json(stages / "stages.json")
+    seed = int(earlier.pop("seed"))  # of the run that made the stages; runs of other seeds share them
+    if changed := differences(content, earlier):
+        raise Mistake(f"{stages} holds stages of other data or settings ({'; '.join(changed[:3])}): give another folder")
+    return seed
 
 
 class _Plan:

@@ -4,12 +4,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 
 from han.config import ModelConfig, TextConfig
 from han.model import artifact, metrics
 from han.model.network import HAN
+from han.model.ngrams import NgramTable
 from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.tokenise import learn_punkt
@@ -87,7 +91,6 @@ def test_a_model_without_a_newer_setting_loads_and_keeps_its_fingerprint(saved: 
     assert old.network.config == before.network.config
     torch.testing.assert_close(logits(old.network, old.encoder), logits(before.network, before.encoder), rtol=0, atol=0)
     shipped = artifact.find("imdb")
-    assert "sentence_encoder" not in json.loads((shipped / "config.json").read_text())["model"]
     assert artifact.load(shipped).fingerprint in (shipped / "README.md").read_text()
 
 
@@ -242,3 +245,37 @@ def test_the_card_shows_test_figures_after_an_evaluation(tmp_path: Path) -> None
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| test | 2 | 100.00% " in card
     assert "not opened" not in card
+
+
+def with_ngrams() -> dict[str, Any]:
+    given = parts()
+    hashes = np.array([3, 70_000, 4_000_000_000], np.uint32)
+    table = NgramTable.of(hashes, np.array([[0.5], [-1.25], [2.0]], np.float32))
+    network = HAN(given["network"].config, num_words=len(WORDS), embedding_size=4, num_classes=2, ngrams=table)
+    return given | {"network": network.eval()}
+
+
+def test_an_artifact_with_ngrams_loads_as_it_was(tmp_path: Path) -> None:
+    given = with_ngrams()
+    artifact.save(tmp_path / "model", **{**given, "metrics": {**given["metrics"], "uncertain_below": 0.8}})
+    loaded = artifact.load(tmp_path / "model")
+    assert loaded.uncertain_below == 0.8
+    assert loaded.network.ngrams is not None
+    np.testing.assert_array_equal(loaded.network.ngrams.hashes, given["network"].ngrams.hashes)
+    np.testing.assert_array_equal(loaded.network.ngrams.weights, given["network"].ngrams.weights)
+    torch.testing.assert_close(logits(loaded.network, loaded.encoder), logits(given["network"], given["encoder"]))
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["format"] == artifact.FORMAT
+
+
+def test_an_artifact_without_ngrams_keeps_the_format_that_earlier_versions_read(saved: Path) -> None:
+    assert json.loads((saved / "config.json").read_text())["format"] == 1
+    assert artifact.load(saved).uncertain_below is None
+
+
+def test_a_table_whose_hashes_do_not_ascend_is_refused(tmp_path: Path) -> None:
+    artifact.save(tmp_path / "model", **with_ngrams())
+    arrays = load_arrays(tmp_path / "model" / "ngrams.safetensors")
+    save_arrays({**arrays, "hashes": arrays["hashes"][::-1].copy()}, tmp_path / "model" / "ngrams.safetensors")
+    sum_again(tmp_path / "model")
+    with pytest.raises(Mistake, match="do not ascend"):
+        artifact.load(tmp_path / "model")

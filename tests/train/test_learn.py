@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import distributed
@@ -14,8 +16,8 @@ from torch import distributed
 from han.config import ModelConfig, TrainConfig
 from han.model.network import HAN
 from han.model.ragged import token_batches
-from han.train.learn import LabelledBatch, Learner
-from han.types import RaggedBatch
+from han.train.learn import LabelledBatch, Learner, batches, read_soft_labels
+from han.types import Mistake, RaggedBatch
 
 NUM_WORDS, CLASSES = 40, 2
 STILL = ModelConfig(word_hidden=4, word_attention=5, sentence_hidden=3, sentence_attention=4, embedding_dropout=0, dropout=0)
@@ -173,3 +175,42 @@ def test_workers_with_unequal_shards_see_every_review_and_end_with_equal_network
     assert len(first["logits"]) == 101
     for name, tensor in first.items():
         np.testing.assert_array_equal(tensor, second[name], err_msg=name)
+
+
+def encoded(ids: list[list[int]], labels: list[int | None]) -> pa.Table:
+    columns = {
+        "review_id": [f"r{row}" for row in range(len(ids))],
+        "label": pa.array(labels, pa.int32()),
+        "token_ids": pa.array(ids, pa.list_(pa.int32())),
+        "sentence_lengths": pa.array([[len(words)] for words in ids], pa.list_(pa.int32())),
+    }
+    return pa.table(columns)
+
+
+def test_labelled_reviews_keep_their_label_beside_soft_labels(tmp_path: Path) -> None:
+    probabilities = [{"bad": 0.25, "good": 0.75}, {"bad": 0.5, "good": 0.5}]
+    pq.write_table(pa.table({"review_id": ["r1", "r9"], "probabilities": probabilities}), tmp_path / "soft.parquet")
+    soft = read_soft_labels(tmp_path / "soft.parquet", ("bad", "good"))
+    (found,) = batches([encoded([[1, 2], [3]], [0, None])], 100, None, soft=soft)
+    assert found.labels[found.reviews.token_ids[found.reviews.sentence_lengths.cumsum(0) - 1] == 3].tolist() == [[0.25, 0.75]]
+    assert [1.0, 0.0] in found.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"review_id": ["r1"], "probabilities": [{"bad": 0.5, "good": 0.6}]}), "do not sum to 1"),
+        (pa.table({"review_id": ["r1"], "probabilities": [{"bad": 1.0}]}), "has no soft labels"),
+        (pa.table({"review_id": ["r1"]}), "has no soft labels"),
+    ],
+)
+def test_soft_labels_that_are_not_probabilities_of_the_labels_are_refused(table: pa.Table, message: str, tmp_path: Path) -> None:
+    pq.write_table(table, tmp_path / "soft.parquet")
+    with pytest.raises(Mistake, match=message):
+        read_soft_labels(tmp_path / "soft.parquet", ("bad", "good"))
+
+
+def test_the_loss_of_one_hot_soft_labels_is_that_of_labels() -> None:
+    made = batch(reviews(10))
+    soft = LabelledBatch(reviews=made.reviews, labels=torch.eye(CLASSES)[made.labels])
+    torch.testing.assert_close(learner()._add_gradients(soft), learner()._add_gradients(made))

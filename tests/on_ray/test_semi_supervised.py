@@ -1,0 +1,82 @@
+"""Semi-supervised training on generated reviews, most of them without a label, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from han.config import ModelConfig, PrepareConfig, SemiSupervisedConfig, TrainConfig
+from han.data.samples.planted import write_jsonl
+from han.model import artifact
+from han.train.encoded import EncodedFolder
+from han.train.prepare import prepare
+from han.train.trainer import fit
+from han.types import Mistake
+
+if TYPE_CHECKING:
+    from conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(900)]
+
+MODEL = ModelConfig(word_hidden=8, word_attention=8, sentence_hidden=8, sentence_attention=8)
+TRAIN = TrainConfig(learning_rate=0.01, batch_tokens=8_192, semi_supervised=True)
+RECIPE = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def folder(on_ray: Cluster, small: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> EncodedFolder:
+    """600 reviews with labels, and 400 without."""
+    path = tmp_path_factory.mktemp("partly") / "reviews.jsonl"
+    write_jsonl(path, 800, seed=3, num_neutral=200)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | ({"label": None} if row % 5 < 2 else {})) + "\n" for row, line in enumerate(lines)))
+    return prepare(str(path), path.parent / "data", small, dev_ids=None, report=lambda *step: None)
+
+
+def test_unlabelled_reviews_are_a_split_of_their_own(folder: EncodedFolder) -> None:
+    tables = [pq.read_table(folder.path / "unlabelled" / name) for name in folder.files["unlabelled"]]
+    assert sum(map(len, tables)) == folder.num_reviews("unlabelled") == folder.counts["unlabelled"] == 400
+    assert all(table["label"].null_count == len(table) for table in tables)
+    assert folder.num_reviews("train") + folder.num_reviews("development") == 600
+
+
+def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: EncodedFolder, tmp_path: Path) -> None:
+    first = fit(folder.path, tmp_path / "run", MODEL, TRAIN, recipe=RECIPE)
+    model = artifact.load(first.artifact)
+    assert model.network.ngrams is not None
+    assert model.network.ngram_projection is not None
+    assert model.network.ngram_projection.any()
+    assert model.uncertain_below is not None
+    assert 0 < model.uncertain_below < 1
+    assert set(model.provenance["semi_supervised"]) == {"n-grams", "teacher 1", "teacher 2", "all"}
+    stages = tmp_path / "run" / "stages"
+    before = {path: path.stat().st_mtime_ns for path in stages.glob("*.*")}
+    shared = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, stages=str(stages))
+    again = fit(folder.path, tmp_path / "other", MODEL, TrainConfig(**_fields(TRAIN) | {"seed": 2}), recipe=shared)
+    assert {path: path.stat().st_mtime_ns for path in stages.glob("*.*")} == before
+    assert artifact.load(again.artifact).fingerprint != model.fingerprint
+
+
+def test_other_settings_do_not_share_stages(folder: EncodedFolder, tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "stages.json").write_text(json.dumps({"encoding": "other", "seed": 1}))
+    recipe = SemiSupervisedConfig(teachers=2, stages=str(tmp_path / "stages"))
+    with pytest.raises(Mistake, match="holds stages of other data or settings"):
+        fit(folder.path, tmp_path / "run", MODEL, TRAIN, recipe=recipe)
+
+
+def test_soft_labels_of_other_reviews_are_refused(folder: EncodedFolder, tmp_path: Path) -> None:
+    probabilities = [dict.fromkeys(folder.labels, 1 / len(folder.labels))]
+    pq.write_table(pa.table({"review_id": ["another"], "probabilities": probabilities}), tmp_path / "soft.parquet")
+    train = TrainConfig(soft_labels=str(tmp_path / "soft.parquet"))
+    with pytest.raises(Mistake, match="0 of the 400 unlabelled reviews"):
+        fit(folder.path, tmp_path / "run", MODEL, train)
+
+
+def _fields(config: TrainConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in TrainConfig.__slots__}

@@ -1,0 +1,115 @@
+"""The weights of n-grams, the pretraining's targets and the mixture of teachers, against plain loops."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from han.model.ngrams import FOLDS, fold_of
+from han.train import ngrams
+from han.train.ngrams import NgramModel
+from han.train.pretrain import CONTEXT, SMOOTHING, _Context
+from han.train.semi_supervised import mixture, teacher_epochs
+
+LABELS = (0, 1)
+
+
+def reviews(number: int, seed: int = 0) -> pa.Table:
+    """Reviews of one sentence; word 1 is in positive ones, the bigram (2, 3) in negative ones, which both have the words 2 and 3."""
+    generator = np.random.default_rng(seed)
+    ids, labels = [], []
+    for row in range(number):
+        label = row % 2
+        words = generator.integers(10, 60, 12).tolist()
+        ids.append([1, 3, 2, *words] if label else [2, 3, *words])
+        labels.append(label)
+    return pa.table(
+        {
+            "review_id": [f"r{row}" for row in range(number)],
+            "label": pa.array(labels, pa.int32()),
+            "token_ids": pa.array(ids, pa.list_(pa.int32())),
+            "sentence_lengths": pa.array([[len(words)] for words in ids], pa.list_(pa.int32())),
+        }
+    )
+
+
+class Folder:
+    labels = ("negative", "positive")
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> NgramModel:
+    monkeypatch.setattr(ngrams, "read_windows", lambda folder, split: iter([reviews(200)]))
+    return ngrams.fit_ngrams(Folder(), lambda done, total: None)  # type: ignore[arg-type]
+
+
+def test_ngrams_tell_labels_that_differ_in_a_bigram(fitted: NgramModel) -> None:
+    test = reviews(60, seed=1)
+    assert (fitted.logits(test).argmax(axis=1) == test["label"].to_numpy()).all()
+
+
+def test_the_weights_of_a_fold_are_fitted_without_its_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = reviews(200)
+    folds = np.array([fold_of(np.array(ids, np.int32)) for ids in table["token_ids"].to_pylist()])
+    changed = table.set_column(
+        1, "label", pa.array(np.where(folds == 2, 1 - table["label"].to_numpy(), table["label"].to_numpy()), pa.int32())
+    )
+    models = []
+    for some in (table, changed):
+        monkeypatch.setattr(ngrams, "read_windows", lambda folder, split, some=some: iter([some]))
+        models.append(ngrams.fit_ngrams(Folder(), lambda done, total: None))  # type: ignore[arg-type]
+    parts = [np.array_equal(models[0].weights[part], models[1].weights[part]) for part in range(1 + FOLDS)]
+    assert parts == [part == 1 + 2 for part in range(1 + FOLDS)]
+
+
+def test_a_model_of_ngrams_is_read_as_it_was_written(fitted: NgramModel, tmp_path: Path) -> None:
+    fitted.write(tmp_path / "ngrams.safetensors")
+    read = NgramModel.read(tmp_path / "ngrams.safetensors")
+    np.testing.assert_array_equal(read.weights, fitted.weights)
+    np.testing.assert_array_equal(read.hashes, fitted.hashes)
+
+
+def test_the_table_of_a_network_keeps_the_largest_weights(fitted: NgramModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "IN_NETWORK", 10)
+    kept = fitted.tables().whole.hashes
+    largest = np.argsort(-np.abs(fitted.weights[0, :, 0]), kind="stable")[:10]
+    assert set(kept.tolist()) == set(fitted.hashes[largest].tolist())
+
+
+def test_a_state_predicts_the_weighted_mean_of_the_words_around_it() -> None:
+    torch.manual_seed(0)
+    vectors, frequencies = torch.randn(20, 4), torch.rand(20)
+    context = _Context(vectors, frequencies / frequencies.sum())
+    lengths = [9, 1, 7]
+    ids = torch.randint(0, 20, (sum(lengths),))
+    (after, after_weight), (before, before_weight) = context.targets(ids, torch.tensor(lengths))
+    first = 0
+    for length in lengths:
+        words = ids[first : first + length]
+        for place in range(length):
+            for found, weight, around in (
+                (after, after_weight, words[place + 1 : place + 1 + CONTEXT]),
+                (before, before_weight, words[max(0, place - CONTEXT) : place]),
+            ):
+                total = context.weights[around].sum()
+                torch.testing.assert_close(weight[first + place], total, atol=1e-5, rtol=0)
+                torch.testing.assert_close(found[first + place], context.weighted[around].sum(0) / (total + SMOOTHING), atol=1e-4, rtol=0)
+        first += length
+
+
+def test_a_mixture_gives_no_weight_to_a_teacher_that_guesses() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 500)
+    good = np.eye(2)[labels] * 2 + generator.normal(0, 1, (500, 2))
+    guess = generator.normal(0, 1, (500, 2))
+    weights = mixture(np.stack([good, guess]).astype(np.float32), labels)
+    assert weights[0] > 0.5
+    assert 0 <= weights[1] < 0.1
+
+
+def test_few_reviews_get_more_epochs() -> None:
+    assert teacher_epochs(6_000_000, 16_384, 3) == 3
+    assert teacher_epochs(500_000, 16_384, 3) == 10
+    assert teacher_epochs(1_000, 16_384, 3) == 40
