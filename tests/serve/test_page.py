@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the pat
 MIXED = (
     "The trailer promised a thriller, and for an hour I got a lecture. The dialogue is wooden, the music never stops, and Mr. Kell looks "
     "as lost as I was.\n\nThen the last act arrives. It is quiet, patient and beautifully acted, and it moved me more than anything I have "
-    "seen this year! Not a perfect film, but one I will watch again."
+    "seen this year! Not a perfect film, but I may see it again."
 )
 MARKED_UP = "I LOVED it, twice!<br /><br />Not  dull &amp; <i>never</i>\tslow.\n\n <b>Well acted</b>, &lt;really&gt;. "
 EMOJI = "👨\u200d👩\u200d👧 loved it 👍🏽! A cafe\u0301 in हिन्दी, \U0001d4d6ood 🇫🇮 fun. 漢字の映画。 Dull end 😴."
@@ -241,7 +241,7 @@ def test_unknown_words_are_counted_and_explained(page: Page) -> None:
 @pytest.mark.parametrize("text", ["😍😍😍", "Der Film war leider sehr langweilig, und die Handlung ist vorhersehbar."])
 def test_a_text_that_the_model_cannot_read_has_a_visible_warning(page: Page, text: str) -> None:
     ask(page, text)
-    expect(page.locator(".warning")).to_contain_text("tokens are unknown to the model. Do not trust this answer.")
+    expect(page.locator(".warning").first).to_contain_text("tokens are unknown to the model. Do not trust this answer.")
     expect(page.locator("#said")).to_contain_text("Do not trust this answer.")
     ask(page, MIXED)
     expect(page.locator(".warning")).to_have_count(0)
