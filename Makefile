@@ -1,7 +1,7 @@
 # Development tasks: `make help` lists them. Every task installs the project into .venv first, once.
 #
 # PYTHON=path   another Python (3.11 or later) for .venv
-# TORCH='...'   what pip is asked for as torch, e.g. TORCH='torch==2.13.0 --index-url URL' for a CPU or another CUDA build
+# TORCH='...'   pip's requirement for torch, e.g. TORCH='torch==2.13.0 --index-url URL' for a CPU or another CUDA build
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ READY := .venv/.installed
 RUN := .venv/bin/python
 BIN := .venv/bin
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
-# reviews in DATA that no training sees, if it has any
+# test splits in DATA, if it has any
 TEST_SPLIT = $(wildcard $(addprefix $(DATA)/,test test.* test-* *[-_.]test.*)) $(filter imdb %.tar.gz,$(DATA))
 TESTS_OF_SERVING := tests/serve
 TESTS_WITHOUT_RAY := tests $(addprefix --ignore=,tests/on_ray tests/chaos $(TESTS_OF_SERVING))
@@ -32,15 +32,15 @@ TESTS_WITHOUT_RAY := tests $(addprefix --ignore=,tests/on_ray tests/chaos $(TEST
 CLUSTER ?= cluster.yaml
 NODES ?= 3
 CPUS ?= 2
-# a cluster on this machine, else the remote one that `make attach` forwards, else what RAY_API_SERVER_ADDRESS says
-THERE = eval "$$($(RUN) -m deploy env)"
+# exports for the cluster: RAY_API_SERVER_ADDRESS if it is set, else the cluster on this machine, else the one that `make attach` forwards
+CLUSTER_ENV = eval "$$($(RUN) -m deploy env)"
 
 .PHONY: help setup check format test everyday demo train reproduce serve watch tensorboard jupyter wheel numbers reference clean \
 	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List all tasks
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r verb does; do printf '%-18s %s\n' "$$verb" "$$does"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r task help; do printf '%-18s %s\n' "$$task" "$$help"; done
 
 setup: $(READY) ## Create .venv and install everything into it; PYTHON=... and TORCH=... choose other builds
 
@@ -55,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(RUN) -c "import han; han.load('imdb').score(['It works.'])"
 	@touch $@
 
-check: $(READY) ## Check the code: ruff, its formatter, mypy, and which package imports which
+check: $(READY) ## Check the code: ruff, its formatter, mypy, and the imports between packages
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -65,15 +65,15 @@ format: $(READY) ## Format the code and fix what ruff can fix
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-test: $(READY) ## Run all tests: without Ray (a minute), of the API and its page in a browser (a minute), on Ray (minutes)
+test: $(READY) ## Run all tests: without Ray (a minute), the API and its page in a browser (a minute), on Ray (minutes)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_WITHOUT_RAY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --durations=5 $(TESTS_OF_SERVING)
 	$(RUN) -m pytest -q --timeout 600 --durations=5 tests/on_ray
 
-everyday: $(READY) ## Take the steps of an analyst, engineers, a developer and an operator, each with mistakes, minutes [ARGS='--only score']
+everyday: $(READY) ## Run the everyday steps and typical errors of five kinds of user, some minutes [ARGS='--only score']
 	$(RUN) -m tests.everyday $(ARGS)
 
-demo: $(READY) ## See it work in two minutes: train on generated reviews, score the bundled ones, write attention.html
+demo: $(READY) ## Try it in two minutes: train on generated reviews, score the bundled ones, write attention.html
 	$(RUN) -m jobs.demo
 
 train: $(READY) ## Train and evaluate a model from raw reviews: DATA=path [OUT=out/train] [WORKERS=2] [PREPARE='--flags'] [ARGS='--train flags']
@@ -113,23 +113,23 @@ numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 reference: $(READY) ## Render docs/reference.md from the code
 	$(RUN) -m benchmarks.reference
 
-chaos-batch: $(READY) ## Kill the processes of batch scoring and check what is promised, about 12 minutes [ARGS='--seed N --only D1']
+chaos-batch: $(READY) ## Test the guarantees of batch scoring by killing its processes, about 12 minutes [ARGS='--seed N --only D1']
 	$(RUN) -m tests.chaos.readers
 	$(RUN) -m tests.chaos.batch $(ARGS)
 
-chaos-serve: $(READY) ## The same for the service [ARGS='--only R1']
+chaos-serve: $(READY) ## Test the guarantees of the service by killing its replicas [ARGS='--only R1']
 	$(RUN) -m tests.chaos.serve $(ARGS)
 
-chaos-tune: $(READY) ## The same for sweeps: killed drivers, failing trials, two nodes [ARGS='--seed N --only kills']
+chaos-tune: $(READY) ## Test the guarantees of sweeps: killed drivers, failing trials, two nodes [ARGS='--seed N --only kills']
 	$(RUN) -m tests.chaos.tune $(ARGS)
 
-chaos-watch: $(READY) ## Check with a real Prometheus (must be installed) that every panel of the dashboard shows data
+chaos-watch: $(READY) ## Test with a real Prometheus (must be installed) that every panel of the dashboard shows data
 	$(RUN) -m tests.chaos.watch
 
-chaos-cluster: $(READY) ## Kill one of three nodes under training, a sweep, scoring and serving, about 7 minutes [ARGS='--seed N --only C1 C2']
+chaos-cluster: $(READY) ## Kill one of three nodes during training, a sweep, scoring and serving, about 7 minutes [ARGS='--seed N --only C1 C2']
 	$(RUN) -m tests.chaos.cluster $(ARGS)
 
-soak: $(READY) ## Score 200,000 reviews and check that memory is flat and speed steady [ARGS='--data FILE']
+soak: $(READY) ## Score 200,000 reviews and check that memory and speed stay constant [ARGS='--data FILE']
 	$(RUN) -m benchmarks.soak $(ARGS)
 
 bench: $(READY) ## Measure the speed of every step beside baselines, about 10 minutes on an idle machine: DATA=file.parquet [ARGS=--record]
@@ -137,7 +137,7 @@ bench: $(READY) ## Measure the speed of every step beside baselines, about 10 mi
 	$(PIP) -c constraints.txt onnx onnxruntime
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.speed --data "$(DATA)" $(ARGS)
 
-bench-online: $(READY) ## Measure requests/s and latency beside an endpoint that does nothing [ARGS='--data FILE']
+bench-online: $(READY) ## Measure requests/s and latency of the service beside a no-op [ARGS='--data FILE']
 	$(RUN) -m benchmarks.online $(ARGS)
 
 bench-scaling: $(READY) ## Measure scoring and training on 1, 2 and 4 processes and write docs/scale.md, 8 minutes on an idle machine [ARGS='--data FILE']
@@ -146,7 +146,7 @@ bench-scaling: $(READY) ## Measure scoring and training on 1, 2 and 4 processes 
 cluster: $(READY) ## Start a cluster of several nodes on this machine: [NODES=3] [CPUS=2] for each node
 	$(RUN) -m deploy up --nodes $(NODES) --cpus $(CPUS)
 
-cluster-down: $(READY) ## Stop that cluster
+cluster-down: $(READY) ## Stop the cluster on this machine
 	$(RUN) -m deploy down
 
 up: $(READY) ## Start or update a remote cluster: [CLUSTER=cluster.yaml]
@@ -162,22 +162,22 @@ attach: $(READY) ## Open a shell on the remote head and forward its dashboard to
 	RAY_AUTH_MODE=token $(BIN)/ray attach $(CLUSTER) --port-forward 8265
 
 doctor: $(READY) ## Check whether jobs fit the cluster: [ARGS='--data path --train.num-workers 8']
-	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
+	@$(CLUSTER_ENV) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . -- python -m jobs.doctor $(ARGS)
 
 submit: $(READY) ## Run a job on the cluster: JOB=train ARGS='--data path --out path' [WAIT=--no-wait]
 	@test -n "$(JOB)" || { echo "make submit needs JOB: prepare, train, tune, evaluate, score, verify, doctor, e.g. make submit JOB=doctor" >&2; exit 2; }
-	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
+	@$(CLUSTER_ENV) && $(RUN) -m deploy reach && $(BIN)/ray job submit --working-dir . $(WAIT) -- python -m jobs.$(JOB) $(ARGS)
 
 status: $(READY) ## Show the nodes and jobs of the cluster
-	@$(THERE) && $(RUN) -m deploy reach && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
+	@$(CLUSTER_ENV) && $(RUN) -m deploy reach && $(BIN)/ray list nodes --address "$$RAY_API_SERVER_ADDRESS" && $(BIN)/ray job list
 
 logs: $(READY) ## Follow the output of a submitted job: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make logs needs ID: make status lists them" >&2; exit 2; }
-	@$(THERE) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job logs --follow $(ID)
+	@$(CLUSTER_ENV) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job logs --follow $(ID)
 
 stop-job: $(READY) ## Stop a submitted job; the same command resumes it: ID=raysubmit_...
 	@test -n "$(ID)" || { echo "make stop-job needs ID: make status lists them" >&2; exit 2; }
-	@$(THERE) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job stop $(ID)
+	@$(CLUSTER_ENV) && $(RUN) -m deploy reach --job-id "$(ID)" && $(BIN)/ray job stop $(ID)
 
 clean: ## Remove .venv, caches and builds; trained models in out/ are kept
 	if [ -e $(READY) ]; then rm -rf .venv; fi

@@ -101,9 +101,9 @@ def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -
     for number in range(rounds):
         for name, command in pipelines.items():
             where = folder / f"{name.replace(' ', '-')}-{number}"
-            found = [_run(command(part, Path(f"{where}-{size}")), size, environments[name]) for size, part in parts.items()]
-            runs[name].append(found)
-    return [_result(name, found) for name, found in runs.items()]
+            measured = [_run(command(part, Path(f"{where}-{size}")), size, environments[name]) for size, part in parts.items()]
+            runs[name].append(measured)
+    return [_result(name, measured) for name, measured in runs.items()]
 
 
 def _part(data: Path, folder: Path, size: int) -> Path:

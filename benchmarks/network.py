@@ -249,8 +249,8 @@ def forward(lengths: list[list[int]] | None, repeats: int) -> tuple[Comparison, 
     seconds = medians(candidates, repeats)
     print(f"{len(flat.token_ids) / SIZE:.0f} tokens and {len(flat.sentence_lengths) / SIZE:.1f} sentences a review")
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s, {floor_flop(flat) / SIZE / 1e6:.1f} MFLOP a review")
-    found = Comparison(title="forward, one core", reviews_per_s={name: SIZE / value for name, value in seconds.items()})
-    return found, floor_flop(flat) / rate / seconds[OURS]
+    comparison = Comparison(title="forward, one core", reviews_per_s={name: SIZE / value for name, value in seconds.items()})
+    return comparison, floor_flop(flat) / rate / seconds[OURS]
 
 
 def training(lengths: list[list[int]] | None, repeats: int) -> Comparison:
@@ -271,13 +271,13 @@ def costs(lengths: list[list[int]] | None) -> dict[str, tuple[float, float]]:
     folded = FoldedHAN(learner.network)
     sizes: list[tuple[str, int, int | None]] = [(f"{size} reviews", size, None) for size in (16, 32, 64, 128, 256, 512, 1024)]
     sizes += [(f"{count} sentences", max(1, 1_000 // count), count) for count in (5, 50, 500)]
-    found = {}
+    costs_us = {}
     for name, size, sentences in sizes:
         batch = reviews(size, random, lengths, sentences)
         flat = ragged(batch)
         times = medians({"forward": functools.partial(folded, flat), "training": project_step(learner, batch)}, 3)
-        found[name] = (1e6 * times["forward"] / len(flat.token_ids), 1e6 * times["training"] / len(flat.token_ids))
-    return found
+        costs_us[name] = (1e6 * times["forward"] / len(flat.token_ids), 1e6 * times["training"] / len(flat.token_ids))
+    return costs_us
 
 
 def main() -> None:
@@ -287,8 +287,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lengths = read_lengths(arguments.data) if arguments.data else None
-    found, share = forward(lengths, arguments.repeats)
-    found.show()
+    comparison, share = forward(lengths, arguments.repeats)
+    comparison.show()
     print(f"  {share:.0%} of the floor")
     training(lengths, arguments.repeats).show()
     print("cost per token")

@@ -42,14 +42,14 @@ def number(name: str, what: str, value: str, note: str = "") -> Number:
 
 def texts(data: Path, bars: list[Bars]) -> list[Number]:
     """Text to ids and spans, beside NLTK's loops."""
-    found = text.compare([data], every=False)
-    ratio = median(found.ratios)
-    print(f"text to ids and spans: {found.ours_ms:.3f} ms a review, NLTK's loops {found.nltk_ms:.3f} ms")
-    print(f"  {found.different} of {found.count:,} reviews differ")
-    print(f"  {ratio:.1f} times as fast as NLTK's loops (median of {len(found.ratios)} blocks)", flush=True)
-    bars.append(("Text to ids and spans", {network.OURS: 1e3 / found.ours_ms, "NLTK": 1e3 / found.nltk_ms}))
-    what = f"text to ids and spans, sentences included, one core, {found.count:,} IMDB reviews: times NLTK's own loops"
-    return [number("90-text", what, f"{ratio:.1f} times", f"{found.ours_ms:.3f} ms a review; {found.different} reviews differ")]
+    comparison = text.compare([data], every=False)
+    ratio = median(comparison.ratios)
+    print(f"text to ids and spans: {comparison.ours_ms:.3f} ms a review, NLTK's loops {comparison.nltk_ms:.3f} ms")
+    print(f"  {comparison.different} of {comparison.count:,} reviews differ")
+    print(f"  {ratio:.1f} times as fast as NLTK's loops (median of {len(comparison.ratios)} blocks)", flush=True)
+    bars.append(("Text to ids and spans", {network.OURS: 1e3 / comparison.ours_ms, "NLTK": 1e3 / comparison.nltk_ms}))
+    what = f"text to ids and spans, sentences included, one core, {comparison.count:,} IMDB reviews: times NLTK's own loops"
+    return [number("90-text", what, f"{ratio:.1f} times", f"{comparison.ours_ms:.3f} ms a review; {comparison.different} reviews differ")]
 
 
 def networks(data: Path, bars: list[Bars], repeats: int) -> list[Number]:
@@ -83,8 +83,8 @@ def networks(data: Path, bars: list[Bars], repeats: int) -> list[Number]:
     return numbers
 
 
-def times(found: network.Comparison, other: str) -> str:
-    return f"{found.times(other):.1f} times"
+def times(comparison: network.Comparison, other: str) -> str:
+    return f"{comparison.times(other):.1f} times"
 
 
 def single(data: Path) -> list[Number]:
@@ -178,9 +178,9 @@ def main() -> None:
             "network": lambda: networks(data, bars, arguments.repeats),
             "pipelines": lambda: pipelines(data, folder, bars, before=arguments.before, rounds=arguments.rounds, limit=arguments.limit),
         }
-        found = [each for name, run in sections.items() if not arguments.only or name in arguments.only for each in run()]
+        results = [each for name, run in sections.items() if not arguments.only or name in arguments.only for each in run()]
     if arguments.record:
-        for each in found:
+        for each in results:
             record(each)
         if not arguments.only:
             (ROOT / "docs" / "speed.svg").write_text(picture(bars), encoding="utf-8")

@@ -117,11 +117,13 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help=f"compare every review, not {SAMPLE:,} of each file")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder with punkt.json and vocab.txt")
     arguments = parser.parse_args()
-    found = compare(arguments.data, every=arguments.all, model=arguments.model)
-    print(f"reviews {found.count:,}, different {found.different:,}")
-    print(f"NLTK's loops {found.nltk_ms:.3f} ms a review, encode_batch {found.ours_ms:.4f} ms")
-    print(f"ratio of times: median of {len(found.ratios)} blocks {statistics.median(found.ratios):.1f}, smallest {min(found.ratios):.1f}")
-    sys.exit(found.different > 0)
+    result = compare(arguments.data, every=arguments.all, model=arguments.model)
+    print(f"reviews {result.count:,}, different {result.different:,}")
+    print(f"NLTK's loops {result.nltk_ms:.3f} ms a review, encode_batch {result.ours_ms:.4f} ms")
+    print(
+        f"ratio of times: median of {len(result.ratios)} blocks {statistics.median(result.ratios):.1f}, smallest {min(result.ratios):.1f}"
+    )
+    sys.exit(result.different > 0)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ class Folder:
     def names(self, name: str = "", *, recursive: bool = False) -> list[str]:
         """The names in a folder, sorted and relative to it; none if there is no such folder."""
         base = self._at(name)
-        found = self.system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
-        return sorted(info.path.removeprefix(f"{base}/") for info in found)
+        infos = self.system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
+        return sorted(info.path.removeprefix(f"{base}/") for info in infos)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None if there is no such file."""

@@ -110,7 +110,7 @@ class Sentence:
     start: int  # start of its first word
     end: int  # end of its last word, exclusive
     attention: float  # share of its review, 0 to 1
-    words: tuple[Word, ...] | None  # None unless words were asked for
+    words: tuple[Word, ...] | None  # None unless word attention was requested
     effect: float | None = None  # nats: evidence of the review minus that without the sentence; None for the only one or if not computed
 
 

@@ -139,17 +139,17 @@ def command(job: str | None = None) -> str:
 
 def columns_flags(columns: ColumnsConfig) -> str:
     """The flags that name these columns, with a leading space; nothing where all have their default names."""
-    given = []
+    flags = []
     for field in dataclasses.fields(columns):
         value = getattr(columns, field.name)
         if value != field.default:
             values = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
-            given += [f"--columns.{field.name.replace('_', '-')}", *values]
-    return f" {shlex.join(given)}" if given else ""
+            flags += [f"--columns.{field.name.replace('_', '-')}", *values]
+    return f" {shlex.join(flags)}" if flags else ""
 
 
 def unused(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that does not exist: two runs are never told to write to one folder."""
+    """The path, or the first of path-2, path-3, ... that does not exist. Suggested commands of two runs never use one folder."""
     candidates = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in range(1, 1_000))
     return next((candidate for candidate in candidates if not candidate.exists()), path)
 
@@ -203,9 +203,9 @@ def check_out(out: str | Path, *names: str) -> None:
         return
     if folder.exists() and not folder.is_dir():
         raise Mistake(f"--out {folder} is a file: give a folder")
-    there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    if there and not any(name.startswith(names) for name in there):
-        raise Mistake(f"--out {folder} holds something else ({there[0]}): give a new folder")
+    existing = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    if existing and not any(name.startswith(names) for name in existing):
+        raise Mistake(f"--out {folder} holds something else ({existing[0]}): give a new folder")
     parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise Mistake(f"--out {folder} cannot be made: {parent} is not a folder that this user can write to")

@@ -62,18 +62,18 @@ def main(job: Doctor) -> None:
                 raise Mistake(f"--{name} {value} is missing on this machine: give an existing path")
     from han.cluster import doctor, nodes
 
-    asked = [
-        nodes.Asked(flag=f"--{name}", path=cli.path(path, f"--{name}"), written=name == "out")
+    requested = [
+        nodes.JobPath(flag=f"--{name}", path=cli.path(path, f"--{name}"), written=name == "out")
         for name, path in places.items()
         if path and (name, path) not in (("model", "imdb"), ("input", "sample"))
     ]
     cli.connect()
-    findings = doctor.findings(nodes.examine(asked), [needs(job)[name] for name in job.jobs])
+    findings = doctor.findings(nodes.examine(requested), [needs(job)[name] for name in job.jobs])
     for finding in findings:
-        print(f"{'RED  ' if finding.mend else 'green'}  {finding.about:<10} {finding.seen}")
-        if finding.mend:
-            print(f"       {'':<10} -> {finding.mend}")
-    red = [finding for finding in findings if finding.mend]
+        print(f"{'RED  ' if finding.remedy else 'green'}  {finding.about:<10} {finding.seen}")
+        if finding.remedy:
+            print(f"       {'':<10} -> {finding.remedy}")
+    red = [finding for finding in findings if finding.remedy]
     if red:
         raise Mistake(f"{len(red)} of {len(findings)} checks are red: {', '.join(dict.fromkeys(finding.about for finding in red))}")
     print(f"all {len(findings)} checks are green; next: make submit JOB=train ARGS='--data … --out …'")

@@ -40,7 +40,7 @@ class Predict:
 
 def main(job: Predict) -> None:
     model = cli.model(job.model)
-    texts = [_text(given) for given in job.texts or ("-",)]
+    texts = [_text(argument) for argument in job.texts or ("-",)]
     import torch
 
     from han.explain.terminal import terminal
@@ -68,14 +68,14 @@ def _effects(job: Predict) -> EffectDetail:
     return "none" if job.attention == "none" else job.effects
 
 
-def _text(given: str) -> str:
-    if given == "-":
+def _text(argument: str) -> str:
+    if argument == "-":
         return _read_stdin()
     try:
-        is_file = Path(given).is_file()
+        is_file = Path(argument).is_file()
     except (OSError, ValueError):  # no name of a file: too long, or with a NUL
-        return given
-    return _decode(Path(given).read_bytes(), given) if is_file else given
+        return argument
+    return _decode(Path(argument).read_bytes(), argument) if is_file else argument
 
 
 def _read_stdin() -> str:

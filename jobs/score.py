@@ -121,16 +121,16 @@ def _check(source: str, out: str, job: Score) -> None:
 def _estimate(plan: Plan) -> None:
     from han.score import batch_job
 
-    found = batch_job.estimate(plan, num_cpus=cli.num_cpus())
-    about = "" if found.is_exact else "about "
-    rows = f"{about}{found.num_rows:,} records in {cli.plural(len(plan.items), 'shard')}"
-    print(f"{rows}; {found.num_sampled:,} were scored as a sample, {found.num_quarantined:,} of them quarantined")
-    start_up = f"of which start-up takes {cli.duration(found.start_up_s)}"
+    estimate = batch_job.estimate(plan, num_cpus=cli.num_cpus())
+    about = "" if estimate.is_exact else "about "
+    rows = f"{about}{estimate.num_rows:,} records in {cli.plural(len(plan.items), 'shard')}"
+    print(f"{rows}; {estimate.num_sampled:,} were scored as a sample, {estimate.num_quarantined:,} of them quarantined")
+    start_up = f"of which start-up takes {cli.duration(estimate.start_up_s)}"
     print(
-        f"{found.rows_per_s:,.0f} records a second in each process: about {cli.duration(found.took_s)} "
-        f"with --num-actors {found.num_actors}, {start_up}"
+        f"{estimate.rows_per_s:,.0f} records a second in each process: about {cli.duration(estimate.took_s)} "
+        f"with --num-actors {estimate.num_actors}, {start_up}"
     )
-    print(f"about {found.output_mb:,.1f} MB of Parquet; nothing was written")
+    print(f"about {estimate.output_mb:,.1f} MB of Parquet; nothing was written")
 
 
 def run() -> None:

@@ -82,16 +82,16 @@ def _check_same_run(data: Path, out: Path, job: Train) -> None:
 
 def defaults() -> Train | None:
     """Values of flags that are not given, under --from. --from is read before all other flags."""
-    given = next((later for flag, later in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--from"), None)
-    given = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), given)
-    if given is None:
+    source = next((later for flag, later in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--from"), None)
+    source = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), source)
+    if source is None:
         return None
     from han.tune import search_space
     from han.tune.sweep import read_best
 
-    best = read_best(cli.local(given, "--from"))
+    best = read_best(cli.local(source, "--from"))
     model, train = search_space.override(ModelConfig(), TrainConfig(), best["overrides"])
-    return Train(data=best["data"], out=cast(str, tyro.MISSING), sweep=given, model=model, train=train)
+    return Train(data=best["data"], out=cast(str, tyro.MISSING), sweep=source, model=model, train=train)
 
 
 def run() -> None:

@@ -60,7 +60,7 @@ def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     from han.tune import search
     from jobs.trials import Trials
 
-    found = search.sweep(
+    result = search.sweep(
         search.SweepJob(
             data=data,
             out=out,
@@ -76,14 +76,14 @@ def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
         fit=fit or trainer.fit,
     )
     cli.write_settings(job, out)
-    _print_result(found, out, full=job.sweep.trials * job.train.epochs)
+    _print_result(result, out, full=job.sweep.trials * job.train.epochs)
 
 
-def _print_result(found: Any, out: Path, *, full: int) -> None:
+def _print_result(result: Any, out: Path, *, full: int) -> None:
     """full: epochs without early stopping."""
     from han.tune.sweep import counts
 
-    ran, best = counts(found.study), found.best
+    ran, best = counts(result.study), result.best
     print(
         f"{cli.plural(ran['done'], 'trial')} done, {ran['stopped']} stopped early, {ran['failed']} failed: {ran['epochs']} of {full} epochs"
     )

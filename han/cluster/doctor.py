@@ -60,11 +60,11 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the report; `mend` is None if nothing needs to be done."""
+    """One line of the report; `remedy` is None if nothing needs to be done."""
 
     about: str
     seen: str
-    mend: str | None = None
+    remedy: str | None = None
 
 
 def findings(cluster: Cluster, needs: Sequence[Need]) -> list[Finding]:
@@ -87,8 +87,8 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
     yield Finding(about="nodes", seen=f"{len(nodes)} up, with {_amounts(_total(nodes))}")
     for node in nodes:
         if node.problem:
-            mend = f"look at the logs of {node.name}, or stop it so that another one takes its place"
-            yield Finding(about="nodes", seen=f"{node.name} does not answer: {node.problem}", mend=mend)
+            remedy = f"look at the logs of {node.name}, or stop it so that another one takes its place"
+            yield Finding(about="nodes", seen=f"{node.name} does not answer: {node.problem}", remedy=remedy)
 
 
 def _auth(cluster: Cluster) -> Finding:
@@ -96,10 +96,10 @@ def _auth(cluster: Cluster) -> Finding:
         return Finding(about="auth", seen=f"the jobs API refuses who has no token ({cluster.status})")
     if cluster.status is None:
         return Finding(
-            about="auth", seen="the dashboard did not answer", mend="start the head with its dashboard: jobs cannot be submitted without"
+            about="auth", seen="the dashboard did not answer", remedy="start the head with its dashboard: jobs cannot be submitted without"
         )
     seen = f"the jobs API answers {cluster.status} without a token: whoever reaches it runs code on every node"
-    return Finding(about="auth", seen=seen, mend="stop the cluster and start every node with RAY_AUTH_MODE=token (see docs/runbook.md)")
+    return Finding(about="auth", seen=seen, remedy="stop the cluster and start every node with RAY_AUTH_MODE=token (see docs/runbook.md)")
 
 
 def _listens(cluster: Cluster) -> Finding:
@@ -108,7 +108,7 @@ def _listens(cluster: Cluster) -> Finding:
         return Finding(about="dashboard", seen=f"on loopback ({cluster.dashboard or 'none'})")
     seen = f"it listens on {cluster.dashboard}, beyond its own machine, and does not encrypt"
     return Finding(
-        about="dashboard", seen=seen, mend="start the head with --dashboard-host=127.0.0.1 and reach it through ssh (make attach)"
+        about="dashboard", seen=seen, remedy="start the head with --dashboard-host=127.0.0.1 and reach it through ssh (make attach)"
     )
 
 
@@ -121,7 +121,7 @@ def _versions(nodes: Sequence[Node]) -> Iterator[Finding]:
         if len(by_version) > 1:
             seen = "; ".join(f"{name} {version} on {', '.join(having)}" for version, having in by_version.items())
             yield Finding(
-                about="versions", seen=seen, mend=f"install the same {name} everywhere: pip install -c constraints.txt . on each node"
+                about="versions", seen=seen, remedy=f"install the same {name} everywhere: pip install -c constraints.txt . on each node"
             )
     if nodes and all(len({node.versions.get(name) for node in nodes}) == 1 for name in names):
         yield Finding(about="versions", seen="equal on all nodes: " + ", ".join(f"{name} {nodes[0].versions[name]}" for name in names))
@@ -131,18 +131,18 @@ def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
     wrong = [node for node in nodes if abs(node.skew_s) - node.skew_within_s > MAX_SKEW_S]
     for node in wrong:
         seen = f"{node.name} is {abs(node.skew_s):,.0f} s {'ahead' if node.skew_s > 0 else 'behind'}"
-        yield Finding(about="clocks", seen=seen, mend="let every node keep its time by NTP (timedatectl set-ntp true)")
+        yield Finding(about="clocks", seen=seen, remedy="let every node keep its time by NTP (timedatectl set-ntp true)")
     if not wrong:
         within = max((node.skew_within_s for node in nodes), default=0.0)
-        yield Finding(about="clocks", seen=f"within {MAX_SKEW_S:.0f} s of each other (asked to within {within:.1f} s)")
+        yield Finding(about="clocks", seen=f"within {MAX_SKEW_S:.0f} s of each other (measured to within {within:.1f} s)")
 
 
 def _disks(nodes: Sequence[Node]) -> Iterator[Finding]:
     full = [node for node in nodes if node.temp_free_mb < MIN_DISK_MB or node.temp_used > MAX_DISK_USED]
     for node in full:
         seen = f"{node.name} has {node.temp_free_mb:,.0f} MB left for {node.temp}, {node.temp_used:.0%} are used"
-        mend = f"make room: Ray writes logs there and spills objects, and makes none once {MAX_DISK_USED:.0%} are used"
-        yield Finding(about="disk", seen=seen, mend=mend)
+        remedy = f"make room: Ray writes logs there and spills objects, and makes none once {MAX_DISK_USED:.0%} are used"
+        yield Finding(about="disk", seen=seen, remedy=remedy)
     if nodes and not full:
         yield Finding(about="disk", seen=f"at least {min(node.temp_free_mb for node in nodes):,.0f} MB free for Ray's own on every node")
 
@@ -151,7 +151,7 @@ def _memory(nodes: Sequence[Node]) -> Iterator[Finding]:
     short = [node for node in nodes if node.memory_mb and node.memory_mb < _store_mb(node)]
     for node in short:
         seen = f"{node.name} has {node.memory_mb:,.0f} MB of shared memory for {_store_mb(node):,.0f} MB of objects: they go to disk"
-        yield Finding(about="memory", seen=seen, mend="enlarge /dev/shm (docker run --shm-size) or lower ray start --object-store-memory")
+        yield Finding(about="memory", seen=seen, remedy="enlarge /dev/shm (docker run --shm-size) or lower ray start --object-store-memory")
     if nodes and not short:
         yield Finding(about="memory", seen=f"{sum(map(_store_mb, nodes)):,.0f} MB of object store, in shared memory")
 
@@ -160,21 +160,23 @@ def _places(nodes: Sequence[Node]) -> Iterator[Finding]:
     for index, place in enumerate(nodes[0].places if nodes else ()):
         seen_by = {node.name: node.places[index] for node in nodes}
         good = True
-        for name, there in seen_by.items():
-            if there.problem:
+        for name, observed in seen_by.items():
+            if observed.problem:
                 good = False
-                mend = "put it on storage that every node has mounted, or in a bucket (s3://…)"
-                yield Finding(about=place.flag, seen=f"{place.path} on {name}: {there.problem}", mend=mend)
-            elif there.free_mb is not None and there.free_mb < MIN_DISK_MB:
+                remedy = "put it on storage that every node has mounted, or in a bucket (s3://…)"
+                yield Finding(about=place.flag, seen=f"{place.path} on {name}: {observed.problem}", remedy=remedy)
+            elif observed.free_mb is not None and observed.free_mb < MIN_DISK_MB:
                 good = False
-                seen = f"{place.path} has {there.free_mb:,.0f} MB left, less than {MIN_DISK_MB:,.0f}"
-                yield Finding(about=place.flag, seen=seen, mend="make room there, or give another folder")
-        contents = {there.content for there in seen_by.values() if not there.problem}
+                seen = f"{place.path} has {observed.free_mb:,.0f} MB left, less than {MIN_DISK_MB:,.0f}"
+                yield Finding(about=place.flag, seen=seen, remedy="make room there, or give another folder")
+        contents = {observed.content for observed in seen_by.values() if not observed.problem}
         if len(contents) > 1:
             seen = f"{place.path} differs: " + "; ".join(
-                f"{there.content} on {name}" for name, there in seen_by.items() if not there.problem
+                f"{observed.content} on {name}" for name, observed in seen_by.items() if not observed.problem
             )
-            yield Finding(about=place.flag, seen=seen, mend="every node must see the same files: put it on shared storage, or in a bucket")
+            yield Finding(
+                about=place.flag, seen=seen, remedy="every node must see the same files: put it on shared storage, or in a bucket"
+            )
         elif good:
             yield Finding(about=place.flag, seen=f"{place.path} is the same on every node")
 
@@ -193,16 +195,16 @@ def _fit(need: Need, nodes: Sequence[Node]) -> Finding:
 
 
 def _misfit(need: Need, bundle: Bundle, nodes: Sequence[Node]) -> Finding:
-    wanted, there = _sum(need.bundles), _total(nodes)
-    short = next((kind for kind in ("GPU", "CPU") if wanted.get(kind, 0) > there.get(kind, 0)), None)
+    needed, available = _sum(need.bundles), _total(nodes)
+    short = next((kind for kind in ("GPU", "CPU") if needed.get(kind, 0) > available.get(kind, 0)), None)
     if short:
-        seen = f"needs {_amounts({short: wanted[short]})}, the cluster has {_amounts({short: there.get(short, 0)})}"
+        seen = f"needs {_amounts({short: needed[short]})}, the cluster has {_amounts({short: available.get(short, 0)})}"
     else:
         largest = {kind: max((node.resources.get(kind, 0) for node in nodes), default=0) for kind in bundle}
         seen = (
             f"one of its processes needs {_amounts(bundle)} on one node, and no node has so much left (the largest has {_amounts(largest)})"
         )
-    return Finding(about=need.job, seen=seen, mend=f"{need.lower}, or add nodes (those that an autoscaler would add do not count yet)")
+    return Finding(about=need.job, seen=seen, remedy=f"{need.lower}, or add nodes (those that an autoscaler would add do not count yet)")
 
 
 def _total(nodes: Sequence[Node]) -> dict[str, float]:
@@ -215,8 +217,8 @@ def _sum(bundles: Sequence[Bundle]) -> dict[str, float]:
 
 
 def _amounts(bundle: Bundle) -> str:
-    told = [f"{bundle[kind]:g} {kind}{'s' * (bundle[kind] != 1)}" for kind in ("CPU", "GPU") if kind in bundle]
-    return " and ".join(told) or "nothing"
+    amounts = [f"{bundle[kind]:g} {kind}{'s' * (bundle[kind] != 1)}" for kind in ("CPU", "GPU") if kind in bundle]
+    return " and ".join(amounts) or "nothing"
 
 
 def _store_mb(node: Node) -> float:

@@ -26,12 +26,12 @@ from han.cluster.doctor import Cluster, Node, Place
 from han.storage import filesystem
 
 ANSWER_S = 120.0  # deadline of a node's answer; it may start a process first
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 # asked for its size only
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 # only its size is read
 PACKAGES = ("ray", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class JobPath:
     """A path or URI that a job will use."""
 
     flag: str
@@ -39,32 +39,32 @@ class Asked:
     written: bool  # an output, else an input
 
 
-def examine(asked: Sequence[Asked]) -> Cluster:
+def examine(requested: Sequence[JobPath]) -> Cluster:
     """The facts of the cluster that this process is connected to. Leaves nothing behind."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeName"]))
     names = _names(alive)
     dashboard = ray._private.worker.get_dashboard_url()
-    marks = {each.path: mark for each in asked if each.written and (mark := _leave_mark(each.path))}
+    marks = {each.path: mark for each in requested if each.written and (mark := _leave_mark(each.path))}
     try:
-        questions = [_on(node, facts).remote(asked, marks) for node in alive]
+        questions = [_on(node, facts).remote(requested, marks) for node in alive]
         status = _on(alive[0], jobs_api_status).remote(dashboard) if dashboard else None
         nodes = [_answer(node, name, question) for node, name, question in zip(alive, names, questions, strict=True)]
-        nodes = [node if node.problem else _with_skew(node, there) for node, there in zip(nodes, alive, strict=True)]
+        nodes = [node if node.problem else _with_skew(node, ray_node) for node, ray_node in zip(nodes, alive, strict=True)]
         return Cluster(nodes=tuple(nodes), dashboard=dashboard, status=ray.get(status, timeout=ANSWER_S) if status else None)
     finally:
         for mark in marks.values():
             Path(mark).unlink(missing_ok=True)
 
 
-def facts(asked: Sequence[Asked], marks: dict[str, str]) -> dict[str, Any]:
+def facts(requested: Sequence[JobPath], marks: dict[str, str]) -> dict[str, Any]:
     """Facts of the node that runs this: fields of `doctor.Node`."""
     temp = ray.get_runtime_context().get_temp_dir()
     disk = shutil.disk_usage(temp)
     memory = Path(SHARED_MEMORY)
     return {
         "versions": versions(),
-        "places": tuple(look(each, marks.get(each.path)) for each in asked),
+        "places": tuple(look(each, marks.get(each.path)) for each in requested),
         "temp": temp,
         "temp_free_mb": disk.free / 1e6,
         "temp_used": disk.used / (disk.used + disk.free),
@@ -74,26 +74,26 @@ def facts(asked: Sequence[Asked], marks: dict[str, str]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions that must be equal on all nodes; "missing" for a package that is not installed."""
-    found = {"python": platform.python_version(), "han": han.__version__}
+    installed = {"python": platform.python_version(), "han": han.__version__}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            installed[package] = "missing"
+    return installed
 
 
-def look(asked: Asked, mark: str | None) -> Place:
+def look(requested: JobPath, mark: str | None) -> Place:
     """How this node sees a path. mark: a file that the driver left where an output will be."""
-    place = Place(flag=asked.flag, path=asked.path, problem=None, content="", free_mb=None)
+    place = Place(flag=requested.flag, path=requested.path, problem=None, content="", free_mb=None)
     try:
-        if not asked.written:
-            content = _content(asked.path)
+        if not requested.written:
+            content = _content(requested.path)
             return replace(place, content=content or "", problem=None if content else "there is no such file or folder")
-        if "://" in asked.path:
-            filesystem(asked.path)
+        if "://" in requested.path:
+            filesystem(requested.path)
             return place
-        folder = _existing(asked.path)
+        folder = _existing(requested.path)
         if mark is None or not os.path.exists(mark):
             return replace(place, problem="it is not the folder that the driver's node sees under this name, or is not mounted")
         if not os.access(folder, os.W_OK):
@@ -117,7 +117,7 @@ def jobs_api_status(dashboard: str) -> int | None:
 def _content(path: str) -> str | None:
     """The content of a path as one line that is equal for equal files: names and sizes, without times."""
     if "://" not in path and glob.has_magic(path):
-        sizes = [os.path.getsize(found) for found in glob.glob(path)]
+        sizes = [os.path.getsize(each) for each in glob.glob(path)]
         return f"{len(sizes):,} files of {sum(sizes):,} bytes" if sizes else None
     system, name = filesystem(path)
     info = system.get_file_info(name)
@@ -162,9 +162,9 @@ def _answer(node: dict[str, Any], name: str, question: Any) -> Node:
 def _with_skew(node: Node, where: dict[str, Any]) -> Node:
     """The clock difference to this process, and its uncertainty. A worker already runs there, so the call takes milliseconds."""
     before = time.time()
-    there = ray.get(_on(where, _now).remote(), timeout=ANSWER_S)
+    remote_s = ray.get(_on(where, _now).remote(), timeout=ANSWER_S)
     after = time.time()
-    return replace(node, skew_s=there - (before + after) / 2, skew_within_s=(after - before) / 2)
+    return replace(node, skew_s=remote_s - (before + after) / 2, skew_within_s=(after - before) / 2)
 
 
 def _now() -> float:

@@ -140,13 +140,13 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
     source = source.rstrip("/") or "/"
     system, path = filesystem(source)
     prefix = source.removesuffix(path) if "://" in source else ""
-    found = system.get_file_info(path).type
-    if found == pa.fs.FileType.File:
+    file_type = system.get_file_info(path).type
+    if file_type == pa.fs.FileType.File:
         kind = _kind(path)
         if kind is None:
             raise Mistake(f"{source} is not a supported kind of file: give {KINDS}")
         return [(prefix + path, kind)]
-    if found == pa.fs.FileType.Directory:
+    if file_type == pa.fs.FileType.Directory:
         children = system.get_file_info(pa.fs.FileSelector(path))
         if any(child.type == pa.fs.FileType.Directory and child.base_name in ("train", "test") for child in children):
             return [(prefix + path, "folder")]
@@ -156,7 +156,7 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
     else:
         raise Mistake(f"{source} is missing: give a file, a folder, a glob, or sample")
     kinds = {name: _kind(name) for name in sorted(names) if file_name(name)[0] not in "._"}
-    if found == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
+    if file_type == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
         return [(prefix + path, "texts")]
     files: list[tuple[str, Kind]] = [(prefix + name, kind) for name, kind in kinds.items() if kind and kind != "tar"]
     if not files:

@@ -96,13 +96,13 @@ def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[S
     """
     with blaming(input):
         files = find_files(str(samples.REVIEWS) if input == "sample" else input)
-    found = [shards for path, kind in files if (shards := _look(path, kind, columns, labelled=labelled))]
-    if not found:
+    shards_by_file = [shards for path, kind in files if (shards := _look(path, kind, columns, labelled=labelled))]
+    if not shards_by_file:
         raise Mistake(f"{input} holds no reviews: 0 rows")
     of_reviews = {columns.text, columns.review_id, columns.label, columns.rating}
-    _check_named(input, [shards[0] for shards in found], columns)
-    schema = _one_schema((shards[0] for shards in found), of_reviews if labelled else None)
-    shards = [replace(shard, schema=schema) for each in found for shard in each]
+    _check_named(input, [shards[0] for shards in shards_by_file], columns)
+    schema = _one_schema((shards[0] for shards in shards_by_file), of_reviews if labelled else None)
+    shards = [replace(shard, schema=schema) for each in shards_by_file for shard in each]
     if labelled:
         tried = min(shards, key=lambda shard: ("train", "test", "unsup").index(shard.split))
         for batch in itertools.islice(read(tried, columns, batch_rows=100), 1):
@@ -150,13 +150,13 @@ def reviews(batch: Batch, shard: Shard, columns: ColumnsConfig, *, labelled: boo
 
 def identities(shards: Iterable[Shard]) -> dict[str, list[int | str]]:
     """The identity of every file or folder of an input when its shards were found, by path, so that a changed input is another job."""
-    return {path: list(members_identity(members) if members else found) for path, (found, members, _) in _by_path(shards).items()}
+    return {path: list(members_identity(members) if members else known) for path, (known, members, _) in _by_path(shards).items()}
 
 
 def refuse_changed(shards: Iterable[Shard]) -> None:
     """`InputChanged` if a file of the input is not the one that was found, or if a folder has other files than it had."""
-    for path, (found, members, kind) in _by_path(shards).items():
-        if not members and identity(path) != found:
+    for path, (known, members, kind) in _by_path(shards).items():
+        if not members and identity(path) != known:
             raise InputChanged(changed_message(path))
         if members and (name := changed_member(members, _LIST[kind](path))):
             raise InputChanged(changed_message(f"{path}/{name}"))
@@ -312,8 +312,8 @@ def random_review(source: str, columns: ColumnsConfig, *, seed: int | None = Non
     used = {columns.text, columns.review_id, columns.label, columns.rating}
     shards = select(find_shards(source, columns, labelled=False), used)
     for shard in draw.sample(shards, len(shards)):
-        found = [row for batch in read(shard, columns) for row in reviews(batch, shard, columns, labelled=True).to_pylist()]
-        if found:
-            row = draw.choice(found)
+        rows = [row for batch in read(shard, columns) for row in reviews(batch, shard, columns, labelled=True).to_pylist()]
+        if rows:
+            row = draw.choice(rows)
             return row["review_id"], row["label"], row["text"]
     raise Mistake(f"{source} has no review with a text: every value of its column {columns.text} is null or cannot be read")

@@ -43,10 +43,10 @@ class Compared:
 
 def read(folders: Sequence[Path]) -> list[Compared]:
     """The runs in these folders; for a sweep, the runs of its trials. A folder without a run, or fewer than two runs, is a `Mistake`."""
-    found = [run for folder in folders for run in _runs_of(folder)]
-    if len(set(found)) < 2:
-        raise Mistake(f"{len(set(found))} run to compare: give the folders of two or more runs, or of a sweep")
-    return [_read(folder, name) for folder, name in zip(found, _names(found), strict=True)]
+    run_folders = [run for folder in folders for run in _runs_of(folder)]
+    if len(set(run_folders)) < 2:
+        raise Mistake(f"{len(set(run_folders))} run to compare: give the folders of two or more runs, or of a sweep")
+    return [_read(folder, name) for folder, name in zip(run_folders, _names(run_folders), strict=True)]
 
 
 def differing(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
@@ -125,7 +125,7 @@ def page(runs: Sequence[Compared], *, title: str) -> str:
     )
     charts = "".join(_chart(runs, name, caption) for name, caption in CURVES.items())
     body = f"""<main class="han compared"><h1>{escape(title)}</h1>
-{f'<p class="verdict-line">{escape(found)}.</p>' if (found := verdict(runs)) else ""}
+{f'<p class="verdict-line">{escape(sentence)}.</p>' if (sentence := verdict(runs)) else ""}
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {tables}
 <h2>Curves by epoch</h2>

@@ -52,8 +52,8 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
     on the same data; `force` skips the last check. failpoint: where this process is to die (see `Failpoint`).
     """
     loaded = artifact.load(source)
-    if models.is_dir() and (there := _foreign(models)):
-        raise Mistake(f"--models {models} holds something else ({there}): give a folder for models alone")
+    if models.is_dir() and (other := _foreign(models)):
+        raise Mistake(f"--models {models} holds something else ({other}): give a folder for models alone")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
         point = Failpoint(failpoint, folder)
@@ -104,11 +104,11 @@ def versions(models: Path) -> list[Version]:
     while pointer:
         dates.setdefault(pointer["version"], pointer["date"])
         pointer = pointer["previous"]
-    found = []
+    result = []
     for folder in _version_folders(models):
         loaded = artifact.load(folder)
         made = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        found.append(
+        result.append(
             Version(
                 folder=folder,
                 fingerprint=loaded.fingerprint,
@@ -118,7 +118,7 @@ def versions(models: Path) -> list[Version]:
                 run=_run(loaded),
             )
         )
-    return sorted(found, key=lambda version: (version.date, version.is_best, version.folder.name), reverse=True)
+    return sorted(result, key=lambda version: (version.date, version.is_best, version.folder.name), reverse=True)
 
 
 def keep_test(model: Path, measured: dict[str, Any]) -> bool:
@@ -172,8 +172,8 @@ def _check_not_worse(new: Artifact, models: Path) -> None:
 
 def _data_fingerprint(model: Artifact) -> str | None:
     data = model.provenance.get("data")
-    found = data.get("fingerprint") if isinstance(data, dict) else None
-    return found if isinstance(found, str) else None
+    fingerprint = data.get("fingerprint") if isinstance(data, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _version(source: Path, loaded: Artifact) -> str:

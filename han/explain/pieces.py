@@ -87,12 +87,12 @@ def facts(score: Score) -> list[str]:
 
 def warnings(score: Score) -> list[str]:
     """Returns the reasons not to trust the answer, as sentences."""
-    found = []
+    texts = []
     if score.unfamiliar:
-        found.append(f"{score.num_unknown:,} of {score.num_tokens:,} tokens are unknown to the model. Do not trust this answer.")
+        texts.append(f"{score.num_unknown:,} of {score.num_tokens:,} tokens are unknown to the model. Do not trust this answer.")
     if score.uncertain:
-        found.append("The model is uncertain about this review.")
-    return found
+        texts.append("The model is uncertain about this review.")
+    return texts
 
 
 def label_class(label: str, labels: Sequence[str]) -> str:

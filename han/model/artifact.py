@@ -371,9 +371,9 @@ def _line(text: str) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_object(path)
-    found = config.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise Mistake(f"{path.parent} has format {found}, this version reads up to {FORMAT}: upgrade han")
+    version = config.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise Mistake(f"{path.parent} has format {version}, this version reads up to {FORMAT}: upgrade han")
     _checked(path, _Config, config)
     for part, kind in (("text", TextConfig), ("model", ModelConfig)):
         _checked(path, kind, config[part])
@@ -472,14 +472,14 @@ def _verified_sums(folder: Path) -> dict[str, str]:
 
 
 def _check_shapes(folder: Path, network: HAN, weights: dict[str, torch.Tensor]) -> None:
-    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in weights.items()}
-    if found.get("embedding.weight", [0])[0] != wanted["embedding.weight"][0]:
-        rows, words = found.get("embedding.weight", [0])[0], wanted["embedding.weight"][0]
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    actual = {name: list(tensor.shape) for name, tensor in weights.items()}
+    if actual.get("embedding.weight", [0])[0] != expected["embedding.weight"][0]:
+        rows, words = actual.get("embedding.weight", [0])[0], expected["embedding.weight"][0]
         raise Mistake(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are of two models")
-    for name in sorted(set(wanted) | set(found)):
-        if wanted.get(name) != found.get(name):
-            raise Mistake(f"{folder}/model.safetensors has {name} of {found.get(name)}, config.json wants {wanted.get(name)}")
+    for name in sorted(set(expected) | set(actual)):
+        if expected.get(name) != actual.get(name):
+            raise Mistake(f"{folder}/model.safetensors has {name} of {actual.get(name)}, config.json wants {expected.get(name)}")
 
 
 def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:

@@ -477,9 +477,9 @@ def flipping_sentences(network: HAN, vectors_SD: Tensor, *, subsets: int = SUBSE
         tried += comb(num_sentences, size)
         if tried > subsets:
             return _greedy_flip(network, vectors_SD, label)
-        found = _first_flip(network, vectors_SD, label, [set(taken) for taken in combinations(range(num_sentences), size)])
-        if found is not None:
-            return Flip(parts=tuple(sorted(found[0])), label=found[1], exact=True)
+        flip = _first_flip(network, vectors_SD, label, [set(taken) for taken in combinations(range(num_sentences), size)])
+        if flip is not None:
+            return Flip(parts=tuple(sorted(flip[0])), label=flip[1], exact=True)
     return None
 
 

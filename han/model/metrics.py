@@ -125,18 +125,18 @@ class Sums:
 
 def doubts(figures: dict[str, Any]) -> list[str]:
     """Reasons, as sentences, why figures of `measure` say little: few reviews, or an accuracy that does not beat the majority class."""
-    found = []
+    texts = []
     low, high = figures["accuracy_interval"]
     if figures["num_reviews"] < FEW_REVIEWS:
-        found.append(f"{figures['num_reviews']:,} labelled reviews are few: the 95% interval of the accuracy is {low:.1%} to {high:.1%}.")
+        texts.append(f"{figures['num_reviews']:,} labelled reviews are few: the 95% interval of the accuracy is {low:.1%} to {high:.1%}.")
     majority = figures["majority"]
     if low <= majority["accuracy"]:
         clearly = "clearly " if figures["accuracy"] > majority["accuracy"] else ""
-        found.append(
+        texts.append(
             f"The accuracy of {figures['accuracy']:.2%} does not {clearly}beat the majority class: "
             f"always answering {majority['label']} is right in {majority['accuracy']:.2%}."
         )
-    return found
+    return texts
 
 
 def count(probabilities: Float64s, labels: Int64s) -> Sums:

@@ -40,9 +40,9 @@ def are_probabilities(values: Float32s) -> Mask:
 def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) -> Broken:
     """The label is the most probable one; probabilities are valid; token counts are possible; the model is the same."""
     label = _integers(pc.index_in(batch["label"], value_set=pa.array(labels)))
-    found = np.stack([_floats(column) for column in batch["probabilities"].flatten()], axis=1)  # [R, C]
-    sound = are_probabilities(found)
-    probabilities = np.where(sound[:, None], found, 0)
+    values = np.stack([_floats(column) for column in batch["probabilities"].flatten()], axis=1)  # [R, C]
+    sound = are_probabilities(values)
+    probabilities = np.where(sound[:, None], values, 0)
     of_label = probabilities[np.arange(len(label)), label]
     known = sound & (label >= 0)
     num_tokens, num_unknown, num_cut = (_integers(batch[name]) for name in ("num_tokens", "num_unknown", "num_characters_cut"))

@@ -87,11 +87,11 @@ def find(out: str) -> Folder:
     system, path = filesystem(out.rstrip("/") or "/")
     if system.get_file_info(path).type != pyarrow.fs.FileType.Directory:
         raise Mistake(f"{out} is no folder: give the --out of a finished jobs.score")
-    found = {info.path.removeprefix(f"{path}/"): info for info in system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))}
-    sizes = {name: info.size for name, info in found.items() if info.type == pyarrow.fs.FileType.File}
+    files = {info.path.removeprefix(f"{path}/"): info for info in system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))}
+    sizes = {name: info.size for name, info in files.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
         raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run that jobs.score again first")
-    return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in found))
+    return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in files))
 
 
 def is_staging(name: str) -> bool:

@@ -343,9 +343,9 @@ class Part:
         """Where a file is written: on a disk apart from the finished files; in a bucket an object appears only when it is finished."""
         return f"{'unfinished' if self._staging.on_disk else 'parts'}/{staged}"
 
-    def _set_aside(self, **found: Any) -> None:
+    def _set_aside(self, **fields: Any) -> None:
         nothing = dict.fromkeys(("byte_offset", "review_id", "message", "excerpt"))
-        self._quarantined.append({"file": self._file, **nothing, **found})
+        self._quarantined.append({"file": self._file, **nothing, **fields})
 
 
 def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder: str) -> None:
@@ -363,11 +363,11 @@ def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder
 
 
 def _check_file(folder: Folder, name: str, file: dict[str, Any], *, is_parquet: bool) -> None:
-    found: dict[str, Any] = {"bytes": folder.size(name)}
-    if is_parquet and found["bytes"]:
+    actual: dict[str, Any] = {"bytes": folder.size(name)}
+    if is_parquet and actual["bytes"]:
         with folder.open(name) as stream:
-            found["rows"] = pq.read_metadata(stream).num_rows
-    wrong = {key: value for key, value in found.items() if value != file[key]}
+            actual["rows"] = pq.read_metadata(stream).num_rows
+    wrong = {key: value for key, value in actual.items() if value != file[key]}
     if wrong:
         raise RuntimeError(f"{folder.place}/{name} has {wrong}, its record says {file}")
 
@@ -467,8 +467,8 @@ def _encodings(schema: pa.Schema, answers: Sequence[str]) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     kinds = {"INT32": "DELTA_BINARY_PACKED", "FLOAT": "BYTE_STREAM_SPLIT"}
-    found = pq.ParquetFile(sink.getvalue()).schema
-    leaves = [found.column(index) for index in range(len(found.names))]
+    file_schema = pq.ParquetFile(sink.getvalue()).schema
+    leaves = [file_schema.column(index) for index in range(len(file_schema.names))]
     encodings = {
         leaf.path: kinds[leaf.physical_type] for leaf in leaves if leaf.path.split(".")[0] in answers and leaf.physical_type in kinds
     }

@@ -181,7 +181,7 @@ def _check_quarantine(folder: Folder, listing: Listing, findings: _Findings) -> 
     names = list(files)
     for place, count in zip(found[times > 1].tolist(), times[times > 1].tolist(), strict=True):
         index, row = place >> _ROW_BITS, place & ((1 << _ROW_BITS) - 1)
-        findings.add("quarantine", f"{QUARANTINE}: row {row} of {names[index]} is there {count} times", count - 1)
+        findings.add("quarantine", f"{QUARANTINE}: row {row} of {names[index]} occurs {count} times", count - 1)
     return readable
 
 
@@ -292,9 +292,9 @@ def _check_batch(
 
 def _check_ids(folder: Folder, listing: Listing, readable: Sequence[str], findings: _Findings) -> None:
     """No review id occurs twice. An id that is null in the scores counts as an empty one."""
-    found = [hashes(ids) for _, _, ids in _ids(folder, listing, readable)]
-    findings.checked["ids"] = sum(map(len, found))
-    suspects, more = repeated(found)
+    parts = [hashes(ids) for _, _, ids in _ids(folder, listing, readable)]
+    findings.checked["ids"] = sum(map(len, parts))
+    suspects, more = repeated(parts)
     first: dict[str, str] = {}
     for where, numbers, ids in _ids(folder, listing, readable) if len(suspects) else ():
         for index in np.flatnonzero(np.isin(hashes(ids), suspects)).tolist():
@@ -321,8 +321,8 @@ def _ids(folder: Folder, listing: Listing, readable: Sequence[str]) -> Iterator[
         else:
             lines = enumerate(folder.lines(name), start=1)
             while some := list(islice(lines, _READ_ROWS)):
-                given = [(number, review_id) for number, line in some if (review_id := json.loads(line)["review_id"]) is not None]
-                yield f"{name} line", [number for number, _ in given], pa.array([review_id for _, review_id in given], pa.string())
+                numbered = [(number, review_id) for number, line in some if (review_id := json.loads(line)["review_id"]) is not None]
+                yield f"{name} line", [number for number, _ in numbered], pa.array([review_id for _, review_id in numbered], pa.string())
 
 
 def _plain(value: Any) -> str:

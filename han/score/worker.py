@@ -147,8 +147,8 @@ class Worker:
         if self._progressed(item.name, 0):
             return None
         if self._scorer.fingerprint != self._task.fingerprint:
-            found, wanted = self._scorer.fingerprint, self._task.fingerprint
-            raise Mistake(f"a node has {found} as {self._task.model}, not {wanted}: put one model on all nodes")
+            actual, expected = self._scorer.fingerprint, self._task.fingerprint
+            raise Mistake(f"a node has {actual} as {self._task.model}, not {expected}: put one model on all nodes")
         sink = self._task.sink(item, self._scorer.labels)
         num_rows = 0
         for batch in self._batches(item, sink):

@@ -243,9 +243,9 @@ def batches(
         if order is not None:
             table = table.take(order.permutation(len(table)))
         tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
-        found = token_batches(tokens, max_tokens=batch_tokens)
-        for index in order.permutation(len(found)) if order is not None else range(len(found)):
-            rows = table.take(found[index])
+        rows_by_batch = token_batches(tokens, max_tokens=batch_tokens)
+        for index in order.permutation(len(rows_by_batch)) if order is not None else range(len(rows_by_batch)):
+            rows = table.take(rows_by_batch[index])
             reviews = collate_table(rows)
             if ngrams is not None:
                 reviews = dataclasses.replace(reviews, ngrams=torch.from_numpy(_ngram_inputs(rows, ngrams)))

@@ -95,8 +95,8 @@ def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_]) -> tuple[Floats,
         return float(np.logaddexp(0, -margins).sum() + values @ values / (2 * STRENGTH)), gradient
 
     start = np.zeros(len(ratios) + 1)
-    found: Any = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "ftol": 1e-7})
-    return ratios * found.x[:-1], float(found.x[-1])
+    result: Any = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "ftol": 1e-7})
+    return ratios * result.x[:-1], float(result.x[-1])
 
 
 def _presence(table: pa.Table, hashes: Hashes) -> sparse.csr_matrix:

@@ -355,10 +355,10 @@ def _write_encoder(out: Path, encoder: Encoder) -> None:
 
 
 def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[str]:
-    found = sorted({label for record in records for label in record["labels"]})
-    if len(found) < 2:
-        raise Mistake(f"the labelled reviews have {len(found)} label{'s' * (len(found) != 1)} ({', '.join(found)}): give at least 2")
-    return list(columns.label_names) or found
+    labels = sorted({label for record in records for label in record["labels"]})
+    if len(labels) < 2:
+        raise Mistake(f"the labelled reviews have {len(labels)} label{'s' * (len(labels) != 1)} ({', '.join(labels)}): give at least 2")
+    return list(columns.label_names) or labels
 
 
 def _finished(out: Path, job: dict[str, Any]) -> bool:

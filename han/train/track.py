@@ -58,10 +58,10 @@ def stopped(out: Path, config: TrackConfig, history: Sequence[dict[str, Any]]) -
     if config.mlflow is not None and "mlflow" in run:
         try:
             known = _Mlflow(out, config, {}, uri=config.mlflow)
-            known.tell(history)
+            known.log(history)
             known.client.set_terminated(known.run_id, "KILLED")
         except Exception as error:
-            _complain("MLflow", error)
+            _warn("MLflow", error)
 
 
 def figures(line: dict[str, Any]) -> dict[str, float]:
@@ -81,10 +81,14 @@ class Trackers:
         self.board: Any = SummaryWriter(str(out / "tensorboard"))
         flat = flatten(settings)
         self.others = [
-            *([_Told("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
-            *([_Told("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))] if config.wandb is not None else []),
+            *([_TrackerThread("MLflow", partial(_Mlflow, out, config, flat, uri=config.mlflow))] if config.mlflow is not None else []),
+            *(
+                [_TrackerThread("Weights & Biases", partial(_Wandb, out, config, flat, project=config.wandb))]
+                if config.wandb is not None
+                else []
+            ),
         ]
-        self._tell(history)  # the run is visible before its first epoch
+        self._send(history)  # the run is visible before its first epoch
 
     def step(self, loss: float, num_reviews: int) -> None:
         """Within an epoch, for TensorBoard only: the loss so far, and the reviews seen since the first epoch."""
@@ -95,9 +99,9 @@ class Trackers:
         for name, value in figures(history[-1]).items():
             self.board.add_scalar(name, value, history[-1]["epoch"])
         self.board.flush()
-        self._tell(history)
+        self._send(history)
 
-    def _tell(self, history: Sequence[dict[str, Any]]) -> None:
+    def _send(self, history: Sequence[dict[str, Any]]) -> None:
         for other in self.others:
             other.lines.put(list(history))
 
@@ -121,12 +125,12 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Tracker(Protocol):
-    def tell(self, history: Sequence[dict[str, Any]]) -> None: ...
+    def log(self, history: Sequence[dict[str, Any]]) -> None: ...
 
     def close(self) -> None: ...
 
 
-class _Told(threading.Thread):
+class _TrackerThread(threading.Thread):
     """A thread that reports to one tracker, and retries at every epoch while the tracker is unavailable."""
 
     def __init__(self, name: str, start: Callable[[], _Tracker]) -> None:
@@ -136,7 +140,7 @@ class _Told(threading.Thread):
 
     def run(self) -> None:
         tracker: _Tracker | None = None
-        complained = False
+        warned = False
         history: list[dict[str, Any]] | None = []
         while history is not None:
             history = self.lines.get()
@@ -145,11 +149,11 @@ class _Told(threading.Thread):
                     tracker.close() if tracker else None
                 else:
                     tracker = tracker or self.begin()
-                    tracker.tell(history)
+                    tracker.log(history)
             except Exception as error:  # any error of a tracker's library: it must not end the training
-                if not complained:
-                    _complain(self.name, error)
-                complained = True
+                if not warned:
+                    _warn(self.name, error)
+                warned = True
 
 
 class _Mlflow:
@@ -161,17 +165,17 @@ class _Mlflow:
         self.client = _mlflow_client(uri)
         run = read_json(out / "run.json")
         self.run_id = run.get("mlflow", {}).get("run_id")
-        if self.run_id is not None and self._is_there():
+        if self.run_id is not None and self._has_run():
             self.client.update_run(self.run_id, status="RUNNING")
-            self.told = {metric.step for metric in self.client.get_metric_history(self.run_id, _FIRST)}
+            self.logged = {metric.step for metric in self.client.get_metric_history(self.run_id, _FIRST)}
             return
         tags = {"run": run["id"], **({"group": config.group} if config.group is not None else {})}
         self.run_id = self.client.create_run(self._experiment(config.experiment), run_name=run["name"], tags=tags).info.run_id
         self.client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in settings.items()])
-        self.told = set()
+        self.logged = set()
         _note(out, {"mlflow": {"run_id": self.run_id, "experiment": config.experiment}})
 
-    def _is_there(self) -> bool:
+    def _has_run(self) -> bool:
         """Whether this server has the run: a run may resume with another server."""
         from mlflow.exceptions import MlflowException
 
@@ -185,22 +189,22 @@ class _Mlflow:
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self.client.create_experiment(name))
             except MlflowException:  # another run created it first
-                found = self.client.get_experiment_by_name(name)
-        return str(found.experiment_id)
+                experiment = self.client.get_experiment_by_name(name)
+        return str(experiment.experiment_id)
 
-    def tell(self, history: Sequence[dict[str, Any]]) -> None:
+    def log(self, history: Sequence[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
 
         for line in history:
-            if line["epoch"] not in self.told:
+            if line["epoch"] not in self.logged:
                 now = int(time.time() * 1000)
                 self.client.log_batch(self.run_id, [Metric(name, value, now, line["epoch"]) for name, value in figures(line).items()])
-                self.told.add(line["epoch"])
+                self.logged.add(line["epoch"])
 
     def close(self) -> None:
         self.client.set_terminated(self.run_id)
@@ -246,22 +250,22 @@ class _Wandb:
                 x_save_requirements=False,
             ),
         )
-        self.told = max(self.note["epochs"], self.run.starting_step - 1)
+        self.logged = max(self.note["epochs"], self.run.starting_step - 1)
 
-    def tell(self, history: Sequence[dict[str, Any]]) -> None:
+    def log(self, history: Sequence[dict[str, Any]]) -> None:
         for line in history:
-            if line["epoch"] > self.told:
+            if line["epoch"] > self.logged:
                 self.run.log(figures(line), step=line["epoch"])
-                self.told = line["epoch"]
-        _note(self.out, {"wandb": self.note | {"epochs": self.told}})
+                self.logged = line["epoch"]
+        _note(self.out, {"wandb": self.note | {"epochs": self.logged}})
 
     def close(self) -> None:
         self.run.finish()
 
 
-def _complain(name: str, error: Exception) -> None:
+def _warn(name: str, error: Exception) -> None:
     reason = (str(error).strip().splitlines() or [""])[0][:300]
-    logger.warning("%s cannot be told of this run (%s: %s): training goes on, history.jsonl has all", name, type(error).__name__, reason)
+    logger.warning("%s cannot record this run (%s: %s): training continues, history.jsonl has all", name, type(error).__name__, reason)
 
 
 def _note(out: Path, values: dict[str, Any]) -> None:

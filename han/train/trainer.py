@@ -365,12 +365,12 @@ def _check_soft_labels(folder: EncodedFolder, path: Path) -> None:
 
 def _check_cluster(train: TrainConfig) -> None:
     """Refuse a cluster that is too small, because Ray would wait without a message."""
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
-        if there.get(kind, 0) < needed:
+        if available.get(kind, 0) < needed:
             raise Mistake(
                 f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, "
-                f"the cluster has {int(there.get(kind, 0))}: "
+                f"the cluster has {int(available.get(kind, 0))}: "
                 f"lower --train.num-workers or --train.cpus-per-worker, or add nodes"
             )
 

@@ -113,12 +113,12 @@ def front(sweep: Sweep) -> str | None:
 def importances(sweep: Sweep) -> str | None:
     """How far the settings of the best quarter of the trials differ from those of all trials."""
     compared = _compared(sweep)
-    found = _importance(sweep, compared)
-    if not found:
+    shares = _importance(sweep, compared)
+    if not shares:
         return None if not sweep.names else _note("Too few trials, or too alike, to say.")
     left, row = 210, 24
     drawn = []
-    for place, (name, share) in enumerate(found):
+    for place, (name, share) in enumerate(shares):
         width = (_WIDTH - left - 60) * share
         y = place * row + 4
         drawn += [charts.text(left - 10, y + 12, name, "name end"), charts.bar(left, y, _WIDTH - left - 60, 15, "track")]
@@ -128,7 +128,7 @@ def importances(sweep: Sweep) -> str | None:
         note += " One that was stopped early counts with what it had reached."
     if len(compared) < 50:
         note += " Of so few trials it is a hint, not a measurement."
-    return _note(note) + _wide(charts.svg(_WIDTH, len(found) * row + 6, drawn))
+    return _note(note) + _wide(charts.svg(_WIDTH, len(shares) * row + 6, drawn))
 
 
 def _compared(sweep: Sweep) -> list[FrozenTrial]:
@@ -145,10 +145,10 @@ def _importance(sweep: Sweep, compared: list[FrozenTrial]) -> list[tuple[str, fl
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         try:
-            found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD))
+            importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD))
         except (ValueError, RuntimeError, UserWarning):  # no setting varies, or all trials are equally good
             return []
-    return [(name, share) for name, share in sorted(found.items(), key=lambda each: -each[1]) if math.isfinite(share)]
+    return [(name, share) for name, share in sorted(importances.items(), key=lambda each: -each[1]) if math.isfinite(share)]
 
 
 def parallel(sweep: Sweep) -> str | None:
@@ -174,7 +174,7 @@ def parallel(sweep: Sweep) -> str | None:
         group, _, last = name.rpartition("." if number else " ")
         drawn += [charts.line([(x, top), (x, bottom)], "axis"), charts.text(x, 14, group, "tick middle")]
         drawn.append(charts.text(x, 30, clip(last, 22), "name middle"))
-        drawn += [charts.text(x - 5, bottom - (bottom - top) * place + 4, told, "tick end") for place, told in axis.ticks(6)]
+        drawn += [charts.text(x - 5, bottom - (bottom - top) * place + 4, label, "tick end") for place, label in axis.ticks(6)]
     drawn += [charts.text(places[0] - 5, unused + 4, "not used", "tick end")] if has_unused else []
     note = "A line is a trial that came to its end: bold the best, blue the best quarter."
     note += " Below an axis: a setting that the trial did not have." if has_unused else ""
@@ -214,8 +214,8 @@ def _category(axis: Scale, value: Value) -> Value:
     return shown(value) if axis.choices else value
 
 
-def _note(told: str) -> str:
-    return f'<p class="note">{safe(told)}</p>'
+def _note(text: str) -> str:
+    return f'<p class="note">{safe(text)}</p>'
 
 
 def _wide(drawn: str) -> str:

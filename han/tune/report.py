@@ -52,8 +52,8 @@ def _section(title: str, drawn: str | None, kind: str = "") -> str:
 def _head(sweep: Sweep) -> str:
     """The settings that were tried, the best trial, and how reliable its score is."""
     number = {state: sum(trial.state == state for trial in sweep.trials) for state in STATES}
-    told = ", ".join(f"{number[state]:,} {name}" for state, name in STATES.items() if number[state])
-    facts = f"{len(sweep.trials):,} trial{'s' * (len(sweep.trials) != 1)}" + (f": {told}" if told else "")
+    counts = ", ".join(f"{number[state]:,} {name}" for state, name in STATES.items() if number[state])
+    facts = f"{len(sweep.trials):,} trial{'s' * (len(sweep.trials) != 1)}" + (f": {counts}" if counts else "")
     train_s = sum(trial.user_attrs.get("train_s", 0.0) for trial in sweep.trials)
     facts += f" · {train_s / 60:,.1f} minutes of training" if train_s else ""
     started = min((trial.datetime_start for trial in sweep.trials if trial.datetime_start), default=None)
@@ -62,10 +62,10 @@ def _head(sweep: Sweep) -> str:
     if sweep.best is None:
         return head + '<p class="verdict">No trial came to its end</p><p class="note">The table says of each why.</p>'
     best, first = sweep.best, next((trial for trial in sweep.trials if trial.number == 0), None)
-    verdict = f'<p class="verdict">{safe(sweep.metrics[0])} {sweep.told(best.values[0])}'
+    verdict = f'<p class="verdict">{safe(sweep.metrics[0])} {sweep.formatted(best.values[0])}'
     verdict += f' <span class="number">trial <a href="#trial-{best.number}">{best.number}</a></span></p>'
     if first is not None and first.number != best.number and sweep.value(first) is not None:
-        verdict += f'<p class="note">The default, trial <a href="#trial-0">0</a>, reached {sweep.told(sweep.value(first))}.</p>'
+        verdict += f'<p class="note">The default, trial <a href="#trial-0">0</a>, reached {sweep.formatted(sweep.value(first))}.</p>'
     return head + verdict + _caveat(sweep, best) + _changes(best, first, len(sweep.trials))
 
 
@@ -73,7 +73,7 @@ def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
     """A warning: the development split chose the best trial, so its score is optimistic. Adds the scores of other seeds."""
     tried = len(sweep.ranked) + sum(trial.state == TrialState.PRUNED for trial in sweep.trials)
     many = f"<strong>The best of {tried:,} is an optimist.</strong> The development split chose the trial, and" if tried > 1 else ""
-    told = [
+    sentences = [
         f"{many or 'The development split chose the epoch:'} {'within it the epoch: ' if many else ''}"
         "some of the figure is luck that other reviews will not repeat."
     ]
@@ -85,14 +85,14 @@ def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
         metric = "" if len(sweep.metrics) == 1 else f"a {safe(str(again.get('metric', '')))} of "
         seeds = f"{len(scores)} other seed{'s' * (len(scores) != 1)}"
         reached = f"its settings reached {metric}{mean}" + (f" on average, standard deviation {spread}" if len(scores) > 1 else "")
-        told += [
+        sentences += [
             f"<strong>Trained again over {seeds}, {reached}</strong> ({', '.join(each)}): "
             "that is what they are worth, and even that is of the split that chose them."
         ]
     else:
-        told += ["What its settings are worth shows over other seeds: <code>--retrain 3</code>."]
-    told += ["No test split was opened; <code>jobs.evaluate</code> opens it, once, at the end."]
-    return f'<p class="caveat">{" ".join(told)}</p>'
+        sentences += ["What its settings are worth shows over other seeds: <code>--retrain 3</code>."]
+    sentences += ["No test split was opened; <code>jobs.evaluate</code> opens it, once, at the end."]
+    return f'<p class="caveat">{" ".join(sentences)}</p>'
 
 
 def _changes(best: FrozenTrial, first: FrozenTrial | None, tried: int) -> str:
@@ -123,7 +123,7 @@ def _table(sweep: Sweep) -> str:
 def _row(sweep: Sweep, trial: FrozenTrial, first: FrozenTrial | None) -> str:
     has = trial.user_attrs
     values = trial.values if trial.state == TrialState.COMPLETE else [sweep.value(trial)] + [None] * (len(sweep.metrics) - 1)
-    numbers = [sweep.told(value, objective) for objective, value in enumerate(values)]
+    numbers = [sweep.formatted(value, objective) for objective, value in enumerate(values)]
     numbers.append(f"{has.get('epochs', len(trial.intermediate_values)):,}")
     numbers += [
         f"{has[name]:,.{digits}f}" if name in has else "-" for name, digits in (("log_loss", 4), ("train_s", 1), ("reviews_per_s", 0))

@@ -94,13 +94,13 @@ def sweep(job: SweepJob, *, watch: Watch, fit: Fit = fit) -> Sweep:
 
 def fits(train: TrainConfig) -> int:
     """How many trials the cluster holds at once: a trial has a driver, workers and a CPU that reads data. `Mistake` if none fits."""
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     cpus, gpus = 2 + train.num_workers * train.cpus_per_worker, train.num_workers if train.gpu else 0
-    bound = int(there.get("CPU", 0) // cpus)
+    bound = int(available.get("CPU", 0) // cpus)
     if gpus:
-        bound = min(bound, int(there.get("GPU", 0) // gpus))
+        bound = min(bound, int(available.get("GPU", 0) // gpus))
     if bound < 1:
-        has = f"{int(there.get('CPU', 0))} CPUs" + (f" and {int(there.get('GPU', 0))} GPUs" if gpus else "")
+        has = f"{int(available.get('CPU', 0))} CPUs" + (f" and {int(available.get('GPU', 0))} GPUs" if gpus else "")
         raise Mistake(
             f"one trial needs {cpus} CPUs (1 for its driver, {train.num_workers} x {train.cpus_per_worker} for its workers, 1 to read "
             f"data){f' and {gpus} GPUs' if gpus else ''}, the cluster has {has}: lower --train.num-workers or --train.cpus-per-worker, "
@@ -302,6 +302,6 @@ def _finish(study: optuna.Study, job: SweepJob, *, fit: Fit) -> Sweep:
 def _retrained(data: Path, out: Path, model: ModelConfig, train: TrainConfig, number: int, *, fit: Fit) -> dict[str, Any]:
     """Development accuracy of the same settings over seeds that the sweep did not use."""
     seeds = range(train.seed + 1, train.seed + 1 + number)
-    found = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    return {"seeds": list(seeds), "accuracy": found, "mean": statistics.mean(found), "standard_deviation": spread}
+    accuracies = [fit(data, out / f"seed-{seed}", model, dataclasses.replace(train, seed=seed)).best["accuracy"] for seed in seeds]
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return {"seeds": list(seeds), "accuracy": accuracies, "mean": statistics.mean(accuracies), "standard_deviation": spread}

@@ -39,8 +39,8 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 def claim(out: Path, request: dict[str, Any]) -> None:
     """Create the folder, or accept a folder of the same request; anything else is a `Mistake`."""
     if not (out / "sweep.json").exists():
-        if out.exists() and (there := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
-            raise Mistake(f"--out {out} holds something else ({there[0]}): give a new folder")
+        if out.exists() and (existing := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
+            raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "sweep.json", request)
     changed = differences(request, read_json(out / "sweep.json"))

@@ -43,14 +43,14 @@ class Sweep:
     def value(self, trial: FrozenTrial) -> float | None:
         """The value of the first objective; for a trial that was stopped early, the last reported one."""
         if trial.state == TrialState.COMPLETE:
-            found = trial.values[0]
+            reached = trial.values[0]
         elif trial.state == TrialState.PRUNED and trial.intermediate_values:
-            found = trial.intermediate_values[max(trial.intermediate_values)]
+            reached = trial.intermediate_values[max(trial.intermediate_values)]
         else:
             return None
-        return found if math.isfinite(found) else None
+        return reached if math.isfinite(reached) else None
 
-    def told(self, value: float | None, objective: int = 0) -> str:
+    def formatted(self, value: float | None, objective: int = 0) -> str:
         if value is None:
             return "-"
         return f"{value:.2%}" if "accuracy" in self.metrics[objective] else f"{value:,.4g}"
@@ -63,14 +63,14 @@ class Sweep:
 
     def link(self, trial: FrozenTrial, drawn: str) -> str:
         settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
-        told = f"trial {trial.number}, {STATES[trial.state]}: {self.told(self.value(trial))}"
-        return charts.link(f"trial-{trial.number}", f"{told}; {settings}" if settings else told, drawn)
+        title = f"trial {trial.number}, {STATES[trial.state]}: {self.formatted(self.value(trial))}"
+        return charts.link(f"trial-{trial.number}", f"{title}; {settings}" if settings else title, drawn)
 
 
 def read(study: optuna.Study) -> Sweep:
     trials = study.get_trials(deepcopy=False)
-    given = study.user_attrs.get("metrics") or [study.user_attrs.get("metric", "value")]
-    metrics = [*map(str, given), *(f"value {place}" for place in range(len(given), len(study.directions)))]
+    names = study.user_attrs.get("metrics") or [study.user_attrs.get("metric", "value")]
+    metrics = [*map(str, names), *(f"value {place}" for place in range(len(names), len(study.directions)))]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and all(map(math.isfinite, trial.values))]
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
 

@@ -31,7 +31,7 @@ GOOD = Cluster(nodes=(NODE, replace(NODE, name="node1")), dashboard="127.0.0.1:8
 def red(cluster: Cluster, job: Doctor | None = None) -> list[Finding]:
     job = job or Doctor()
     wanted = [needs(job)[name] for name in job.jobs]
-    return [finding for finding in findings(cluster, wanted) if finding.mend]
+    return [finding for finding in findings(cluster, wanted) if finding.remedy]
 
 
 def with_node(**facts: Any) -> Cluster:
@@ -97,12 +97,12 @@ BROKEN: list[tuple[str, Cluster, Doctor, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("cluster", "job", "seen", "mend"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_problem_is_one_line_with_a_remedy(cluster: Cluster, job: Doctor, seen: str, mend: str) -> None:
-    told = [finding for finding in red(cluster, job) if seen in finding.seen]
-    assert len(told) == 1, red(cluster, job)
-    assert mend in (told[0].mend or "")
-    assert {finding.about for finding in red(cluster, job)} in ({told[0].about},), "nothing else is wrong"
+@pytest.mark.parametrize(("cluster", "job", "seen", "remedy"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_problem_is_one_line_with_a_remedy(cluster: Cluster, job: Doctor, seen: str, remedy: str) -> None:
+    findings = [finding for finding in red(cluster, job) if seen in finding.seen]
+    assert len(findings) == 1, red(cluster, job)
+    assert remedy in (findings[0].remedy or "")
+    assert {finding.about for finding in red(cluster, job)} in ({findings[0].about},), "nothing else is wrong"
 
 
 def test_a_worker_larger_than_every_node_does_not_fit() -> None:

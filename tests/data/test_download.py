@@ -98,7 +98,7 @@ def test_progress_goes_from_zero_to_the_size_of_the_file(server: Server, tmp_pat
 
 def test_an_interrupted_download_resumes_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.breaks_after = 4_500
-    with pytest.raises(Mistake, match=r"broke off after 4,500 of 10,240 bytes\): run it again to go on"):
+    with pytest.raises(Mistake, match=r"interrupted after 4,500 of 10,240 bytes\): run it again to resume"):
         fetch(server, tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
     server.breaks_after = None
@@ -128,14 +128,14 @@ def test_a_part_that_is_too_long_is_downloaded_again(server: Server, tmp_path: P
 
 @pytest.mark.parametrize("name", ["md5", "sha256"])
 def test_a_wrong_checksum_is_a_mistake_and_the_file_is_deleted(server: Server, tmp_path: Path, name: str) -> None:
-    with pytest.raises(Mistake, match=rf"came damaged or changed: its {name} is {CHECKSUMS[name]}, not 00"):
+    with pytest.raises(Mistake, match=rf"is damaged or changed: its {name} is {CHECKSUMS[name]}, not 00"):
         fetch(server, tmp_path / "file", CHECKSUMS | {name: "00"})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_part_is_detected(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(b"\0" * 4_500)
-    with pytest.raises(Mistake, match="came damaged or changed"):
+    with pytest.raises(Mistake, match="is damaged or changed"):
         fetch(server, tmp_path / "file")
     fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -149,7 +149,7 @@ def test_an_existing_file_is_only_checked(server: Server, tmp_path: Path) -> Non
 
 def test_an_existing_file_with_other_content_is_a_mistake_and_is_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(Mistake, match=r"file is not what http://127.0.0.1:\d+/file holds: its md5 is .* Delete it to fetch it again"):
+    with pytest.raises(Mistake, match=r"file differs from http://127.0.0.1:\d+/file: its md5 is .* Delete it to download it again"):
         fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
@@ -173,12 +173,12 @@ def test_without_a_connection_the_mistake_names_the_alternative(tmp_path: Path, 
 
 
 def test_an_http_error_is_a_mistake(server: Server, tmp_path: Path) -> None:
-    assert "the server says 404" in refuse(server.url + "s", tmp_path)
+    assert "the server answers 404" in refuse(server.url + "s", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/file", "file:///etc/passwd", "/etc/passwd"])
 def test_only_http_and_https_are_allowed(tmp_path: Path, url: str) -> None:
-    assert refuse(url, tmp_path) == f"{url} is not fetched: only http and https are"
+    assert refuse(url, tmp_path) == f"{url} cannot be fetched: only http and https are allowed"
 
 
 def test_a_redirect_to_another_scheme_is_a_mistake(server: Server, tmp_path: Path) -> None:

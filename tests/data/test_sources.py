@@ -420,7 +420,7 @@ def test_a_folder_of_texts_has_no_labels(tmp_path: Path) -> None:
 
 
 def test_an_input_that_changed_has_another_identity(tmp_path: Path) -> None:
-    """Two labels swapped leave the size as it was; in a folder a file may change that is no shard's own."""
+    """Swapped labels do not change the size, and in a folder any file may change."""
     file, folder = tmp_path / "reviews.csv", tmp_path / "texts"
     folder.mkdir()
     file.write_text("text,label\ngood,0\nbad,1\n")
@@ -435,7 +435,7 @@ def test_an_input_that_changed_has_another_identity(tmp_path: Path) -> None:
 
 
 def read_and_change(source: str, change: Callable[[], object]) -> None:
-    """Read the first batch of every shard, change the input, read the rest."""
+    """Read the first batch of every shard, change the input, and read the rest."""
     shards = find_shards(source, COLUMNS, labelled=False)
     readers = [read(shard, COLUMNS, batch_rows=1) for shard in shards]
     for reader in readers:

@@ -27,7 +27,7 @@ def find(path: Path) -> list[Shard]:
 
 
 def read_all(path: Path, *, batch_rows: int = 1024) -> tuple[dict[int, Any], list[BadRecord]]:
-    """{row: text}, and the bad records."""
+    """The texts by row, and the bad records."""
     batches = [batch for shard in find(path) for batch in read(shard, COLUMNS, batch_rows=batch_rows)]
     texts = {int(row): text for batch in batches for row, text in zip(batch.rows, batch.table["text"].to_pylist(), strict=True)}
     return texts, [record for batch in batches for record in batch.bad]

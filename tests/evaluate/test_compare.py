@@ -18,7 +18,7 @@ from jobs.compare import Compare, main
 
 
 def write_run(out: Path, *, accuracies: list[float], data: str | None = "d1", finished: bool = True, **train: Any) -> Path:
-    """A run's folder as training leaves it."""
+    """Write the folder of a run like training does."""
     out.mkdir(parents=True)
     config = {"data": "/somewhere/data", "encoding": "e1", "model": as_json(ModelConfig()), "train": as_json(TrainConfig(**train))}
     (out / "config.json").write_text(json.dumps(config | ({"data_fingerprint": data} if data else {})))
@@ -63,9 +63,9 @@ def test_runs_on_different_data_are_distinguished(tmp_path: Path) -> None:
     one, other, old = (
         write_run(tmp_path / name, accuracies=[0.7], data=data) for name, data in (("one", "d1"), ("other", "d2"), ("old", None))
     )
-    assert any("different data" in told for told in compare.warnings(compare.read([one, other])))
-    assert [told for told in compare.warnings(compare.read([one, old])) if "different data" in told] == []
-    assert any("old: prepared by an older version" in told for told in compare.warnings(compare.read([one, old])))
+    assert any("different data" in warning for warning in compare.warnings(compare.read([one, other])))
+    assert [warning for warning in compare.warnings(compare.read([one, old])) if "different data" in warning] == []
+    assert any("old: prepared by an older version" in warning for warning in compare.warnings(compare.read([one, old])))
 
 
 def test_the_trials_of_a_sweep_have_distinct_names(tmp_path: Path) -> None:
@@ -104,15 +104,15 @@ def test_the_job_prints_the_tables_and_writes_the_page_once(tmp_path: Path, caps
     job = Compare(runs=(str(one), str(other)), out=str(tmp_path / "compare.html"))
     main(job)
     printed = capsys.readouterr().out
-    for told in ("train.seed", "90.00%", "1 of at most 5 epochs", "note: not finished: other"):
-        assert told in printed
+    for part in ("train.seed", "90.00%", "1 of at most 5 epochs", "note: not finished: other"):
+        assert part in printed
     assert (tmp_path / "compare.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(Mistake, match="exists already"):
         main(job)
 
 
 def measured_on(run: Path, num_right: int, num_reviews: int) -> Path:
-    """Gives the run's last epoch the accuracy and the interval of so many reviews."""
+    """Set the accuracy of the run's last epoch, and its interval for this number of reviews."""
     lines = (run / "history.jsonl").read_text().splitlines()
     last = json.loads(lines[-1]) | {
         "accuracy": num_right / num_reviews,

@@ -44,7 +44,7 @@ def save(folder: Path, *, seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Three runs with a model each. Read only."""
+    """Three runs, each with a model. Read only."""
     where = tmp_path_factory.mktemp("runs")
     for seed in (1, 2, 3):
         save(where / str(seed) / "artifact", seed=seed)
@@ -227,8 +227,8 @@ def test_a_promotion_killed_at_any_point_leaves_the_old_or_the_new_pointer(runs:
         promoted(runs[0], folder)
     dying = {name: start(runs[1] / "artifact", folder, name) for name, folder in folders.items()}
     for name, process in dying.items():
-        told, _ = process.communicate(timeout=90)
-        assert process.returncode == -9, told
+        output, _ = process.communicate(timeout=90)
+        assert process.returncode == -9, output
         assert best(folders[name]) == fingerprint(runs[1] if name == "pointed" else runs[0])
     for folder in folders.values():  # and the same command goes on
         pointer = promoted(runs[1], folder)
@@ -247,10 +247,10 @@ def test_a_partly_written_pointer_is_ignored_and_removed(runs: tuple[Path, ...],
 
 def test_concurrent_promotions_leave_one_pointer_and_complete_versions(runs: tuple[Path, ...], tmp_path: Path) -> None:
     racing = [start(run / "artifact", tmp_path / "models") for run in runs]
-    told = [process.communicate(timeout=90)[0] for process in racing]
+    outputs = [process.communicate(timeout=90)[0] for process in racing]
     won = [fingerprint(run) for run, process in zip(runs, racing, strict=True) if process.returncode == 0]
-    assert won, told
-    assert all("is being written by another process" in line for line, process in zip(told, racing, strict=True) if process.returncode)
+    assert won, outputs
+    assert all("is being written by another process" in line for line, process in zip(outputs, racing, strict=True) if process.returncode)
     assert best(tmp_path / "models") in won
     assert sorted(version.fingerprint for version in registry.versions(tmp_path / "models")) == sorted(won)
 
@@ -290,9 +290,9 @@ def test_the_job_promotes_lists_and_rolls_back(runs: tuple[Path, ...], tmp_path:
         return capsys.readouterr().out
 
     assert "development accuracy 91.00%" in call(run=str(runs[0]))
-    told = call(run=str(runs[1]))
-    assert f"before: {fingerprint(runs[0])}" in told
-    assert f"python -m jobs.score --model {tmp_path / 'models' / 'best'}" in told
+    output = call(run=str(runs[1]))
+    assert f"before: {fingerprint(runs[0])}" in output
+    assert f"python -m jobs.score --model {tmp_path / 'models' / 'best'}" in output
     assert "already, since" in call(run=str(runs[1]))
     listed = call(list=True).splitlines()
     assert len(listed) == 2

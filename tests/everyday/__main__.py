@@ -48,15 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[""], help="run only the steps whose name contains one of these")
     parser.add_argument("--patience", type=float, default=1.0, help="factor of the longest time of a step, for a busy machine")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     failed = total = 0
     with tempfile.TemporaryDirectory(prefix="everyday-") as made:
         folder = Path(made)
         write_inputs(folder)
         for step, check in [*((step, None) for step in (*HELP, *MISTAKES, *WAYS)), *LONG]:
-            if not any(part in step.name for part in given.only):
+            if not any(part in step.name for part in arguments.only):
                 continue
-            result = run(step, folder, patience=given.patience) if check is None else _run(step, check, folder)
+            result = run(step, folder, patience=arguments.patience) if check is None else _run(step, check, folder)
             total += 1
             failed += bool(result.problems)
             print(f"{'FAILED' if result.problems else 'ok    '} {result.took_s:6.1f} s  {step.role}: {step.name}", flush=True)

@@ -19,7 +19,7 @@ class Clock:
 
 
 def lines(capsys: pytest.CaptureFixture[str], steps: list[tuple[float, int, int]], *, live: bool = False) -> str:
-    """What is printed when, after so many seconds each, so many rows of so many are done."""
+    """The printed lines for steps of seconds, finished rows and total rows."""
     clock = Clock()
     report = Rows(live=live, clock=clock)
     for seconds, done, total in steps:
@@ -73,7 +73,7 @@ def test_a_sweep_is_a_table_of_trials_with_a_summary_line(capsys: pytest.Capture
     assert len(shown) == 6
 
 
-def test_whether_the_output_is_a_terminal_is_asked_when_a_reporter_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_the_output_is_a_terminal_is_checked_when_a_reporter_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_terminal in (True, False):
         monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda answer=is_terminal: answer))
         assert (Rows().live, Steps().live) == (is_terminal, is_terminal)

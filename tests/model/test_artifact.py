@@ -25,7 +25,7 @@ LABELS = ("negative", "positive")
 
 
 def parts(**changes: Any) -> dict[str, Any]:
-    """What `save` takes, with `changes`."""
+    """The arguments of `save`, with `changes`."""
     torch.manual_seed(3)
     config = ModelConfig(word_hidden=2, word_attention=3, sentence_hidden=2, sentence_attention=3)
     usual = {
@@ -66,10 +66,10 @@ def sum_again(folder: Path) -> None:
 
 
 def test_a_loaded_model_scores_like_the_saved_one(saved: Path) -> None:
-    given, loaded = parts(), artifact.load(saved)
-    torch.testing.assert_close(logits(loaded.network, loaded.encoder), logits(given["network"], given["encoder"]), rtol=0, atol=0)
-    assert (loaded.labels, loaded.metrics, loaded.provenance) == (LABELS, given["metrics"], given["provenance"])
-    assert loaded.encoder.fingerprint == given["encoder"].fingerprint
+    original, loaded = parts(), artifact.load(saved)
+    torch.testing.assert_close(logits(loaded.network, loaded.encoder), logits(original["network"], original["encoder"]), rtol=0, atol=0)
+    assert (loaded.labels, loaded.metrics, loaded.provenance) == (LABELS, original["metrics"], original["provenance"])
+    assert loaded.encoder.fingerprint == original["encoder"].fingerprint
     assert not loaded.network.training
 
 
@@ -111,12 +111,12 @@ def test_loading_draws_no_random_number(saved: Path) -> None:
 
 
 def test_half_precision_word_vectors_load_as_float32(tmp_path: Path) -> None:
-    given = parts()
-    given["network"].embedding.half()
-    artifact.save(tmp_path / "half", **given)
+    original = parts()
+    original["network"].embedding.half()
+    artifact.save(tmp_path / "half", **original)
     loaded = artifact.load(tmp_path / "half")
     assert loaded.network.embedding.weight.dtype == torch.float32
-    torch.testing.assert_close(loaded.network.embedding.weight, given["network"].embedding.weight.float(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.network.embedding.weight, original["network"].embedding.weight.float(), rtol=0, atol=0)
 
 
 def test_a_fingerprint_depends_only_on_what_changes_scores(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_fingerprint_depends_only_on_what_changes_scores(tmp_path: Path) -> No
         "other Punkt": parts(encoder=Encoder(TextConfig(max_sentences=9), None, Vocab(WORDS))),
     }
     found = {}
-    for name, given in variants.items():
-        artifact.save(tmp_path / name, **given)
+    for name, variant in variants.items():
+        artifact.save(tmp_path / name, **variant)
         found[name] = artifact.load(tmp_path / name).fingerprint
     assert found["measured again"] == found["usual"]
     assert len(set(found.values())) == len(variants) - 1
@@ -240,8 +240,8 @@ def test_the_card_has_the_development_figures_and_states_that_test_figures_are_m
 
 
 def test_the_card_shows_test_figures_after_an_evaluation(tmp_path: Path) -> None:
-    given = parts()
-    artifact.save(tmp_path / "model", **parts(metrics={**given["metrics"], "test": given["metrics"]["development"]}))
+    original = parts()
+    artifact.save(tmp_path / "model", **parts(metrics={**original["metrics"], "test": original["metrics"]["development"]}))
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| test | 2 | 100.00% " in card
     assert "not opened" not in card

@@ -223,7 +223,7 @@ def test_flipping_spans_are_all_spans_of_the_shortest_length_that_flip(with_ngra
 
 
 def learnt(folder: Path, *, num_reviews: int, epochs: int) -> tuple[Encoder, HAN]:
-    """A small network that has learnt planted evidence from reviews of three labels, as `planted.write_jsonl` explains."""
+    """A small network trained on planted evidence from reviews of three labels (see `planted.write_jsonl`)."""
     planted.write_jsonl(folder / "reviews.jsonl", num_reviews, seed=1, num_neutral=num_reviews // 4)
     reviews = [json.loads(line) for line in (folder / "reviews.jsonl").read_text().splitlines()]
     words = sorted(set(re.findall(r"\w+|[^\w\s]+", " ".join(review["text"] for review in reviews).lower())))

@@ -14,7 +14,7 @@ NAMES = ("negative", "positive")
 
 
 def two(positive: list[float]) -> np.ndarray:
-    """Probabilities of two classes from those of the second."""
+    """Probabilities of both classes from those of the second."""
     return np.array([[1 - each, each] for each in positive])
 
 

@@ -16,7 +16,7 @@ NUM_WORDS = 30
 
 
 def oracle(network: HAN, batch: RaggedBatch) -> Attention:
-    """Yang et al. 2016, equations 1 to 10, word for word."""
+    """Equations 1 to 10 of Yang et al. 2016, written literally."""
     words, sentences, read_out = network.words, network.sentences, network.read_out
     tokens = iter(batch.token_ids.split(batch.sentence_lengths.tolist()))
     logits, word_attention, sentence_attention, sentence_vectors = [], [], [], []

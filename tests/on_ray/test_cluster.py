@@ -35,7 +35,7 @@ LISTENERS = (ROOT / "docs" / "listeners.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A head and a node of two CPUs each; the other nodes that tests add are stopped with them."""
+    """A head and a node with two CPUs each. Nodes that tests add are stopped with them."""
     started = local.start(Path(tempfile.mkdtemp(prefix="han-")), num_nodes=2, config=NodeConfig())
     try:
         yield started
@@ -43,9 +43,9 @@ def cluster() -> Iterator[LocalCluster]:
         local.stop(local.read(started.folder))
 
 
-def doctor(there: LocalCluster | Cluster, *flags: object, python: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
+def doctor(target: LocalCluster | Cluster, *flags: object, python: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
     """Exit code and output of `python -m jobs.doctor` as a driver of that cluster."""
-    found = there.environment if isinstance(there, LocalCluster) else {"RAY_ADDRESS": there.address, "RAY_AUTH_MODE": "disabled"}
+    found = target.environment if isinstance(target, LocalCluster) else {"RAY_ADDRESS": target.address, "RAY_AUTH_MODE": "disabled"}
     command = [*python, "-m", "jobs.doctor", *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | found, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stdout + done.stderr
@@ -63,7 +63,7 @@ def status(url: str, token: str | None = None) -> int:
 def kind_of(process: psutil.Process, port: int) -> str:
     """The row of docs/listeners.md for a port of a process."""
     command = " ".join(process.cmdline())
-    told = dict(re.findall(r"--([a-z-]+)=(\d+)", command))
+    ports = dict(re.findall(r"--([a-z-]+)=(\d+)", command))
     name = process.name()
     if name in ("gcs_server", "raylet"):
         return name
@@ -72,14 +72,14 @@ def kind_of(process: psutil.Process, port: int) -> str:
     if "RuntimeEnvAgent" in name or "RuntimeEnvAgent" in command:
         return "runtime_env"
     if "dashboard.py" in command:
-        return "dashboard" if str(port) == told.get("port") else "metrics"
+        return "dashboard" if str(port) == ports.get("port") else "metrics"
     if "monitor.py" in command:
         return "metrics"
     return "worker" if command.startswith("ray::") or "default_worker.py" in command else f"unknown: {command[:80]}"
 
 
 def listeners(cluster: LocalCluster) -> set[tuple[str, str, int]]:
-    """(row, address, port) of every socket of the cluster on which someone listens."""
+    """Row, address and port of every listening socket of the cluster."""
     found = set()
     for node in local.read(cluster.folder).nodes:
         for process in local.processes(node):
@@ -103,8 +103,8 @@ def test_the_listeners_equal_those_of_the_documentation(cluster: LocalCluster) -
 def test_the_jobs_api_refuses_requests_without_the_token(cluster: LocalCluster) -> None:
     token = (cluster.folder / "token").read_text()
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/serve/applications/"):
-        asked = [status(cluster.dashboard + path, each) for each in (None, "0" * 64, token)]
-        assert asked == [401, 403, 200], path
+        codes = [status(cluster.dashboard + path, each) for each in (None, "0" * 64, token)]
+        assert codes == [401, 403, 200], path
     assert (cluster.folder / "token").stat().st_mode & 0o777 == 0o600
     assert cluster.folder.stat().st_mode & 0o777 == 0o700
 
@@ -117,9 +117,9 @@ def test_a_node_cannot_join_without_the_token(cluster: LocalCluster) -> None:
         environment |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_gcs_server_request_timeout_seconds": "5"}
         tries.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True))
     for process in tries:
-        _, told = process.communicate(timeout=200)
+        _, output = process.communicate(timeout=200)
         assert process.returncode
-        assert re.search("(?i)unauthenticated|token|InvalidAuth", told), told[-2_000:]
+        assert re.search("(?i)unauthenticated|token|InvalidAuth", output), output[-2_000:]
 
 
 def test_the_http_of_agents_requires_the_token_and_the_exporters_do_not(cluster: LocalCluster) -> None:
@@ -169,32 +169,32 @@ def test_the_doctor_reports_wrong_gpus_cpus_paths_disk_and_versions(cluster: Loc
             "--score.num-actors",
             99,
         )
-        code, told = doctor(cluster, *flags)
+        code, output = doctor(cluster, *flags)
     finally:
         if mounted:
             subprocess.run(["umount", str(full)], check=True)
-    assert code == 2, told
-    assert "needs 2 GPUs, the cluster has 0 GPUs" in told
-    assert "needs 99 CPUs, the cluster has 5 CPUs" in told
-    assert "nowhere on head: there is no such file or folder" in told
-    assert "nowhere on node1: there is no such file or folder" in told
-    assert re.search(r"torch 2\.\S+ on head, node1; torch 0\.0\.1 on node2", told), told
+    assert code == 2, output
+    assert "needs 2 GPUs, the cluster has 0 GPUs" in output
+    assert "needs 99 CPUs, the cluster has 5 CPUs" in output
+    assert "nowhere on head: there is no such file or folder" in output
+    assert "nowhere on node1: there is no such file or folder" in output
+    assert re.search(r"torch 2\.\S+ on head, node1; torch 0\.0\.1 on node2", output), output
     if mounted:
-        assert re.search(r"full/run has 8 MB left, less than 1,000\n +-> make room there", told), told
-    assert told.rstrip().splitlines()[-1].startswith("error: ")
-    assert told.rstrip().splitlines()[-1].endswith("red: versions, --data, --out, train, tune, score") or not mounted
+        assert re.search(r"full/run has 8 MB left, less than 1,000\n +-> make room there", output), output
+    assert output.rstrip().splitlines()[-1].startswith("error: ")
+    assert output.rstrip().splitlines()[-1].endswith("red: versions, --data, --out, train, tune, score") or not mounted
 
 
 def test_the_doctor_reports_a_cluster_without_a_token(on_ray: Cluster) -> None:
-    code, told = doctor(on_ray, "--jobs", "serve")
+    code, output = doctor(on_ray, "--jobs", "serve")
     assert code == 2
-    assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it runs code on every node" in told
-    assert "RAY_AUTH_MODE=token" in told
+    assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it runs code on every node" in output
+    assert "RAY_AUTH_MODE=token" in output
 
 
 def test_killing_a_node_leaves_the_others_alive(cluster: LocalCluster) -> None:
-    there = local.read(cluster.folder)
-    head, victim = there.node("head"), there.nodes[-1]
+    current = local.read(cluster.folder)
+    head, victim = current.node("head"), current.nodes[-1]
     before = {process.pid for process in local.processes(head)}
     local.kill_node(victim)
     assert local.processes(victim) == []
@@ -216,7 +216,7 @@ def test_a_head_starts_on_a_machine_with_only_loopback(tmp_path: Path) -> None:
     command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code, str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        told, error = process.communicate(timeout=200)
+        output, error = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -224,5 +224,5 @@ def test_a_head_starts_on_a_machine_with_only_loopback(tmp_path: Path) -> None:
         if (folder / "cluster.json").exists():
             local.stop(local.read(folder))
     assert process.returncode == 0, error[-2_000:]
-    assert json.loads(told.strip().splitlines()[-1])["CPU"] == 1
+    assert json.loads(output.strip().splitlines()[-1])["CPU"] == 1
     assert not folder.exists()

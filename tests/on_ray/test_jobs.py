@@ -31,7 +31,7 @@ Call = Callable[..., str]
 
 @pytest.fixture
 def call(on_ray: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A job by its command line, in this process: what it printed. A mistake is its one line on stderr, with exit code 2."""
+    """Run a job by its command line in this process and return its output. A mistake is one line on stderr, with exit code 2."""
     kinds = {
         "prepare": prepare.Prepare,
         "train": train.Train,
@@ -48,11 +48,11 @@ def call(on_ray: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             return capsys.readouterr().out
         with pytest.raises(SystemExit) as stop:
             cli.run(kinds[job], jobs[job].main)
-        told = capsys.readouterr().err
+        message = capsys.readouterr().err
         assert stop.value.code == 2
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
-        return told
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+        return message
 
     return run
 
@@ -126,9 +126,9 @@ def test_bad_input_is_an_error_of_one_line_and_leaves_no_files(call: Call, tiny_
         ("train", ("--data", tmp_path), "not an encoded folder"),
     ]
     for job, arguments, said in cases:
-        told = call(job, *arguments, "--out", out, mistake=True)
-        assert said in told, told
-        assert not out.exists(), told
+        message = call(job, *arguments, "--out", out, mistake=True)
+        assert said in message, message
+        assert not out.exists(), message
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").touch()
@@ -164,6 +164,6 @@ def test_a_submitted_job_refuses_relative_paths_and_names_the_absolute_one(
     call: Call, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as Ray sets it for a submitted job
-    told = call("score", "--model", tiny_model, "--input", "sample", "--out", "scores", mistake=True)
-    assert "--out scores is relative, and a submitted job's folder is temporary" in told
-    assert "$PWD/scores" in told
+    message = call("score", "--model", tiny_model, "--input", "sample", "--out", "scores", mistake=True)
+    assert "--out scores is relative, and a submitted job's folder is temporary" in message
+    assert "$PWD/scores" in message

@@ -119,7 +119,7 @@ def test_too_many_bad_records_publish_nothing_and_a_higher_ratio_resumes_the_job
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """3,000 records of which the last do not come out of their file."""
+    """3,000 records whose file is truncated before the last ones."""
     lines = "".join(
         json.dumps({"text": f"The film was good. {np.random.default_rng(row).bytes(400).hex()}"}) + "\n" for row in range(3_000)
     )

@@ -129,7 +129,7 @@ def test_two_hundred_requests_get_their_own_answers_while_a_replica_is_killed(
 
 
 def replica_processes(deployment: str) -> list[psutil.Process]:
-    """The living processes of a deployment's replicas."""
+    """The live processes of a deployment's replicas."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or [])
@@ -145,7 +145,7 @@ def counts(service: Service) -> Counter[str]:
 
 
 def settled(service: Service) -> Counter[str]:
-    """The counts once every process has reported them: when they have not changed for several reports."""
+    """Wait until the counts have not changed for several reports, and return them."""
     last, since_s = counts(service), time.monotonic()
 
     def unchanged() -> bool:
@@ -186,7 +186,7 @@ def test_a_batch_job_gets_the_scores_of_the_scorer_through_the_handle(
 
 
 def raw(service: Service, *parts: bytes, wait_s: float = 15) -> bytes:
-    """The response to these bytes, until the server closes or a JSON object ends."""
+    """Send bytes and return the response, until the server closes or a JSON object ends."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=wait_s) as connection:
         for part in parts:
             try:
@@ -262,7 +262,7 @@ def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
 
 
 def changed(service: Service, **arguments: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """A copy of the config with these arguments, and its deployments by name."""
+    """A copy of the config with changed arguments, and its deployments by name."""
     config = json.loads(json.dumps(service.config))
     config["applications"][0]["args"] |= arguments
     return config, {deployment["name"]: deployment for deployment in config["applications"][0]["deployments"]}

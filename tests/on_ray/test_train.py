@@ -130,12 +130,12 @@ def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(on_ray: Cluster
 
 
 def _is_tracked(out: Path, uri: str, run: Run) -> None:
-    """Whether MLflow has every epoch of the run, and the artifact names what both trackers call it."""
+    """Whether MLflow has every epoch of the run, and the artifact has the run's names in both trackers."""
     noted = json.loads((out / "run.json").read_text())
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
         query = "select step, value from metrics where run_uuid = ? and key = 'development/accuracy' order by step"
-        told = database.execute(query, [noted["mlflow"]["run_id"]]).fetchall()
-    assert told == [(line["epoch"], line["accuracy"]) for line in run.history]
+        rows = database.execute(query, [noted["mlflow"]["run_id"]]).fetchall()
+    assert rows == [(line["epoch"], line["accuracy"]) for line in run.history]
     assert noted["wandb"]["epochs"] == len(run.history)
     assert list(out.glob(f"wandb/offline-run-*/run-{noted['id']}.wandb"))
     linked = artifact.load(run.artifact).provenance["run"]

@@ -44,7 +44,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Without what is set for it, and without the path of the virtual environment."""
+        """The words of a command without environment variables and without the path of the virtual environment."""
         words = shlex.split(self.line, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.DOTALL):
             words = words[1:]
@@ -61,7 +61,7 @@ def blocks() -> Iterator[Block]:
 
 
 def commands() -> Iterator[Command]:
-    """The lines of all shell blocks, and what stands in the text as a command."""
+    """The lines of all shell blocks, and the commands in the text."""
     for block in blocks():
         if block.language != "python":
             joined = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "", block.code.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
@@ -105,7 +105,7 @@ def test_every_documented_command_exists_and_accepts_its_flags(command: Command)
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:
-    """A line is one command, or some with | && ; between them, each perhaps with another after --."""
+    """The commands of a line. They are separated by | && ; and each may have another after --."""
     part: list[str] = []
     for word in [*words, ";"]:
         if word in ("|", "&&", "||", ";", "--", "&"):
@@ -151,7 +151,7 @@ def _check_module(name: str, arguments: list[str]) -> None:
 
 
 def _check_ray(name: str, arguments: list[str]) -> None:
-    """The flags of `ray` and `serve`, by their own parser; of `serve run`, the service's options too."""
+    """Check flags of `ray` and `serve` by their own parser, and of `serve run` also the service's options."""
     from ray.scripts.scripts import cli as ray_cli
     from ray.serve.scripts import cli as serve_cli
 

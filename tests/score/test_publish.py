@@ -34,7 +34,7 @@ NUM_PARTS, NUM_ROWS = 3, 12
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three row groups of four reviews, one of each without a word."""
+    """Three row groups of four reviews. One review of each has no word."""
     path = tmp_path_factory.mktemp("dump") / "dump.parquet"
     ids = [f"{row // 4}/{row % 4}" for row in range(NUM_ROWS)]
     table = pa.table({"review_id": ids, "label": [row % 2 for row in range(NUM_ROWS)], "text": TEXTS * NUM_PARTS})
@@ -184,14 +184,14 @@ def test_a_job_killed_at_any_point_publishes_nothing_partial_and_resumes_to_the_
 
 def test_finished_parts_are_not_scored_again(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
     assert killed(partial(commit, job, answer, failpoint="recorded:2"))
-    asked: list[list[str]] = []
+    scored: list[list[str]] = []
 
     def count(texts: list[str]) -> Scored:
-        asked.append(texts)
+        scored.append(texts)
         return answer(texts)
 
     commit(job, count)
-    assert len(asked) == NUM_PARTS - 2
+    assert len(scored) == NUM_PARTS - 2
 
 
 def test_a_finished_job_has_nothing_to_do(job: Plan, scorer: Scorer) -> None:
@@ -224,8 +224,8 @@ def test_a_folder_with_other_content_is_refused_and_not_changed(job: Plan, score
 
 
 def test_the_second_of_two_jobs_on_a_folder_is_refused_with_the_holder(job: Plan) -> None:
-    told = f'written by another process.*"pid": {os.getpid()}'
-    with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(Mistake, match=told):
+    message = f'written by another process.*"pid": {os.getpid()}'
+    with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(Mistake, match=message):
         publish.claimed(job.out, job.job, failpoint=None).__enter__()
 
 
@@ -255,7 +255,7 @@ def test_a_job_that_waited_for_the_lock_finds_the_work_complete(job: Plan, answe
 
 
 def begin_and_abandon(job: Plan, times: int) -> None:
-    """Each time when its turn comes."""
+    """Claim and abandon the folder repeatedly."""
     while times:
         with contextlib.suppress(Mistake), publish.claimed(job.out, job.job, failpoint=None) as claim:
             assert claim is not None
@@ -427,7 +427,7 @@ def test_the_estimated_time_agrees_with_the_estimated_rate(job: Plan) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A stand-in of S3 on this machine."""
+    """A local substitute for S3."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()

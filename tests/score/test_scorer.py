@@ -44,7 +44,7 @@ def table(scorer: Scorer, texts: Sequence[str] = TEXTS, attention: AttentionDeta
 
 
 def numbers(answer: Score) -> list[float]:
-    """Every number of an answer that could depend on its company."""
+    """Every number of a score that could depend on the other texts of a batch."""
     assert answer.sentences is not None
     attention = [sentence.attention for sentence in answer.sentences]
     words = [word.attention for sentence in answer.sentences for word in sentence.words or ()]

@@ -41,7 +41,7 @@ def scorer(tiny_model: Path) -> Scorer:
 
 
 def write(out: Path, scorer: Scorer, *, columns: ColumnsConfig | None = None, ids: Iterable[str] = "abcdefgh", **options: Any) -> Path:
-    """A published folder of two parts: six reviews with their answers, four records set aside."""
+    """A published folder of two parts with six scored reviews and four quarantined records."""
     columns, output, left = columns or ColumnsConfig(), OutputConfig(**options), list(ids)
     job = {"model": scorer.fingerprint, "input": {}, "settings": {"attention": output.attention, "columns": as_json(columns)}}
     records = []
@@ -94,7 +94,7 @@ def edit(out: Path, change: Callable[[dict[str, Any]], object], name: str = "_ma
 
 
 def list_again(out: Path) -> None:
-    """The manifest says of every file what is there now, so that nothing but the content is wrong."""
+    """Update the manifest to the current files, so that only their content is wrong."""
 
     def change(manifest: dict[str, Any]) -> None:
         for record in manifest["parts"]:
@@ -107,7 +107,7 @@ def list_again(out: Path) -> None:
 
 
 def rewrite(out: Path, change: Callable[[list[Row]], object]) -> None:
-    """Other rows in the first file, listed as if they had been written so."""
+    """Change the rows of the first file, and update the manifest."""
     table = pq.read_table(out / FIRST)
     rows = table.to_pylist()
     change(rows)
@@ -227,8 +227,8 @@ def test_a_uri_is_checked_like_a_folder(good: Path) -> None:
 def test_a_sum_may_differ_only_by_the_rounding_of_its_shares(num_words: int, off: int) -> None:
     words = [{"start": place, "end": place + 1, "attention": 1.00002 / num_words} for place in range(num_words)]
     whole = {"start": 0, "end": num_words, "attention": 1.0, "words": words}
-    there = contract.attended(pa.array([[whole]], scoring.schema(["any"]).field("sentences").type))
-    assert [len(rows) for _, rows in contract.broken_attention(there)] == [0, 0, 0, off]
+    attended = contract.attended(pa.array([[whole]], scoring.schema(["any"]).field("sentences").type))
+    assert [len(rows) for _, rows in contract.broken_attention(attended)] == [0, 0, 0, off]
 
 
 @pytest.mark.parametrize("attention", ["sentences", "none"])
@@ -239,14 +239,14 @@ def test_omitted_attention_is_valid_if_requested(tmp_path: Path, scorer: Scorer,
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "problem"),
     [("sentences", "a sentence has words, but attention is sentences"), ("none", "it has sentences, but attention is none")],
 )
-def test_unrequested_attention_is_a_problem(out: Path, asked: str, said: str) -> None:
-    edit(out, lambda manifest: manifest["job"]["settings"].update(attention=asked))
+def test_unrequested_attention_is_a_problem(out: Path, requested: str, problem: str) -> None:
+    edit(out, lambda manifest: manifest["job"]["settings"].update(attention=requested))
     verdict = check(out)
     assert verdict.broken["attention"] == 6
-    assert verdict.problems[0] == f"{FIRST} row 0: {said}"
+    assert verdict.problems[0] == f"{FIRST} row 0: {problem}"
 
 
 def test_sentences_without_words_must_lie_within_their_text(tmp_path: Path, scorer: Scorer) -> None:
@@ -372,7 +372,7 @@ def test_success_agrees_with_the_manifest(out: Path) -> None:
 
 
 def set_aside(out: Path, change: Callable[[list[Any]], object]) -> Verdict:
-    """What is said of other lines in the first file of the quarantine."""
+    """The reported problem for changed lines in the first file of the quarantine."""
     path = out / "_quarantine" / "part-0.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines)
@@ -388,7 +388,7 @@ DAMAGED_LINES: dict[str, tuple[Callable[[list[Any]], object], str]] = {
     "a list": (lambda lines: lines.__setitem__(0, []), "_quarantine/part-0.jsonl line 1: is not a JSON object"),
     "a missing key": (lambda lines: lines[1].pop("excerpt"), "_quarantine/part-0.jsonl line 2: its keys are "),
     "a row that is none": (lambda lines: lines[1].update(row="9"), "_quarantine/part-0.jsonl line 2: its file, row and reason are not "),
-    "a record twice": (lambda lines: lines[1].update(row=1), "_quarantine: row 1 of part-0.csv is there 2 times"),
+    "a record twice": (lambda lines: lines[1].update(row=1), "_quarantine: row 1 of part-0.csv occurs 2 times"),
     "another reason": (lambda lines: lines[1].update(reason="too_long"), "_quarantine: part-0: reasons are "),
     "a line too few": (lambda lines: lines.pop(), "_quarantine: part-0: reasons are "),
 }

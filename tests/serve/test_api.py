@@ -41,7 +41,7 @@ JSON = {"content-type": "application/json"}
 
 
 def ask(app: Middleware, method: str, path: str, *, prefix: str = "", **request: Any) -> httpx.Response:
-    """prefix: the route prefix, which Serve's proxy puts into `root_path` and leaves in `path`."""
+    """Send a request. prefix: the route prefix, which Serve's proxy puts into `root_path` and keeps in `path`."""
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, root_path=prefix)
@@ -382,7 +382,7 @@ def test_any_json_is_answered_without_a_fault_and_not_echoed(app: Middleware, va
 def chunks(
     app: Middleware, messages: Sequence[dict[str, Any]], *, headers: dict[str, str], then: Callable[[], Any]
 ) -> tuple[int | None, bytes]:
-    """Status and body of an answer to a body in pieces; after them the client does `then`."""
+    """Status and body of the response to a body in pieces. After them the client does `then`."""
     waiting, sent = list(messages), []
 
     async def receive() -> dict[str, Any]:

@@ -110,7 +110,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 @contextmanager
 def watched(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
-    """The open page. At the end: no error, no dialog, no request to another host."""
+    """The open page. At the end, check that there was no error, no dialog and no request to another host."""
     with browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options) as context:
         page, faults = context.new_page(), []
         page.set_default_timeout(10_000)
@@ -142,7 +142,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def settled(page: Page) -> None:
-    """Wait for the answer. Muting waits a moment before its request and fades the numbers meanwhile."""
+    """Wait for the result. Muting waits a moment before its request and fades the numbers meanwhile."""
     answered_or_not = page.locator("#answer:not(.waiting), #trouble")
     answered_or_not.filter(visible=True).first.wait_for()
     expect(page.locator("#trouble p")).to_be_hidden()

@@ -351,7 +351,7 @@ DIED, AWAY = ActorDiedError(), ActorUnavailableError("away", None)
 
 
 def call(handle: FakeHandle, *, retries: int = 2) -> tuple[Answers | tuple[int, str, int | None], Metrics]:
-    """The answers, or status, code and Retry-After of the problem; and the metrics."""
+    """The results, or status, code and Retry-After of the error, and the metrics."""
     metrics = Metrics()
     replicas = Replicas(handle, handle, metrics, Options(retries=retries, deadline_s=0.1), process="test")  # type: ignore[arg-type]
     try:

@@ -99,7 +99,7 @@ Case = Callable[[ResponsiveRouter, Clock], Awaitable[None]]
 
 
 def run(case: Case, *replicas: Replica) -> None:
-    """case: with a router of these replicas that has heard of all."""
+    """Run a case with a router that knows all these replicas."""
 
     async def main() -> None:
         clock = Clock()
@@ -118,7 +118,7 @@ def run(case: Case, *replicas: Replica) -> None:
 
 
 async def chosen(router: ResponsiveRouter) -> set[str]:
-    """Names of all replicas that come up in many choices."""
+    """The names of all replicas that are chosen in many choices."""
     found = set()
     for _ in range(30):
         request: Any = SimpleNamespace(routing_context=SimpleNamespace(should_backoff=False))

@@ -52,7 +52,7 @@ def both(name: str) -> tuple[Tokeniser, Oracle]:
 
 
 def rows(batch: EncodedBatch, words: Sequence[str], num_texts: int) -> list[Any]:
-    """What a batch says of each text, as plain lists."""
+    """The encoding of each text of a batch, as plain lists."""
     answers: list[Any] = [None] * num_texts
     for place, refusal in batch.refused:
         answers[place] = refusal

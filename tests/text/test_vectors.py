@@ -17,7 +17,7 @@ PLAIN = "good 1 2 3\nbad -1 -2 -3\nunheard 7 7 7\n"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Good and fine stand in one company, bad and awful in another."""
+    """A corpus in which good and fine share contexts, and bad and awful share others."""
     rng = np.random.default_rng(1)
     lines = []
     for _ in range(300):
@@ -72,9 +72,9 @@ def test_a_line_over_the_gensim_limit_of_10_000_words_is_used_completely(tmp_pat
 
 
 def test_progress_is_reported_after_each_pass(corpus: Path) -> None:
-    told: list[tuple[int, int]] = []
-    train(corpus, progress=lambda epoch, epochs: told.append((epoch, epochs)))
-    assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    reports: list[tuple[int, int]] = []
+    train(corpus, progress=lambda epoch, epochs: reports.append((epoch, epochs)))
+    assert reports == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
 def test_a_vocabulary_of_only_the_unknown_word_gets_random_vectors(corpus: Path) -> None:

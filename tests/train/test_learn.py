@@ -31,7 +31,7 @@ def learner(config: ModelConfig = STILL, *, num_reviews: int = 60, **train: obje
 
 
 def reviews(num_reviews: int, seed: int = 0) -> list[tuple[list[list[int]], int]]:
-    """Reviews of very unequal lengths; the label is whether word 1 occurs."""
+    """Reviews of very unequal lengths. The label is whether word 1 occurs."""
     generator = np.random.default_rng(seed)
     made = []
     for index in range(num_reviews):

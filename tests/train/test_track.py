@@ -26,7 +26,7 @@ SETTINGS = {"model": {"dropout": 0.4}, "train": {"seed": 1}, "encoding": "012345
 
 @pytest.fixture(autouse=True)
 def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is told but the trackers of the test."""
+    """Only the trackers of the test are used."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "WANDB_ERROR_REPORTING": "false",
@@ -36,7 +36,7 @@ def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(number: int) -> list[dict[str, Any]]:
-    """A history of so many epochs; of one label only, so it has no AUC."""
+    """A history of this number of epochs. It has only one label, so it has no AUC."""
     return [
         {
             "epoch": epoch,
@@ -49,7 +49,7 @@ def lines(number: int) -> list[dict[str, Any]]:
 
 
 def run(out: Path, config: TrackConfig, *histories: list[dict[str, Any]], behind: Sequence[dict[str, Any]] = ()) -> None:
-    """What rank 0 does of a run that has `behind` behind it, reports these histories one after the other, and ends."""
+    """Do the work of rank 0 in a run that resumes after `behind`, reports these histories, and ends."""
     out.mkdir(exist_ok=True)
     claim(out, config)
     trackers = Trackers(out, config, SETTINGS, behind)
@@ -96,15 +96,15 @@ def wandb_records(content: bytes) -> Iterator[Record]:
 
 def in_history(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     named = [(line["epoch"], figures(line)) for line in history]
-    return {name: [(epoch, told[name]) for epoch, told in named] for name in named[0][1]}
+    return {name: [(epoch, values[name]) for epoch, values in named] for name in named[0][1]}
 
 
 def test_tensorboard_has_the_figures_of_the_history(tmp_path: Path) -> None:
     run(tmp_path / "run", TrackConfig(), lines(1), lines(2), lines(3))
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
-    told = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
-    assert told == {
+    logged = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
+    assert logged == {
         name: [(epoch, pytest.approx(value, rel=1e-6)) for epoch, value in of] for name, of in in_history(lines(3)).items()
     }  # float32 there
 
@@ -141,8 +141,8 @@ def test_wandb_has_the_figures_of_the_history_and_a_resumed_run_continues(tmp_pa
     config = TrackConfig(wandb="team/reviews", wandb_offline=True, group="a sweep")
     run(tmp_path / "run", config, lines(1), lines(2))
     run(tmp_path / "run", config, lines(2), lines(3))
-    records, told = in_wandb(tmp_path / "run")
-    assert told == in_history(lines(3))
+    records, logged = in_wandb(tmp_path / "run")
+    assert logged == in_history(lines(3))
     runs = [record.run for record in records if record.HasField("run")]
     assert {(each.entity, each.project, each.run_id, each.run_group, each.display_name) for each in runs} == {
         ("team", "reviews", link(tmp_path / "run")["id"], "a sweep", "run")
@@ -163,7 +163,7 @@ def test_a_failing_tracker_does_not_stop_the_run_and_is_reported_once(tmp_path: 
     config = TrackConfig(mlflow="http://127.0.0.1:9")  # discard: nobody listens
     with caplog.at_level(logging.WARNING, logger="han.train.track"):
         run(tmp_path / "run", config, lines(1), lines(2), lines(3))
-    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == ["MLflow cannot be told of this run"]
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == ["MLflow cannot record this run"]
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     assert len(board.Scalars("train/loss")) == 3

@@ -75,10 +75,10 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append((tag, given))
-        self.ids |= {given["id"] or ""} if "id" in given else set()
-        self.links |= {given["href"] or ""} if "href" in given else set()
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.ids |= {attributes["id"] or ""} if "id" in attributes else set()
+        self.links |= {attributes["href"] or ""} if "href" in attributes else set()
         if tag not in VOID:
             self.open.append(tag)
 
@@ -180,7 +180,7 @@ def test_the_page_makes_no_request_and_runs_no_script(study: optuna.Study) -> No
     (style,) = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
     assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
     assert policy.startswith("default-src 'none'")
-    assert not [tag for tag, given in Page(html).tags if any(name == "style" or name.startswith("on") for name in given)]
+    assert not [tag for tag, attributes in Page(html).tags if any(name == "style" or name.startswith("on") for name in attributes)]
 
 
 def test_no_text_of_a_study_becomes_markup() -> None:
@@ -241,9 +241,9 @@ def test_the_page_of_hundreds_of_trials_is_small() -> None:
 
 
 def test_ticks_are_round_and_within_the_axis() -> None:
-    assert [told for _, told in scale([0.8312, 0.8733], percent=True).ticks(5)] == ["83%", "84%", "85%", "86%", "87%"]
-    assert [told for _, told in Scale(low=3e-4, high=1e-2, log=True).ticks(6)] == ["0.0005", "0.001", "0.002", "0.005", "0.01"]
-    assert [told for _, told in scale([0, 1], whole=True).ticks(8)] == ["0", "1"]
+    assert [label for _, label in scale([0.8312, 0.8733], percent=True).ticks(5)] == ["83%", "84%", "85%", "86%", "87%"]
+    assert [label for _, label in Scale(low=3e-4, high=1e-2, log=True).ticks(6)] == ["0.0005", "0.001", "0.002", "0.005", "0.01"]
+    assert [label for _, label in scale([0, 1], whole=True).ticks(8)] == ["0", "1"]
     for low, high, log in ((0.1, 0.1, False), (1e-9, 1e9, True), (-5, 12_000, False), (1.0, 1.02, True)):
         axis = scale([low, high], log=log)
         assert len(axis.ticks(6)) >= 2

@@ -18,7 +18,7 @@ MODEL, TRAIN = ModelConfig(), TrainConfig()
 
 
 def drawn(what: search_space.Space, fixed: dict[str, Any]) -> dict[str, Any]:
-    """A trial that a queue has fixed in part."""
+    """A trial whose settings are partly fixed by the queue."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     study.enqueue_trial(fixed)
     return search_space.suggest(study.ask(), what, MODEL, TRAIN)
@@ -88,10 +88,10 @@ def test_several_encoded_folders_add_a_choice() -> None:
     ],
 )
 def test_an_invalid_space_is_an_error_of_one_line(vary: str, said: str) -> None:
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(Mistake) as caught:
         search_space.check(search_space.read_space(None, [vary], ["data"]), MODEL, TRAIN)
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_to_vary_is_a_mistake() -> None:

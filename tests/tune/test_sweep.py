@@ -27,13 +27,13 @@ def line(epoch: int, accuracy: float, log_loss: float = 0.5) -> dict[str, Any]:
 
 
 def opened(out: Path, config: SweepConfig) -> optuna.Study:
-    """As a driver opens it, again and again."""
+    """Open the study as each driver does."""
     sweep.claim(out, {"sweep": config.trials})
     return sweep.open_study(out, config, epochs=EPOCHS, first=[FIRST])
 
 
-def asked(study: optuna.Study, config: SweepConfig) -> Iterator[tuple[Trial, dict[str, Any]]]:
-    """What a driver gets to run."""
+def requested(study: optuna.Study, config: SweepConfig) -> Iterator[tuple[Trial, dict[str, Any]]]:
+    """The trials that a driver gets, with their settings."""
     for trial in sweep.left_running(study, config):
         yield trial, search_space.suggest(trial, SPACE, MODEL, TRAIN)
     while (trial := sweep.ask(study, config)) is not None:  # type: ignore[assignment]
@@ -41,7 +41,7 @@ def asked(study: optuna.Study, config: SweepConfig) -> Iterator[tuple[Trial, dic
 
 
 def train(study: optuna.Study, trial: Trial, accuracy: float) -> str | None:
-    """All epochs of a trial, or as many as it may."""
+    """Run the epochs of a trial until it is stopped."""
     history: list[dict[str, Any]] = []
     stopped = None
     while len(history) < EPOCHS and stopped is None:
@@ -56,7 +56,7 @@ def accuracy_of(settings: dict[str, Any]) -> float:
 
 
 def run(study: optuna.Study, config: SweepConfig) -> None:
-    for trial, settings in asked(study, config):
+    for trial, settings in requested(study, config):
         train(study, trial, accuracy_of(settings))
 
 
@@ -100,7 +100,7 @@ def test_running_trials_resume_under_their_numbers_and_finished_ones_are_unchang
     config = SweepConfig(trials=4)
     out = tmp_path / "sweep"
     study = opened(out, config)
-    running = asked(study, config)
+    running = requested(study, config)
     train(study, *_with_accuracy(next(running)))
     half_trained, settings = next(running)
     sweep.report(half_trained, line(1, 0.9))
@@ -119,8 +119,8 @@ def test_running_trials_resume_under_their_numbers_and_finished_ones_are_unchang
     assert all(row[1].is_finished() for row in after)
 
 
-def _with_accuracy(given: tuple[Trial, dict[str, Any]]) -> tuple[Trial, float]:
-    return given[0], accuracy_of(given[1])
+def _with_accuracy(requested: tuple[Trial, dict[str, Any]]) -> tuple[Trial, float]:
+    return requested[0], accuracy_of(requested[1])
 
 
 def test_the_default_is_queued_after_a_death_before_it(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_default_is_queued_after_a_death_before_it(tmp_path: Path) -> None:
 def test_a_trial_that_is_stopped_early_is_pruned_with_its_last_step_and_saves_epochs(tmp_path: Path) -> None:
     config = SweepConfig(trials=5, sampler="random")
     study = opened(tmp_path / "sweep", config)
-    for place, (trial, _) in enumerate(asked(study, config)):
+    for place, (trial, _) in enumerate(requested(study, config)):
         stopped = train(study, trial, 0.9 - 0.05 * place)  # each worse than all before
         assert stopped == (None if place == 0 else "early")
     assert sweep.counts(study) == {"done": 1, "stopped": 4, "failed": 0, "running": 0, "epochs": 3 + 4}
@@ -150,7 +150,7 @@ def test_a_trial_that_is_stopped_early_is_pruned_with_its_last_step_and_saves_ep
 def test_the_first_trial_is_never_stopped_but_others_are_compared_with_it(tmp_path: Path) -> None:
     config = SweepConfig(trials=3)
     study = opened(tmp_path / "sweep", config)
-    (first, _), (second, _), (third, _) = asked(study, config)
+    (first, _), (second, _), (third, _) = requested(study, config)
     assert sweep.report(second, line(1, 0.8)) is None
     assert sweep.report(first, line(1, 0.7)) is None
     assert sweep.report(third, line(1, 0.75)) == "early"
@@ -159,21 +159,21 @@ def test_the_first_trial_is_never_stopped_but_others_are_compared_with_it(tmp_pa
 def test_no_trial_is_stopped_at_the_last_epoch(tmp_path: Path) -> None:
     config = SweepConfig(trials=2, grace=EPOCHS)
     study = opened(tmp_path / "sweep", config)
-    for place, (trial, _) in enumerate(asked(study, config)):
+    for place, (trial, _) in enumerate(requested(study, config)):
         assert train(study, trial, 0.9 - 0.1 * place) is None
 
 
 def test_a_reduction_factor_of_one_stops_no_trial(tmp_path: Path) -> None:
     config = SweepConfig(trials=4, reduction_factor=1)
     study = opened(tmp_path / "sweep", config)
-    for place, (trial, _) in enumerate(asked(study, config)):
+    for place, (trial, _) in enumerate(requested(study, config)):
         assert train(study, trial, 0.9 - 0.1 * place) is None
 
 
 def test_a_score_that_is_not_a_number_fails_its_trial_and_is_never_best(tmp_path: Path) -> None:
     config = SweepConfig(trials=3)
     study = opened(tmp_path / "sweep", config)
-    trials = [trial for trial, _ in asked(study, config)]
+    trials = [trial for trial, _ in requested(study, config)]
     train(study, trials[0], 0.6)
     why = sweep.report(trials[1], line(1, 0.99, float("nan")))
     assert why == "it diverged: development log_loss is nan after epoch 1"
@@ -187,7 +187,7 @@ def test_a_score_that_is_not_a_number_fails_its_trial_and_is_never_best(tmp_path
 def test_a_sweep_whose_trials_all_fail_reports_the_reason(tmp_path: Path) -> None:
     config = SweepConfig(trials=2)
     study = opened(tmp_path / "sweep", config)
-    for trial, _ in asked(study, config):
+    for trial, _ in requested(study, config):
         sweep.tell(study, trial, [], folder="", stopped="no memory", workers=1)
     with pytest.raises(Mistake, match="none of 2 trials finished; reason of the first: no memory"):
         sweep.best(study)
@@ -196,7 +196,7 @@ def test_a_sweep_whose_trials_all_fail_reports_the_reason(tmp_path: Path) -> Non
 def test_two_objectives_have_a_pareto_front_and_stop_no_trial(tmp_path: Path) -> None:
     config = SweepConfig(trials=3, cost=True)
     study = opened(tmp_path / "sweep", config)
-    for (trial, _), (loss, speed) in zip(asked(study, config), [(0.3, 100.0), (0.4, 200.0), (0.5, 150.0)], strict=True):
+    for (trial, _), (loss, speed) in zip(requested(study, config), [(0.3, 100.0), (0.4, 200.0), (0.5, 150.0)], strict=True):
         entry = {**line(1, 0.8, loss), "reviews_per_s": speed}
         assert sweep.report(trial, entry) is None
         sweep.tell(study, trial, [entry], folder="", stopped=None, workers=2)
@@ -213,7 +213,7 @@ def test_a_warm_start_tries_the_best_of_an_earlier_sweep_after_the_default(tmp_p
     best = sweep.earlier_best(tmp_path / "earlier", 1, names)
     assert best == [{name: value for name, value in sweep.best(study).params.items() if name in names}]
     later = sweep.open_study(_made(tmp_path / "later"), SweepConfig(trials=3), epochs=EPOCHS, first=[FIRST, *best])
-    trials = list(asked(later, SweepConfig(trials=3)))
+    trials = list(requested(later, SweepConfig(trials=3)))
     assert trials[0][1] == FIRST
     assert best[0].items() <= trials[1][1].items()
     assert len(trials) == 3

@@ -1,8 +1,8 @@
-"""Reviews with planted evidence: which sentence decides, and which words in it, is known before any model has seen them.
+"""Generate reviews with planted evidence: the deciding sentence and its deciding words are known.
 
-A review is 6 to 16 sentences of filler that say nothing of its label, and among them one that does. All are cut from the same frames; the
-deciding sentence takes its qualities ("superb", "tedious") from its label's own list, whose words occur nowhere else. Nothing but
-those words can be learnt, so they are an oracle of accuracy, and of attention where it is needed (see `write_jsonl`).
+A review has 6 to 16 filler sentences that are independent of its label, and one deciding sentence. All sentences use the same frames. The
+deciding sentence takes its qualities ("superb", "tedious") from the list of its label, whose words occur nowhere else. Only those words can
+be learnt, so they test accuracy and, with neutral reviews, attention (see `write_jsonl`).
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Planted:
 
 
 def generate(num_reviews: int, *, seed: int) -> Iterator[Planted]:
-    """`num_reviews` reviews, as many positive as negative (up to one). Review n is the same however many are asked for."""
+    """Generate `num_reviews` reviews, half of them positive (up to one). Review n does not depend on `num_reviews`."""
     for number in range(num_reviews):
         first_of_pair = _random(f"{seed}/pair/{number // 2}").randrange(2)
         yield _planted(f"planted/{seed}/{number}", LABELS[(first_of_pair + number) % 2])
 
 
 def write_jsonl(path: Path, num_reviews: int, seed: int, *, num_neutral: int = 0) -> None:
-    """Writes `generate`'s reviews without their evidence, one {"review_id", "text", "label"} a line, in random order.
+    """Write the reviews of `generate` without their evidence in random order, one {"review_id", "text", "label"} per line.
 
-    num_neutral: reviews besides, labelled neutral, in which nothing decides. With two labels a network may look for one label's words
-    alone and take their absence for the other: a HAN was right in 100% and attended to the evidence in 55%, one label's. With a
-    neutral review to every four of the others it has to find both labels' words: 100% and 100%.
+    num_neutral: additional reviews with the label neutral and without evidence. With two labels, a network may learn the words of one label
+    and treat their absence as the other: a HAN was right in 100% and attended to the evidence in 55%. With one neutral review for every
+    four others it must learn the words of both labels: 100% and 100%.
     """
     lines = [{"review_id": review.review_id, "text": review.text, "label": review.label} for review in generate(num_reviews, seed=seed)]
     for review_id in (f"planted/{seed}/neutral/{number}" for number in range(num_neutral)):
@@ -60,7 +60,7 @@ def write_jsonl(path: Path, num_reviews: int, seed: int, *, num_neutral: int = 0
 
 
 def share_found(reviews: Sequence[Planted], answers: Sequence[Score | Refusal]) -> float:
-    """Share of the reviews whose deciding sentence got the most attention, 0 to 1. `answers`: theirs, in order, sentences included."""
+    """Share of the reviews whose deciding sentence has the most attention, 0 to 1. `answers`: their scores in order, with sentences."""
     return sum(_found(review, answer) for review, answer in zip(reviews, answers, strict=True)) / len(reviews)
 
 
@@ -86,7 +86,7 @@ def _planted(review_id: str, label: Label) -> Planted:
 
 
 def _review(rng: random.Random, qualities: Sequence[str]) -> tuple[list[str], int, list[Span]]:
-    """Sentences, the index of the one that takes its qualities from `qualities`, and the spans of these within it."""
+    """The sentences, the index of the sentence with qualities from `qualities`, and the spans of the qualities within it."""
     frames = rng.sample(DESCRIBING + TELLING, rng.randint(FEWEST_FILLERS, MOST_FILLERS))
     sentences = [_sentence(frame, QUALITIES, rng)[0] for frame in frames]
     evidence, spans = _sentence(rng.choice(DESCRIBING), qualities, rng)
@@ -96,7 +96,7 @@ def _review(rng: random.Random, qualities: Sequence[str]) -> tuple[list[str], in
 
 
 def _sentence(frame: str, qualities: Sequence[str], rng: random.Random) -> tuple[str, list[Span]]:
-    """The frame with every slot filled, and the spans of the words that fill its {quality} slots."""
+    """The frame with all slots filled, and the spans of the words in its {quality} slots."""
     sentence, spans = "", []
     unused = rng.sample(qualities, frame.count("{quality}"))
     for literal, slot, _, _ in Formatter().parse(frame):
@@ -111,7 +111,7 @@ def _sentence(frame: str, qualities: Sequence[str], rng: random.Random) -> tuple
 
 
 def _random(key: str) -> random.Random:
-    return random.Random(key)  # noqa: S311 - repeatable text, no secret
+    return random.Random(key)  # noqa: S311 - repeatable text, not a secret
 
 
 DECIDING: dict[Label, tuple[str, ...]] = {
@@ -127,7 +127,7 @@ DECIDING: dict[Label, tuple[str, ...]] = {
     ),
 }
 
-# Frames that describe: all may hold the evidence, so none may negate or doubt what its {quality} says.
+# Describing frames. Each may hold the evidence, so none negates or doubts its {quality}.
 DESCRIBING = (
     "The {part} is {quality} and {quality}.",
     "The {part} is {quality} and the {part} is {quality}.",
@@ -146,7 +146,7 @@ DESCRIBING = (
     "They showed us the {quality}, {quality} {part} at the {hall}.",
 )
 
-# Frames that only tell: plot, cast, cinema and snacks; negation, doubt and opinions of neither side.
+# Filler frames: plot, cast, cinema and snacks, with negation, doubt and neutral opinions.
 TELLING = (
     "The {person} {did} the {thing} in the {place}.",
     "One {person} from the {place} meets {name}, who once {did} the {thing}.",
