@@ -61,10 +61,10 @@ def golden(scorer: Scorer) -> list[tuple[str, dict[str, Any]]]:
 
 
 def differ(one: Any, other: Any, tolerance: float = 1e-6) -> bool:
-    """Whether two answers differ by more than 1e-6 anywhere; effects, in nats, by more than 1e-5: they are differences of logits."""
+    """Whether two answers differ by more than 1e-6 anywhere; effects, in nats, by more than 2e-5: sums of differences of logits."""
     if isinstance(other, dict):
         nats = {name for name in other if name in ("effect", "effects")}
-        return one.keys() != other.keys() or any(differ(one[name], other[name], 1e-5 if name in nats else tolerance) for name in other)
+        return one.keys() != other.keys() or any(differ(one[name], other[name], 2e-5 if name in nats else tolerance) for name in other)
     if isinstance(other, list):
         return len(one) != len(other) or any(differ(each, its, tolerance) for each, its in zip(one, other, strict=True))
     return abs(one - other) > tolerance if isinstance(other, float) else bool(one != other)
