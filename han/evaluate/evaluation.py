@@ -31,6 +31,7 @@ from han.storage import write_json
 from han.types import Mistake, Score
 
 NUM_MISTAKES = 20  # drawn on the page
+_REVIEWS_A_TASK = 25  # of a faithfulness report
 _ANSWERS = pa.schema(
     [
         ("shard", pa.int32()),
@@ -163,9 +164,6 @@ def faithful(
     write_json(out / FAITHFULNESS, figures)
     (out / FAITHFULNESS_PLOT).write_text(faithfulness.plot(figures), encoding="utf-8")
     return figures
-
-
-_REVIEWS_A_TASK = 25
 
 
 def _sample(shards: Sequence[Shard], columns: ColumnsConfig, number: int, seed: int) -> list[str]:

@@ -99,7 +99,6 @@ class _Config(BaseModel):
     embedding_size: Annotated[int, Field(ge=1, le=_MOST_UNITS)]
     labels: _Labels
     encoder: str
-    uncertain_below: _Share | None = None
     provenance: dict[str, Any]
 
 

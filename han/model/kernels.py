@@ -10,6 +10,7 @@ beside this file, or in numba's user-wide cache where this folder is read-only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -235,6 +236,42 @@ def _cell(typing: Any, table: Any, x: Any, states: Any, before: Any, after: Any,
     return signature, generate
 
 
+def _emit_scores(
+    emit: _Emitter,
+    rows: list[ir.Value],
+    weights: ir.Value,
+    begin: Callable[[list[ir.Value]], list[ir.Value]],
+    context_vector: ir.Value,
+    out: ir.Value,
+    depth: ir.Value,
+    size: ir.Value,
+) -> None:
+    """out[row] = c . tanh(W h + begin) of each row. begin: the first values of the sums of some columns, as `product` takes them."""
+    builder, int64 = emit.builder, ir.IntType(64)
+    totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]  # type: ignore[no-untyped-call]
+    count = builder.sdiv(size, ir.Constant(int64, emit.width))
+
+    def part(first: ir.Value, num_columns: int) -> None:
+        columns = [builder.add(first, ir.Constant(int64, number * emit.width)) for number in range(num_columns)]
+        sums = emit.product(rows, weights, columns, size, depth, begin(columns))
+        factors = [emit.load(context_vector, column) for column in columns]
+        for row, total in enumerate(totals):
+            value = builder.load(total)
+            for place, factor in enumerate(factors):
+                value = emit.fma(emit.tanh(sums[row * num_columns + place]), factor, value)
+            builder.store(value, total)
+
+    for total in totals:
+        builder.store(emit.constant(0.0), total)
+    threes = builder.sdiv(count, ir.Constant(int64, 3))
+    with cgutils.for_range(builder, threes) as loop:
+        part(builder.mul(loop.index, ir.Constant(int64, 3 * emit.width)), 3)
+    with cgutils.for_range(builder, count, start=builder.mul(threes, ir.Constant(int64, 3))) as loop:
+        part(builder.mul(loop.index, ir.Constant(int64, emit.width)), 1)
+    for row, total in enumerate(totals):
+        builder.store(emit.total(builder.load(total)), emit.at(out, ir.Constant(int64, row)))
+
+
 @intrinsic
 def _scores(typing: Any, states: Any, at: Any, weights: Any, bias: Any, context_vector: Any, out: Any, depth: Any, size: Any) -> Any:
     """out[row] = c . tanh(W h + b) of ROWS states; weights: [depth, size], size a multiple of the vector; at: int64 [ROWS], offsets."""
@@ -245,29 +282,11 @@ def _scores(typing: Any, states: Any, at: Any, weights: Any, bias: Any, context_
         emit = arguments.emit
         states, at, weights, bias, context_vector, out, depth, size = arguments.parts
         rows = [emit.at(states, offset) for offset in arguments.offsets(at)]
-        totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]  # type: ignore[no-untyped-call]
-        width = ir.Constant(ir.IntType(64), emit.width)
-        count = builder.sdiv(size, width)
 
-        def part(first: ir.Value, num_columns: int) -> None:
-            columns = [builder.add(first, ir.Constant(ir.IntType(64), number * emit.width)) for number in range(num_columns)]
-            sums = emit.product(rows, weights, columns, size, depth, [emit.load(bias, column) for column in columns])
-            factors = [emit.load(context_vector, column) for column in columns]
-            for row, total in enumerate(totals):
-                value = builder.load(total)
-                for place, factor in enumerate(factors):
-                    value = emit.fma(emit.tanh(sums[row * num_columns + place]), factor, value)
-                builder.store(value, total)
+        def begin(columns: list[ir.Value]) -> list[ir.Value]:
+            return [emit.load(bias, column) for column in columns]
 
-        for total in totals:
-            builder.store(emit.constant(0.0), total)
-        threes = builder.sdiv(count, ir.Constant(ir.IntType(64), 3))
-        with cgutils.for_range(builder, threes) as loop:
-            part(builder.mul(loop.index, ir.Constant(ir.IntType(64), 3 * emit.width)), 3)
-        with cgutils.for_range(builder, count, start=builder.mul(threes, ir.Constant(ir.IntType(64), 3))) as loop:
-            part(builder.mul(loop.index, width), 1)
-        for row, total in enumerate(totals):
-            builder.store(emit.total(builder.load(total)), emit.at(out, ir.Constant(ir.IntType(64), row)))
+        _emit_scores(emit, rows, weights, begin, context_vector, out, depth, size)
         return context.get_dummy_value()
 
     return signature, generate
@@ -518,33 +537,15 @@ def _scores_from(typing: Any, states: Any, at: Any, weights: Any, start: Any, st
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         arguments = _Arguments(context, builder, signature, values)
-        emit, int64 = arguments.emit, ir.IntType(64)
+        emit = arguments.emit
         states, at, weights, start, start_at, context_vector, out, depth, size = arguments.parts
         rows = [emit.at(states, offset) for offset in arguments.offsets(at)]
         starts = [emit.at(start, offset) for offset in arguments.offsets(start_at)]
-        totals = [cgutils.alloca_once_value(builder, emit.constant(0.0)) for _ in rows]  # type: ignore[no-untyped-call]
-        count = builder.sdiv(size, ir.Constant(int64, emit.width))
 
-        def part(first: ir.Value, num_columns: int) -> None:
-            columns = [builder.add(first, ir.Constant(int64, number * emit.width)) for number in range(num_columns)]
-            begin = [emit.load(row, column) for row in starts for column in columns]
-            sums = emit.product(rows, weights, columns, size, depth, begin)
-            factors = [emit.load(context_vector, column) for column in columns]
-            for row, total in enumerate(totals):
-                value = builder.load(total)
-                for place, factor in enumerate(factors):
-                    value = emit.fma(emit.tanh(sums[row * num_columns + place]), factor, value)
-                builder.store(value, total)
+        def begin(columns: list[ir.Value]) -> list[ir.Value]:
+            return [emit.load(row, column) for row in starts for column in columns]
 
-        for total in totals:
-            builder.store(emit.constant(0.0), total)
-        threes = builder.sdiv(count, ir.Constant(int64, 3))
-        with cgutils.for_range(builder, threes) as loop:
-            part(builder.mul(loop.index, ir.Constant(int64, 3 * emit.width)), 3)
-        with cgutils.for_range(builder, count, start=builder.mul(threes, ir.Constant(int64, 3))) as loop:
-            part(builder.mul(loop.index, ir.Constant(int64, emit.width)), 1)
-        for row, total in enumerate(totals):
-            builder.store(emit.total(builder.load(total)), emit.at(out, ir.Constant(int64, row)))
+        _emit_scores(emit, rows, weights, begin, context_vector, out, depth, size)
         return context.get_dummy_value()
 
     return signature, generate

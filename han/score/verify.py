@@ -34,10 +34,10 @@ COMPARED = 100_000  # most ids in memory while repeats are compared; further rep
 
 _QUARANTINE_KEYS = {"file", "row", "byte_offset", "review_id", "reason", "message", "excerpt"}
 _READ_ROWS = 1024
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; 5 mod 8, so that its powers have the longest period
-_BYTES = np.random.default_rng(0).integers(0, 2**64, 256, dtype=np.uint64)  # any fixed numbers
 _CHECK_ROWS = 256  # rows checked at once: their arrays fit in the processor's cache, which is 1.5 times as fast as 1,024 rows
 _ROW_BITS = 40  # for the row number; the other bits of the int64 hold the number of the file
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; 5 mod 8, so that its powers have the longest period
+_BYTES = np.random.default_rng(0).integers(0, 2**64, 256, dtype=np.uint64)  # any fixed numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
