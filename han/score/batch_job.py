@@ -29,6 +29,7 @@ from han.types import Mistake, TooManyBad
 
 _SAMPLE = 512  # records that a dry run scores
 _BYTES_HERE = 64_000_000  # of decompressed input: about 48,000 reviews as long as IMDB's
+_PARQUET_RATIO = 2  # text over its compressed column, IMDB
 _RAY_S = 6.0  # until a Ray on this machine has started and its first actor begins to load
 _MOST_IMPORTS_S = 6.0
 _FORWARDING_CPUS = 0.01  # of an actor that forwards texts to other scorers
@@ -126,7 +127,7 @@ def fits_here(plan: Plan) -> bool:
         and not plan.config.gpu
         and plan.config.num_actors is None
         and not any("://" in place for place in (plan.out, *(item.shard.path for item in plan.items)))
-        and sum(_bytes_of(item.shard) for item in plan.items) <= _BYTES_HERE
+        and _input_bytes([item.shard for item in plan.items]) <= _BYTES_HERE
     )
 
 
@@ -256,6 +257,20 @@ def _in_parallel(num_rows: int, num_shards: int, num_actors: int) -> float:
 def _imports_s() -> float:
     """Time that this process took to import its modules, which an actor imports too: the CPU time before the sample was scored."""
     return min(time.process_time(), _MOST_IMPORTS_S)
+
+
+def _input_bytes(shards: Sequence[Shard]) -> float:
+    """Bytes of the input, decompressed; an estimate if its files are compressed."""
+    total, counted = 0.0, set[str]()
+    for shard in shards:
+        if shard.members:
+            total += sum(member.size for member in shard.members)
+        elif shard.kind in ("jsonl", "csv") and shard.stop >= 0:
+            total += _bytes_of(shard)
+        elif shard.path not in counted:  # the shards of a Parquet file share its bytes
+            counted.add(shard.path)
+            total += _bytes_of(shard) * (_PARQUET_RATIO if shard.kind == "parquet" else 1)
+    return total
 
 
 def _bytes_of(shard: Shard) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -170,3 +171,21 @@ CHANGES = ({"config": ScoreConfig(num_actors=2)}, {"config": ScoreConfig(gpu=Tru
 @pytest.mark.parametrize("change", CHANGES, ids=("actors", "gpu", "bucket"))
 def test_ray_is_used_where_it_is_needed(tmp_path: Path, change: dict[str, Any]) -> None:
     assert not batch_job.fits_here(dataclasses.replace(planned(tmp_path, TEXTS), **change))
+
+
+def test_the_bytes_of_a_parquet_file_count_once_however_many_shards_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_job, "_BYTES_HERE", 3 * 400_000)
+    texts = ["".join(random.Random(row).choices("abcdefgh ", k=100)) for row in range(4_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet", row_group_size=500, compression="none", use_dictionary=False)
+    options = {"columns": ColumnsConfig(), "config": ScoreConfig(), "output": OutputConfig(), "limit": None}
+    plan = batch_job.plan(str(tmp_path / "in.parquet"), str(tmp_path / "out"), model="imdb", **options)
+    assert len(plan.items) > 3
+    assert batch_job.fits_here(plan)
+
+
+def test_a_folder_of_text_files_counts_its_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.txt").write_text("It was good.")
+    options = {"columns": ColumnsConfig(), "config": ScoreConfig(), "output": OutputConfig(), "limit": None}
+    assert batch_job.fits_here(batch_job.plan(str(tmp_path / "in"), str(tmp_path / "out"), model="imdb", **options))
