@@ -58,3 +58,23 @@ def flat_batch(token_ids: Int32s, sentence_lengths: Int32s, review_lengths: Int3
     """A batch from arrays [T], [S] and [R] of any integer type; they are copied as int64."""
     as_int64 = [torch.from_numpy(array.astype(np.int64)) for array in (token_ids, sentence_lengths, review_lengths)]
     return RaggedBatch(token_ids=as_int64[0], sentence_lengths=as_int64[1], review_lengths=as_int64[2])
+
+
+def split(batch: RaggedBatch, *, max_tokens: int) -> list[tuple[slice, RaggedBatch]]:
+    """The reviews of a batch in pieces of at most `max_tokens` tokens, or of one longer review, with the rows of each piece."""
+    ends_S = torch.cumsum(batch.review_lengths, 0)
+    ends_T = torch.cumsum(batch.sentence_lengths, 0)[ends_S - 1]  # [R], tokens up to the end of each review
+    pieces, first = [], 0
+    while first < batch.num_reviews:
+        sentence, token = (0, 0) if first == 0 else (int(ends_S[first - 1]), int(ends_T[first - 1]))
+        last = max(first + 1, int(torch.searchsorted(ends_T, token + max_tokens, right=True)))
+        tokens = slice(token, int(ends_T[last - 1]))
+        piece = RaggedBatch(
+            token_ids=batch.token_ids[tokens],
+            sentence_lengths=batch.sentence_lengths[sentence : int(ends_S[last - 1])],
+            review_lengths=batch.review_lengths[first:last],
+            ngrams=None if batch.ngrams is None else batch.ngrams[tokens],
+        )
+        pieces.append((slice(first, last), piece))
+        first = last
+    return pieces

@@ -1,9 +1,10 @@
 import numpy as np
 import pyarrow as pa
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from han.model.ragged import collate, collate_table, token_batches
+from han.model.ragged import collate, collate_table, split, token_batches
 from han.types import Encoded
 
 
@@ -34,3 +35,13 @@ def test_every_review_is_in_one_batch_and_batches_keep_their_token_budget(num_to
     batches = token_batches(tokens, max_tokens=max_tokens)
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(tokens)))
     assert all(len(batch) == 1 or tokens[batch].sum() <= max_tokens for batch in batches)
+
+
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=12), st.integers(1, 20))
+def test_the_pieces_of_a_batch_are_its_reviews_in_order_and_keep_the_token_budget(lengths: list[list[int]], max_tokens: int) -> None:
+    batch = collate([review(*([number] * length for length in own)) for number, own in enumerate(lengths)])
+    pieces = split(batch, max_tokens=max_tokens)
+    for name in ("token_ids", "sentence_lengths", "review_lengths"):
+        assert torch.equal(torch.cat([getattr(piece, name) for _, piece in pieces]), getattr(batch, name))
+    assert [row for rows, _ in pieces for row in range(rows.start, rows.stop)] == list(range(len(lengths)))
+    assert all(len(piece.token_ids) <= max_tokens or piece.num_reviews == 1 for _, piece in pieces)

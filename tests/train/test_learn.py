@@ -16,6 +16,7 @@ from torch import distributed
 from han.config import ModelConfig, TrainConfig
 from han.model.network import HAN
 from han.model.ragged import token_batches
+from han.train import learn
 from han.train.learn import LabelledBatch, Learner, batches, read_soft_labels
 from han.types import Mistake, RaggedBatch
 
@@ -167,6 +168,15 @@ def test_two_workers_sum_to_the_gradients_of_one_worker(tmp_path: Path) -> None:
         assert together.keys() == alone.keys()
         for name, gradient in alone.items():
             np.testing.assert_allclose(together[name], gradient, atol=1e-5, err_msg=name)
+
+
+def test_the_gradients_of_the_pieces_of_a_batch_are_those_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = summed_gradients(reviews(30))
+    monkeypatch.setattr(learn, "PIECE_TOKENS", 60)
+    pieces = summed_gradients(reviews(30))
+    assert pieces.keys() == whole.keys()
+    for name, gradient in whole.items():
+        np.testing.assert_allclose(pieces[name], gradient, atol=1e-5, err_msg=name)
 
 
 def test_workers_with_unequal_shards_see_every_review_and_end_with_equal_networks(tmp_path: Path) -> None:
