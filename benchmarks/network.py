@@ -81,8 +81,9 @@ class PackedHAN(nn.Module):
         self.read_out = nn.Linear(2 * MODEL.sentence_hidden, CLASSES)
 
     def forward(self, batch: Reviews) -> Tensor:
-        sentences = [self.embedding(torch.from_numpy(sentence)) for review in batch for sentence in review]
-        states = self.words(pack_sequence(sentences, enforce_sorted=False))[0]
+        ids = [sentence for review in batch for sentence in review]
+        sentences = self.embedding(torch.from_numpy(np.concatenate(ids))).split([len(sentence) for sentence in ids])
+        states = self.words(pack_sequence(list(sentences), enforce_sorted=False))[0]
         vectors = self.attend(*pad_packed_sequence(states, batch_first=True), level=0)
         states = self.sentences(pack_sequence(vectors.split([len(review) for review in batch]), enforce_sorted=False))[0]
         return self.read_out(self.attend(*pad_packed_sequence(states, batch_first=True), level=1))  # type: ignore[no-any-return]
