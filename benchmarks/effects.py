@@ -42,7 +42,7 @@ def exactness(network: HAN, folded: FoldedHAN, batch: RaggedBatch) -> dict[str, 
     folded(batch)
     forward = time.perf_counter() - started
     with torch.no_grad():
-        vectors, _ = network.words(network.embedding(batch.token_ids), batch.sentence_lengths)
+        vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
     started = time.perf_counter()
     effect = effects.sentence_effects(network, vectors, batch.review_lengths)
     seconds = time.perf_counter() - started
@@ -65,7 +65,7 @@ def word_times(network: HAN, batch: RaggedBatch) -> dict[str, float]:
     tokens = np.add.reduceat(batch.sentence_lengths.numpy(), (torch.cumsum(batch.review_lengths, 0) - batch.review_lengths).numpy())
     review = nth_review(batch, int(np.argsort(tokens)[len(tokens) // 2]))
     times: dict[str, Any] = {}
-    for method in ("leave_one_out", "attention_share", "gradient_input", "integrated_gradients"):
+    for method in ("leave_one_out", "attention_share", "gradient_input", "midpoint_gradient", "integrated_gradients"):
         runs = []
         for _ in range(10):
             started = time.perf_counter()

@@ -39,7 +39,9 @@ SAME_STATE = 1e-6  # of a unit of a state: moves an effect of the shipped model 
 LARGEST_SPAN = 8  # words of a phrase in `flipping_spans`
 SUBSETS = 4_096  # sets of sentences that `flipping_sentences` tries before it becomes greedy
 
-WordMethod: TypeAlias = Literal["leave_one_out", "attention_share", "gradient_input", "integrated_gradients", "attention"]
+WordMethod: TypeAlias = Literal[
+    "leave_one_out", "attention_share", "gradient_input", "midpoint_gradient", "integrated_gradients", "attention"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +107,10 @@ def word_effects(network: HAN, batch: RaggedBatch, *, method: WordMethod = "leav
 
     `leave_one_out` is the effect by definition: the exact one within the limits of `REACH`. The others are estimates in one or a few
     passes: `attention_share` lets the word's share of the sentence vector act along the gradient, `gradient_input` is the gradient times
-    the word vector, `integrated_gradients` its mean over `steps` points from no vector to the vector. `attention` is the word's attention
-    times its sentence's, a share of the review without a sign. Leave-one-out costs about 100 times a pass, so it is meant for single
-    reviews. Network and batch are on the same device; the network is in evaluation mode.
+    the word vector, `midpoint_gradient` the same with the gradient at half of all word vectors, `integrated_gradients` its mean over
+    `steps` points from no vector to the vector. `attention` is the word's attention times its sentence's, a share of the review without a
+    sign. Leave-one-out costs many times a pass, so it is meant for single reviews. Network and batch are on the same device; the network
+    is in evaluation mode.
     """
     if method == "leave_one_out":
         return _left_out(network, batch)
@@ -115,7 +118,8 @@ def word_effects(network: HAN, batch: RaggedBatch, *, method: WordMethod = "leav
         return _attention(network, batch)
     if method == "attention_share":
         return _attention_share(network, batch)
-    return _integrated_gradients(network, batch, steps=1 if method == "gradient_input" else steps, at_end=method == "gradient_input")
+    steps = steps if method == "integrated_gradients" else 1
+    return _integrated_gradients(network, batch, steps=steps, at_end=method == "gradient_input")
 
 
 @torch.no_grad()

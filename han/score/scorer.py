@@ -41,7 +41,7 @@ from han.types import (
 )
 
 # Of the words of a review: the estimate with the best faithfulness for its time, and the exact effect, which costs about 100 passes.
-WORD_METHODS: dict[EffectDetail, WordMethod] = {"words": "gradient_input", "exact_words": "leave_one_out"}
+WORD_METHODS: dict[EffectDetail, WordMethod] = {"words": "midpoint_gradient", "exact_words": "leave_one_out"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ CLOSE_S = 60.0  # time for a tracker to receive the rest at the end of a trainin
 _OF_DEVELOPMENT = ("accuracy", "f1", "auc", "log_loss", "brier", "expected_calibration_error", "temperature")
 _OF_TRAINING = {"train_loss": "train/loss", "reviews_per_s": "train/reviews_per_s", "train_s": "train/seconds"}
 _FIRST = f"development/{_OF_DEVELOPMENT[0]}"  # the metric that tells which epochs MLflow has
+_STOPPED = ".stopped"  # in a run's folder: a sweep stopped this run
 _notes = threading.Lock()
 
 
@@ -42,6 +43,7 @@ def claim(out: Path, config: TrackConfig) -> None:
     for package, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
         if wanted is not None and importlib.util.find_spec(package) is None:
             raise Mistake(f"--track.{package} {wanted} needs the package {package}: pip install 'han-on-ray[{package}]', or leave it out")
+    (out / _STOPPED).unlink(missing_ok=True)
     if not (out / "run.json").exists():
         _note(out, {"id": secrets.token_hex(6), "name": config.name or out.name})
 
@@ -56,6 +58,7 @@ def stopped(out: Path, config: TrackConfig, history: Sequence[dict[str, Any]]) -
     """Tell MLflow that a sweep stopped the run early, and at which epoch. W&B notices by itself."""
     run = read_json(out / "run.json") if (out / "run.json").exists() else {}
     if config.mlflow is not None and "mlflow" in run:
+        (out / _STOPPED).touch()  # before MLflow is told: a worker that still runs may end its run after this
         try:
             known = _Mlflow(out, config, {}, uri=config.mlflow)
             known.log(history)
@@ -162,7 +165,7 @@ class _Mlflow:
     def __init__(self, out: Path, config: TrackConfig, settings: dict[str, Any], *, uri: str) -> None:
         from mlflow.entities import Param
 
-        self.client = _mlflow_client(uri)
+        self.out, self.client = out, _mlflow_client(uri)
         run = read_json(out / "run.json")
         self.run_id = run.get("mlflow", {}).get("run_id")
         if self.run_id is not None and self._has_run():
@@ -208,6 +211,8 @@ class _Mlflow:
 
     def close(self) -> None:
         self.client.set_terminated(self.run_id)
+        if (self.out / _STOPPED).exists():  # looked at afterwards: whoever comes second leaves "KILLED"
+            self.client.set_terminated(self.run_id, "KILLED")
 
 
 def _mlflow_client(uri: str) -> Any:

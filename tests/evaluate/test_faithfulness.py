@@ -8,6 +8,8 @@ import torch
 
 from han.evaluate import faithfulness
 from han.model import effects
+from han.model.network import HAN
+from han.model.ngrams import NgramTable, ngram_hashes
 from han.model.ragged import flat_batch
 from han.types import RaggedBatch
 from tests.conftest import WORDS, tiny_network
@@ -140,6 +142,23 @@ def test_the_best_order_takes_out_the_largest_effect_first_and_the_worst_the_sma
     methods = faithfulness.report(network, batch, words=False)["sentences"]["methods"]
     assert methods["best_order"]["comprehensiveness"] >= methods["leave_one_out"]["comprehensiveness"] - 1e-9
     assert methods["worst_order"]["comprehensiveness_normalised"] == 0
+
+
+def test_the_best_order_knows_the_ngrams_of_the_network() -> None:
+    plain, batch = tiny_network(), reviews_of_several_sentences()
+    words = np.arange(1, len(WORDS), dtype=np.uint32)
+    hashes = np.unique(ngram_hashes(np.array(words), np.ones(len(words), np.int64))[:, 0])
+    hashes = hashes[hashes > 0]
+    table = NgramTable.of(hashes, np.random.default_rng(0).normal(0, 3, (len(hashes), 1)).astype(np.float32))
+    network = HAN(plain.config, num_words=len(WORDS), embedding_size=7, num_classes=2, ngrams=table).eval()
+    torch.manual_seed(0)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.7)
+    leave_one_out = faithfulness.sentence_rankings(network, batch)["leave_one_out"]
+    values = faithfulness.greedy_order(network, batch, strongest_first=True)
+    ends = np.cumsum(batch.review_lengths.numpy())[:-1]
+    for order, effect in zip(np.split(values, ends), np.split(leave_one_out, ends), strict=True):
+        assert order.argmax() == effect.argmax()
 
 
 def test_the_plot_is_one_svg_that_names_every_method() -> None:

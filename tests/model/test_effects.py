@@ -158,6 +158,11 @@ def test_gradient_times_input_and_integrated_gradients_agree_with_finite_differe
         step = torch.zeros_like(ones)
         step[word] = moved
         assert float(estimated[word]) == pytest.approx((at(ones + step) - at(ones - step)) / (2 * moved), abs=5e-4)
+    middle, halves = effects.word_effects(han, batch, method="midpoint_gradient"), ones / 2
+    for word in range(len(ones)):
+        step = torch.zeros_like(ones)
+        step[word] = moved
+        assert float(middle[word]) == pytest.approx((at(halves + step) - at(halves - step)) / (2 * moved), abs=5e-4)
     integrated = effects.word_effects(han, batch, method="integrated_gradients", steps=200)
     assert float(integrated.sum()) == pytest.approx(at(ones) - at(0 * ones), abs=1e-3)
 

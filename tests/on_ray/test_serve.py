@@ -365,8 +365,9 @@ def test_an_application_that_is_deleted_finishes_its_requests(service: Service) 
 
     long = "The film was good. " * 2_500
     with httpx.Client(base_url=service.url, timeout=30) as client, ThreadPoolExecutor(2) as pool:
-        began = time.monotonic()
-        assert client.post("/v1/score", json={"inputs": [long], "attention": "none"}).status_code == 200
+        for _ in range(2):  # the first request is slower: its process compiles and loads
+            began = time.monotonic()
+            assert client.post("/v1/score", json={"inputs": [long], "attention": "none"}).status_code == 200
         number = max(1, round(DEADLINE_S / 4 / (time.monotonic() - began)))  # a quarter of the deadline, on this machine now
         answer = pool.submit(client.post, "/v1/score", json={"inputs": [long] * number, "attention": "none"})
         until(lambda: re.search("han_tokens_in_flight [1-9]", client.get("/metrics").text) is not None, DEADLINE_S)

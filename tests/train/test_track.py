@@ -130,6 +130,20 @@ def test_mlflow_has_the_figures_of_the_history_and_a_resumed_run_continues(tmp_p
     assert in_mlflow(tmp_path / "run", str(config.mlflow)) == in_history(lines(4))
 
 
+def test_a_stopped_run_whose_worker_ends_later_stays_killed_in_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    config = TrackConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "run").mkdir()
+    claim(tmp_path / "run", config)
+    worker = Trackers(tmp_path / "run", config, SETTINGS, [])
+    worker.epoch(lines(1))
+    until(lambda: "mlflow" in link(tmp_path / "run"))
+    track.stopped(tmp_path / "run", config, lines(1))
+    worker.close()
+    assert MlflowClient(tracking_uri=config.mlflow).get_run(link(tmp_path / "run")["mlflow"]["run_id"]).info.status == "KILLED"
+
+
 def test_another_mlflow_server_receives_all_epochs(tmp_path: Path) -> None:
     one, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "other"))
     run(tmp_path / "run", TrackConfig(mlflow=one), lines(1))
