@@ -1,7 +1,8 @@
 """Accuracy from few labels, with and without semi-supervised training: `python -m benchmarks.few_labels --data D --test T --out F`.
 
 D is an encoded folder with unlabelled reviews. A copy of it keeps the labels of some training reviews and makes the others unlabelled. So
-both trainings have the same text, vocabulary, word vectors and development reviews. The result is F/figures.json.
+both trainings have the same text, vocabulary, word vectors and development reviews. The word GRU is pretrained once: no label enters there,
+so all seeds and numbers of labels share it. The result is F/figures.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from han.storage import write_json
 from han.train.encoded import ROWS_PER_GROUP
 from han.train.semi_supervised import teacher_epochs
 
+PRETRAINED = "words.safetensors"  # as `train.semi_supervised` names it in its folder of stages
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,7 +40,7 @@ def main() -> None:
             folder = given.out / f"{number}-{seed}"
             copy_with_labels(given.data, folder / "data", number, seed)
             for recipe in ("supervised", "semi-supervised"):
-                run(folder, recipe, seed, given.test)
+                run(folder, recipe, seed, given.test, pretrained=given.out / PRETRAINED)
                 development = read_json(folder / recipe / "artifact" / "metrics.json")["development"]["accuracy"]
                 test = read_json(folder / f"{recipe}-test" / "metrics.json")["accuracy"]
                 figures.append({"labels": number, "seed": seed, "recipe": recipe, "development": development, "test": test})
@@ -65,16 +68,25 @@ def copy_with_labels(source: Path, out: Path, number: int, seed: int) -> None:
     write_json(out / "encoding.json", encoding)
 
 
-def run(folder: Path, recipe: str, seed: int, test: str) -> None:
-    """Train and evaluate; what exists is kept."""
+def run(folder: Path, recipe: str, seed: int, test: str, *, pretrained: Path) -> None:
+    """Train and evaluate; what exists is kept. pretrained: the word GRU, read if it exists, else written."""
     counts = read_json(folder / "data" / "encoding.json")["counts"]
     tokens = counts["words_counted"] / (counts["train"] + counts["unlabelled"]) * counts["train"]
     config = TrainConfig()
     epochs = teacher_epochs(tokens, config.batch_tokens, config.epochs)  # as many steps as a teacher has
-    flags = ["--train.semi-supervised"] if recipe == "semi-supervised" else ["--train.epochs", str(epochs), "--train.patience", str(epochs)]
+    stages = folder / "stages"
+    if recipe == "supervised":
+        flags = ["--train.epochs", str(epochs), "--train.patience", str(epochs)]
+    else:
+        flags = ["--train.semi-supervised", "--semi-supervised.stages", str(stages)]
+        if pretrained.exists() and not (stages / PRETRAINED).exists():
+            stages.mkdir(exist_ok=True)
+            shutil.copy(pretrained, stages / PRETRAINED)
     flags += ["--train.seed", str(seed)]
     command = [sys.executable, "-m", "jobs.train", "--data", str(folder / "data"), "--out", str(folder / recipe), *flags]
     subprocess.run(command, check=True)
+    if recipe == "semi-supervised" and not pretrained.exists():
+        shutil.copy(stages / PRETRAINED, pretrained)
     if not (folder / f"{recipe}-test" / "metrics.json").exists():
         command = [sys.executable, "-m", "jobs.evaluate", "--model", str(folder / recipe), "--data", test]
         subprocess.run([*command, "--out", str(folder / f"{recipe}-test")], check=True)

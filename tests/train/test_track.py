@@ -134,11 +134,8 @@ def test_a_stopped_run_whose_worker_ends_later_stays_killed_in_mlflow(tmp_path: 
     from mlflow import MlflowClient
 
     config = TrackConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db")
-    (tmp_path / "run").mkdir()
-    claim(tmp_path / "run", config)
-    worker = Trackers(tmp_path / "run", config, SETTINGS, [])
-    worker.epoch(lines(1))
-    until(lambda: "mlflow" in link(tmp_path / "run"))
+    run(tmp_path / "run", config, lines(1))
+    worker = Trackers(tmp_path / "run", config, SETTINGS, lines(1))
     track.stopped(tmp_path / "run", config, lines(1))
     worker.close()
     assert MlflowClient(tracking_uri=config.mlflow).get_run(link(tmp_path / "run")["mlflow"]["run_id"]).info.status == "KILLED"
