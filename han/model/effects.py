@@ -418,9 +418,9 @@ def _following(network: HAN, batch: RaggedBatch) -> Tensor:
     token_ids = batch.token_ids[near[exists].to(batch.token_ids.device)]
     whole = RaggedBatch(token_ids=token_ids, sentence_lengths=lengths[lengths > 0], review_lengths=torch.ones(1, dtype=torch.int64))
     inputs = network.word_vectors(whole)
-    found = inputs.new_zeros(*near.shape, inputs.shape[1])
-    found[exists.to(inputs.device)] = inputs
-    return found[:, FOLLOWING:]
+    padded = inputs.new_zeros(*near.shape, inputs.shape[1])
+    padded[exists.to(inputs.device)] = inputs
+    return padded[:, FOLLOWING:]
 
 
 @torch.no_grad()

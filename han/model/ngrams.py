@@ -51,9 +51,9 @@ class NgramTable:
         kernels = compiled()
         if kernels is None:
             return self._inputs_without_compiler(token_ids, sentence_lengths)
-        found = np.empty((len(token_ids), self.num_inputs), np.float32)
-        kernels.ngram_inputs(token_ids, sentence_lengths, self.hashes, self.bucket_starts, self.weights, found)
-        return found
+        inputs = np.empty((len(token_ids), self.num_inputs), np.float32)
+        kernels.ngram_inputs(token_ids, sentence_lengths, self.hashes, self.bucket_starts, self.weights, inputs)
+        return inputs
 
     def _inputs_without_compiler(self, token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Float32s:
         hashes = ngram_hashes(token_ids, sentence_lengths)

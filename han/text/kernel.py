@@ -609,7 +609,7 @@ def look_up(chars, offsets, pieces, characters, words):
     """
     chars, characters, words = _borrow(chars), _borrow(characters), _borrow_words(words)
     spans, hashes = _borrow(pieces.spans), _borrow(pieces.hashes)
-    found = np.empty(len(hashes), np.int32)
+    token_ids = np.empty(len(hashes), np.int32)
     most = 0
     for review in range(len(pieces.num_tokens)):
         most = max(most, pieces.num_tokens[review])
@@ -625,11 +625,11 @@ def look_up(chars, offsets, pieces, characters, words):
         for own in range(num_tokens):
             start, end, value = first + spans[token, 0], first + spans[token, 1], hashes[token]
             if slots[own] == 0:
-                found[token] = -1
+                token_ids[token] = -1
             else:
-                found[token] = _find(words, value, chars, start, end, characters)
+                token_ids[token] = _find(words, value, chars, start, end, characters)
             token += 1
-    return found
+    return token_ids
 
 
 @_compiled

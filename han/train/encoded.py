@@ -135,4 +135,4 @@ def _read_groups(groups: Sequence[tuple[str, int]]) -> pa.Table:
     by_file: dict[str, list[int]] = {}
     for path, group in groups:
         by_file.setdefault(path, []).append(group)
-    return pa.concat_tables([pq.ParquetFile(path).read_row_groups(sorted(found)) for path, found in by_file.items()]).combine_chunks()
+    return pa.concat_tables([pq.ParquetFile(path).read_row_groups(sorted(chosen)) for path, chosen in by_file.items()]).combine_chunks()

@@ -52,11 +52,11 @@ class SoftLabels:
         """Labels [R, C] of encoded reviews: a labelled review has its own label with probability 1. A missing review is a KeyError."""
         labels = table["label"].to_pylist()
         one_hot = np.eye(self.probabilities.shape[1], dtype=np.float32)
-        found = [
+        probabilities = [
             one_hot[label] if label is not None else self.probabilities[self.rows[name]]
             for name, label in zip(table["review_id"].to_pylist(), labels, strict=True)
         ]
-        return np.stack(found)
+        return np.stack(probabilities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

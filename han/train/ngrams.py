@@ -102,8 +102,8 @@ def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_]) -> tuple[Floats,
 def _presence(table: pa.Table, hashes: Hashes) -> sparse.csr_matrix:
     """Whether a review has an n-gram: 1.0 or 0.0, [R, N]."""
     reviews, places = [], []
-    for number, found in enumerate(_hashes_by_review(table)):
-        distinct = np.unique(found)
+    for number, ngrams in enumerate(_hashes_by_review(table)):
+        distinct = np.unique(ngrams)
         place = np.minimum(np.searchsorted(hashes, distinct), len(hashes) - 1)
         place = place[hashes[place] == distinct]
         places.append(place)
@@ -117,9 +117,9 @@ def _frequent(tables: Iterable[pa.Table]) -> Hashes:
     hashes = [np.empty(0, np.uint32) for _ in range(ORDERS)]
     counts = [np.empty(0, np.int64) for _ in range(ORDERS)]
     for table in tables:
-        found = _hashes(table)
+        ngrams = _hashes(table)
         for order in range(ORDERS):
-            distinct, number = np.unique(found[:, order], return_counts=True)
+            distinct, number = np.unique(ngrams[:, order], return_counts=True)
             joined, places = np.unique(np.concatenate([hashes[order], distinct]), return_inverse=True)
             counts[order] = np.bincount(places, weights=np.concatenate([counts[order], number])).astype(np.int64)
             hashes[order] = joined

@@ -89,11 +89,11 @@ class _Context:
         starts = ends - torch.repeat_interleave(lengths, lengths)
         place = torch.arange(len(ids))
         ranges = ((place + 1, torch.minimum(place + 1 + CONTEXT, ends)), (torch.maximum(place - CONTEXT, starts), place))
-        found = []
+        targets = []
         for first, last in ranges:
             weight = (weights[last] - weights[first]).clamp(min=0)
-            found.append(((sums[last] - sums[first]) / (weight[:, None] + SMOOTHING), weight))
-        return found
+            targets.append(((sums[last] - sums[first]) / (weight[:, None] + SMOOTHING), weight))
+        return targets
 
 
 def _loss(heads: nn.ModuleList, states: Tensor, targets: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -204,8 +204,8 @@ def _label(folder: EncodedFolder, stages: Path, ngrams: Path, artifacts: list[Pa
     weights = mixture(development, labels)
     names = ["n-grams", *(f"teacher {number}" for number in range(1, len(artifacts) + 1)), "all"]
     figures: dict[str, Any] = {}
-    for name, weight, found in zip(names, [*weights, 1.0], (*development, np.tensordot(weights, development, 1)), strict=True):
-        measured = measure(softmax(found), labels, label_names=folder.labels)
+    for name, weight, answer in zip(names, [*weights, 1.0], (*development, np.tensordot(weights, development, 1)), strict=True):
+        measured = measure(softmax(answer), labels, label_names=folder.labels)
         figures[name] = {"weight": float(weight), "accuracy": measured["accuracy"], "log_loss": measured["log_loss"]}
         shown = f"development accuracy {measured['accuracy']:.2%}, log loss {measured['log_loss']:.4f}"
         print(f"{name}: {shown}, weight {weight:.2f}", flush=True)
@@ -242,26 +242,26 @@ def _answer(data: str, ngrams: str, artifacts: list[str], part: int, num_parts: 
     answer = [FoldedHAN(network) if compiled() else network for network in networks]
     result: dict[str, Any] = {"ids": [], "labels": np.empty(0, np.int64)}
     for split in ("unlabelled", "development"):
-        found = [np.empty((1 + len(answer), 0, len(folder.labels)), np.float32)]
+        answers = [np.empty((1 + len(answer), 0, len(folder.labels)), np.float32)]
         for number, table in enumerate(read_windows(folder, split)):
             if number % num_parts == part:
-                found.append(np.stack([model.logits(table), *(_logits(network, table) for network in answer)]))
+                answers.append(np.stack([model.logits(table), *(_logits(network, table) for network in answer)]))
                 if split == "unlabelled":
                     result["ids"] += table["review_id"].to_pylist()
                 else:
                     result["labels"] = np.concatenate([result["labels"], table["label"].to_numpy().astype(np.int64)])
-        result[split] = np.concatenate(found, axis=1)
+        result[split] = np.concatenate(answers, axis=1)
     return result
 
 
 def _logits(network: FoldedHAN | HAN, table: pa.Table) -> Float32s:
     """Logits [R, C] in the order of the rows."""
     num_tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
-    found: list[Any] = []
+    by_batch: list[Any] = []
     rows = token_batches(num_tokens, max_tokens=TrainConfig().batch_tokens)
     with torch.inference_mode():
         for some in rows:
-            found.append(network(collate_table(table.take(some))).logits.numpy())
-    logits = np.empty((len(table), found[0].shape[1]), np.float32)
-    logits[np.concatenate(rows)] = np.concatenate(found)
+            by_batch.append(network(collate_table(table.take(some))).logits.numpy())
+    logits = np.empty((len(table), by_batch[0].shape[1]), np.float32)
+    logits[np.concatenate(rows)] = np.concatenate(by_batch)
     return logits

@@ -112,8 +112,8 @@ def fits(train: TrainConfig) -> int:
 def _alike(folders: Sequence[EncodedFolder]) -> Sequence[EncodedFolder]:
     """The folders, or a `Mistake` if their labels or development reviews differ: their scores could not be compared."""
     ids = [sorted(name for file in folder.files["development"] for name in _ids(folder, file)) for folder in folders]
-    for folder, found in zip(folders, ids, strict=True):
-        if folder.labels != folders[0].labels or found != ids[0]:
+    for folder, review_ids in zip(folders, ids, strict=True):
+        if folder.labels != folders[0].labels or review_ids != ids[0]:
             raise Mistake(
                 f"{folder.path} has other labels or development reviews than {folders[0].path}: "
                 "prepare both from the same reviews with the same --dev-ids"
