@@ -51,10 +51,12 @@ def main(job: Demo) -> None:
         TrainConfig(num_workers=job.num_workers, epochs=6, learning_rate=0.01, batch_tokens=8_192),
     )
     unseen = list(planted.generate(200, seed=2))
-    answers = Scorer(artifact.load(trained.artifact)).score([review.text for review in unseen])
+    answers = Scorer(artifact.load(trained.artifact)).score([review.text for review in unseen], effects="exact_words")
+    found = planted.shares_found(unseen, answers)
     print(
-        f"this model, {out / 'run'}: development accuracy {trained.best['accuracy']:.1%}; the deciding sentence has the most attention in "
-        f"{planted.share_found(unseen, answers):.1%} of {len(unseen)} unseen reviews"
+        f"this model, {out / 'run'}: development accuracy {trained.best['accuracy']:.1%}. In {len(unseen)} unseen reviews, the deciding "
+        f"sentence has the most attention in {found.attention:.1%} and the largest effect in {found.effect:.1%}; the word with the largest "
+        f"effect decides in {found.word:.1%}"
     )
     print(f"\n3. Score the bundled reviews to Parquet with the model {job.model}, with word attention")
     config, output = ScoreConfig(num_actors=2), OutputConfig()

@@ -13,7 +13,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 from han.data import samples
 from han.data.samples import planted
-from han.types import Refusal, Score, Sentence
+from han.types import Refusal, Score, Sentence, Word
 
 SPLITS = Path(__file__).parent / "splits.jsonl"
 LISTED = {word for words in planted.DECIDING.values() for word in words}
@@ -151,18 +151,29 @@ def test_neutral_reviews_hold_no_evidence_and_are_mixed_with_the_others(tmp_path
     assert {line["label"] for line in lines[-10:]} != {"neutral"}
 
 
-def test_share_found_counts_reviews_whose_deciding_sentence_has_the_most_attention() -> None:
+def test_shares_found_count_reviews_whose_planted_evidence_comes_first() -> None:
     first, second, third = planted.generate(3, seed=5)
     refusal = Refusal(reason="empty_text", message="no word")
-    assert planted.share_found([first, second, third], [looked(first, True), looked(second, False), refusal]) == pytest.approx(1 / 3)
+    shares = planted.shares_found([first, second, third], [looked(first, True), looked(second, False), refusal])
+    assert (shares.attention, shares.effect, shares.word) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
 
 
 def looked(review: planted.Planted, found: bool) -> Score:
-    """A score with most of its attention on the deciding sentence, or on any other."""
-    spans = spans_of(review.text)
+    """A score with most attention on the deciding sentence and the largest effect on a deciding word, or with both elsewhere.
+
+    The deciding sentence always has the largest effect of a sentence.
+    """
+    (start, end), decided = review.words[0], {True: 0.9, False: -0.9}[found]
+    word = (Word(start=start, end=end, attention=0.5, effect=decided), Word(start=start, end=start, attention=0.5, effect=0.0))
     sentences = tuple(
-        Sentence(start=start, end=end, attention=0.9 if (index == review.sentence) == found else 0.1, words=None)
-        for index, (start, end) in enumerate(spans)
+        Sentence(
+            start=start,
+            end=end,
+            attention=0.9 if (index == review.sentence) == found else 0.1,
+            words=word if index == review.sentence else (),
+            effect=2.0 if index == review.sentence else None,
+        )
+        for index, (start, end) in enumerate(spans_of(review.text))
     )
     return Score(
         label=review.label,

@@ -98,11 +98,14 @@ def test_workers_share_the_windows_and_the_order_depends_only_on_the_seed(folder
     assert len(everything) == folder.num_reviews("train")
 
 
-def test_two_workers_learn_and_attention_finds_the_planted_sentence(two_workers: Run) -> None:
+def test_two_workers_learn_and_attention_and_effects_find_the_planted_evidence(two_workers: Run) -> None:
     unseen = list(generated.generate(200, seed=2))
-    answers = Scorer(artifact.load(two_workers.artifact)).score([review.text for review in unseen])
+    answers = Scorer(artifact.load(two_workers.artifact)).score([review.text for review in unseen], effects="exact_words")
     assert two_workers.best["accuracy"] >= 0.95
-    assert generated.share_found(unseen, answers) >= 0.95
+    found = generated.shares_found(unseen, answers)
+    assert found.attention >= 0.95
+    assert found.effect >= 0.98
+    assert found.word >= 0.95
 
 
 def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(on_ray: Cluster, folder: EncodedFolder, tmp_path: Path) -> None:

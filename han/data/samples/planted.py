@@ -2,12 +2,13 @@
 
 A review has 6 to 16 filler sentences that are independent of its label, and one deciding sentence. All sentences use the same frames. The
 deciding sentence takes its qualities ("superb", "tedious") from the list of its label, whose words occur nowhere else. Only those words can
-be learnt, so they test accuracy and, with neutral reviews, attention (see `write_jsonl`).
+be learnt, so they test accuracy, effects and, with neutral reviews, attention (see `write_jsonl`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal, TypeAlias
 
-from han.types import Refusal, Score
+from han.types import Refusal, Score, Sentence, Word
 
 Label: TypeAlias = Literal["positive", "negative"]
 Span: TypeAlias = tuple[int, int]  # start and end (exclusive), in code points
@@ -59,16 +60,38 @@ def write_jsonl(path: Path, num_reviews: int, seed: int, *, num_neutral: int = 0
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def share_found(reviews: Sequence[Planted], answers: Sequence[Score | Refusal]) -> float:
-    """Share of the reviews whose deciding sentence has the most attention, 0 to 1. `answers`: their scores in order, with sentences."""
-    return sum(_found(review, answer) for review, answer in zip(reviews, answers, strict=True)) / len(reviews)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Shares of reviews, 0 to 1, whose planted evidence comes first. A refused review counts as not found."""
+
+    attention: float  # the deciding sentence has the most attention
+    effect: float  # the deciding sentence has the largest effect
+    word: float  # the word with the largest effect is a deciding word
 
 
-def _found(review: Planted, answer: Score | Refusal) -> bool:
-    if isinstance(answer, Refusal) or answer.sentences is None:
-        return False
-    first = max(answer.sentences, key=lambda sentence: sentence.attention)
-    return review.sentence_start <= first.start < review.sentence_end
+def shares_found(reviews: Sequence[Planted], answers: Sequence[Score | Refusal]) -> Shares:
+    """The shares of `reviews` whose evidence is found. `answers`: their scores in order, with sentences and the effects of words."""
+    places = [_places(review, answer) for review, answer in zip(reviews, answers, strict=True)]
+    attention, effect, word = (sum(found) / len(reviews) for found in zip(*places, strict=True))
+    return Shares(attention=attention, effect=effect, word=word)
+
+
+def _places(review: Planted, answer: Score | Refusal) -> tuple[bool, bool, bool]:
+    if isinstance(answer, Refusal) or not answer.sentences:
+        return False, False, False
+    words = [word for sentence in answer.sentences for word in sentence.words or ()]
+    attended = max(answer.sentences, key=lambda sentence: sentence.attention)
+    strongest = max(answer.sentences, key=_effect)
+    word = max(words, key=_effect, default=None)
+    return (
+        review.sentence_start <= attended.start < review.sentence_end,
+        strongest.effect is not None and review.sentence_start <= strongest.start < review.sentence_end,
+        word is not None and word.effect is not None and (word.start, word.end) in review.words,
+    )
+
+
+def _effect(part: Sentence | Word) -> float:
+    return -math.inf if part.effect is None else part.effect
 
 
 def _planted(review_id: str, label: Label) -> Planted:
