@@ -18,7 +18,8 @@ from han.evaluate import faithfulness
 from han.model import artifact, effects
 from han.model.network import HAN, FoldedHAN
 from han.model.ragged import flat_batch
-from han.types import RaggedBatch
+from han.score.scorer import Scorer
+from han.types import RaggedBatch, Score, Sentence
 
 
 def main(path: str, num_reviews: int = 1_000, num_for_words: int = 200) -> None:
@@ -29,10 +30,34 @@ def main(path: str, num_reviews: int = 1_000, num_for_words: int = 200) -> None:
     encoded = model.encoder.encode_batch([texts[row] for row in chosen])
     batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
     folded = FoldedHAN(model.network)
-    results = {"exactness_and_time": exactness(model.network, folded, batch), "one_review_ms": word_times(model.network, batch)}
+    results: dict[str, Any] = {"through_scorer": through_scorer(Scorer(model), [texts[row] for row in chosen])}
+    results |= {"exactness_and_time": exactness(model.network, folded, batch), "one_review_ms": word_times(model.network, batch)}
     results["sentences"] = faithfulness.report(model.network, batch, model=folded, words=False)["sentences"]
     results["words"] = faithfulness.report(model.network, first_reviews(batch, num_for_words), model=folded)["words"]
     print(json.dumps(results, indent=1))
+
+
+def through_scorer(scorer: Scorer, texts: list[str]) -> dict[str, float]:
+    """Compares the effect of every sentence with scoring the text without it. A text whose other sentences change is left out."""
+    compared, left_out, largest_error = 0, 0, 0.0
+    for text, whole in zip(texts, scorer.score(texts, effects="sentences"), strict=True):
+        if not isinstance(whole, Score) or whole.sentences is None or whole.effects is None or len(whole.sentences) == 1:
+            continue
+        without = [text[: each.start] + " " + text[each.end :] for each in whole.sentences]
+        for sentence, rest in zip(whole.sentences, scorer.score(without, effects="sentences"), strict=True):
+            if not isinstance(rest, Score) or rest.effects is None or not same_sentences(whole, sentence, rest):
+                left_out += 1
+                continue
+            evidence = rest.effects.evidence if rest.label == whole.label else -rest.effects.evidence
+            largest_error = max(largest_error, abs(whole.effects.evidence - evidence - (sentence.effect or 0.0)))
+            compared += 1
+    return {"sentences": compared, "left_out": left_out, "largest_error": largest_error}
+
+
+def same_sentences(whole: Score, sentence: Sentence, rest: Score) -> bool:
+    """Whether the other sentences are as long as before, in words: those of the text without a sentence may be cut elsewhere."""
+    kept = [len(each.words or ()) for each in whole.sentences or () if each != sentence]
+    return kept == [len(each.words or ()) for each in rest.sentences or ()]
 
 
 def exactness(network: HAN, folded: FoldedHAN, batch: RaggedBatch) -> dict[str, float]:
