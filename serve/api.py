@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -62,7 +61,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     )
     async def score(request: Request) -> Response:
         """The results are in the order of the texts. A text that cannot be scored refuses the whole request; `field` names it."""
-        score_request = await read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
+        score_request = read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
         results = await scoring.score(score_request.texts, score_request.fields, score_request.detail, request)
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
@@ -132,32 +131,25 @@ class _Static(StaticFiles):
 def _add_error_handlers(app: FastAPI) -> None:
     """One shape for the failures of this package, of Starlette's routing and of FastAPI's query parameters."""
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
+        response = _problem(error).response(request.state.request_id, route_path(request.scope))
+        if isinstance(error, HTTPException):
+            response.headers.update(error.headers or {})
+        return response
+
+    for kind in (Problem, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, RequestValidationError):
+        field = str(error.errors()[0]["loc"][-1])  # a declared parameter, so never the client's text
+        return Problem(422, "invalid_request", f"{field} is invalid; see /docs", field=field)
+    if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         meaning = MEANINGS.get(error.status_code, "").partition(": ")[2] or "the request is not understood"
-        allow = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
-        return _response(request, Problem(error.status_code, code, meaning), allow)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        field = str(error.errors()[0]["loc"][-1])  # a declared parameter, so never the client's text
-        return _response(request, Problem(422, "invalid_request", f"{field} is invalid; see /docs", field=field))
-
-    @app.exception_handler(Problem)
-    async def known(request: Request, problem: Problem) -> Response:
-        return _response(request, problem)
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        return _response(request, INTERNAL)  # the middleware logs it
-
-
-def _response(request: Request, problem: Problem, more: Sequence[tuple[bytes, bytes]] = ()) -> Response:
-    headers, body = problem.response(request.state.request_id, route_path(request.scope))
-    response = Response(body, status_code=problem.status)
-    response.raw_headers = [*headers, *more]
-    return response
+        return Problem(error.status_code, code, meaning)
+    return error if isinstance(error, Problem) else INTERNAL  # the middleware logs it
 
 
 def _complete_document(app: FastAPI) -> None:

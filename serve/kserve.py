@@ -52,7 +52,7 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
         summary="KServe: score",
     )
     async def infer(request: Request) -> Response:
-        infer_request = await read_request(request, schema.InferRequest, max_texts=options.max_texts)
+        infer_request = read_request(request, schema.InferRequest, max_texts=options.max_texts)
         texts = infer_request.inputs[0].data
         fields = [f"inputs[0].data[{place}]" for place in range(len(texts))]
         results = await scoring.score(texts, fields, "words", request)

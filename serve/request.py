@@ -13,10 +13,10 @@ from serve.errors import Problem
 T = TypeVar("T", bound=BaseModel)
 
 
-async def read_request(request: Request, kind: type[T], *, max_texts: int) -> T:
-    """The body as a `kind` of `serve.schema`, checked by the model that the OpenAPI document describes."""
+def read_request(request: Request, kind: type[T], *, max_texts: int) -> T:
+    """The body, which the middleware has read, as a `kind` of `serve.schema`, checked by the model that the OpenAPI document describes."""
     _check_content_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
-    values = _read_json(await request.body())
+    values = _read_json(request.state.body)
     if not isinstance(values, dict):
         raise Problem(422, "invalid_request", "the body is not a JSON object")
     try:
