@@ -12,11 +12,9 @@ from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from han.config import ColumnsConfig
 from han.data.sources import random_review
@@ -31,7 +29,6 @@ from serve.request import read_request
 from serve.scoring import Scoring
 
 PAGE = Path(__file__).parent / "page"
-_NO_CACHE = {"cache-control": "no-cache"}
 
 
 def make_app(backend: Backend, options: Options, metrics: Metrics, *, replica: str, behind_proxy: bool) -> Middleware:
@@ -55,8 +52,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     @app.post(
         "/v1/score",
         response_model=schema.ScoreAnswer,
-        responses=schema.responses(*schema.SCORING),
-        openapi_extra=schema.body(schema.ScoreRequest),
+        **schema.documented(*schema.SCORING, body=schema.ScoreRequest),
         summary="Score one review or a few",
     )
     async def score(request: Request) -> Response:
@@ -66,7 +62,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
 
-    @app.get("/v1/model", response_model=schema.ModelAnswer, responses=schema.responses(401, 503), summary="The model and its limits")
+    @app.get("/v1/model", response_model=schema.ModelAnswer, **schema.documented(401, 503), summary="The model and its limits")
     async def model(request: Request) -> schema.ModelAnswer:
         about = await backend.about()
         limits = schema.Limits(
@@ -78,22 +74,22 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         request_id = request.state.request_id
         return schema.ModelAnswer(model=about.model, labels=[*about.labels], metrics=about.metrics, limits=limits, request_id=request_id)
 
-    @app.get("/v1/samples/random", response_model=schema.Sample, responses=schema.responses(401, 422), summary="One of the bundled reviews")
+    @app.get("/v1/samples/random", response_model=schema.Sample, **schema.documented(401, 422), summary="One of the bundled reviews")
     async def sample(seed: Annotated[int | None, Query(ge=0, le=2**53, description="equal seeds give the same review")] = None) -> Any:
         review_id, label, text = await asyncio.to_thread(random_review, "sample", ColumnsConfig(), seed=seed)
         return schema.Sample(review_id=review_id, text=text, label=label)
 
-    @app.get("/healthz", response_model=schema.Status, responses=schema.responses(), summary="Whether the process answers")
+    @app.get("/healthz", response_model=schema.Status, **schema.documented(), summary="Whether the process answers")
     async def healthz() -> schema.Status:
         return schema.Status(status="ok")
 
-    @app.get("/readyz", response_model=schema.Status, responses=schema.responses(503), summary="Whether a fixed review scores as it should")
+    @app.get("/readyz", response_model=schema.Status, **schema.documented(503), summary="Whether a fixed review scores as it should")
     async def readyz() -> schema.Status:
         await scoring.check_ready()
         return schema.Status(status="ok")
 
     @app.get(
-        "/metrics", response_class=PlainTextResponse, responses=schema.responses(401), summary="Sums over all processes, for Prometheus"
+        "/metrics", response_class=PlainTextResponse, **schema.documented(401), summary="Sums over all processes, for Prometheus"
     )
     async def prometheus() -> Response:
         return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
@@ -110,22 +106,13 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers=_NO_CACHE)
+        return FileResponse(PAGE / "index.html")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return FileResponse(PAGE / "docs/index.html", headers=_NO_CACHE)
+        return FileResponse(PAGE / "docs/index.html")
 
-    app.mount("/static", _Static(directory=PAGE, check_dir=False))
-
-
-class _Static(StaticFiles):
-    """Files that a browser revalidates each time."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_NO_CACHE)
-        return response
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -153,30 +140,12 @@ def _problem(error: Exception) -> Problem:
 
 
 def _complete_document(app: FastAPI) -> None:
-    """Add what FastAPI cannot see: bodies that routes read themselves, the API key, the id of every request."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            schemas = document["components"]["schemas"]
-            for kind in (schema.ScoreRequest, schema.InferRequest, schema.InferError):
-                own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= {**own.pop("$defs", {}), kind.__name__: own}
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, methods in document["paths"].items():
-                for operation in methods.values():
-                    if "401" in operation["responses"]:
-                        operation["security"] = [{}, {"key": []}]
-                    for status, response in operation["responses"].items():
-                        response.setdefault("headers", {})["X-Request-ID"] = {"schema": {"type": "string"}}
-                        if path.startswith("/v2") and status[0] in "45":
-                            response["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/InferError"}
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    """Add the schemas that FastAPI cannot see: of bodies that routes read themselves, and of the API key."""
+    components = app.openapi()["components"]
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for kind in (schema.ScoreRequest, schema.InferRequest):
+        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"] |= {**own.pop("$defs", {}), kind.__name__: own}
 
 
 def document() -> dict[str, Any]:

@@ -19,21 +19,21 @@ NAME = "han"
 def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Options) -> None:
     """`/v2` and below."""
 
-    @app.get("/v2", response_model=schema.ServerMetadata, responses=schema.responses(), summary="KServe: server metadata")
+    @app.get("/v2", response_model=schema.ServerMetadata, **schema.documented(error=schema.InferError), summary="KServe: server metadata")
     async def server() -> schema.ServerMetadata:
         return schema.ServerMetadata(name="han-on-ray", version="1", extensions=[])
 
-    @app.get("/v2/health/live", responses=schema.responses(), summary="KServe: whether the process answers")
+    @app.get("/v2/health/live", **schema.documented(error=schema.InferError), summary="KServe: whether the process answers")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", responses=schema.responses(503), summary="KServe: as /readyz")
-    @app.get(f"/v2/models/{NAME}/ready", responses=schema.responses(503), summary="KServe: as /readyz")
+    @app.get("/v2/health/ready", **schema.documented(503, error=schema.InferError), summary="KServe: as /readyz")
+    @app.get(f"/v2/models/{NAME}/ready", **schema.documented(503, error=schema.InferError), summary="KServe: as /readyz")
     async def is_ready() -> dict[str, bool]:
         await scoring.check_ready()
         return {"ready": True}
 
-    @app.get(f"/v2/models/{NAME}", response_model=schema.Metadata, responses=schema.responses(503), summary="KServe: the model's tensors")
+    @app.get(f"/v2/models/{NAME}", response_model=schema.Metadata, **schema.documented(503, error=schema.InferError), summary="KServe: the model's tensors")
     async def model() -> schema.Metadata:
         outputs = [("label", "BYTES"), ("probability", "FP32"), ("score", "BYTES")]
         return schema.Metadata(
@@ -47,8 +47,7 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
     @app.post(
         f"/v2/models/{NAME}/infer",
         response_model=schema.InferAnswer,
-        responses=schema.responses(*schema.SCORING, error=schema.InferError),
-        openapi_extra=schema.body(schema.InferRequest),
+        **schema.documented(*schema.SCORING, body=schema.InferRequest, error=schema.InferError),
         summary="KServe: score",
     )
     async def infer(request: Request) -> Response:

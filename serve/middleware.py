@@ -31,6 +31,7 @@ _PUBLIC = frozenset(
     | {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/han", "/v2/models/han/ready"}
 )
 _PUBLIC_FOLDER = "/static/"
+_PAGES = ("/", "/docs")
 _METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")
 _SCORES = ("/v1/score", "/v2/models/han/infer")
 _CONTENT_SECURITY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -128,6 +129,8 @@ class _Response:
             request_id = ((b"x-request-id", self._request.state.request_id.encode()),) if self._adds_id else ()
             policy = _CONTENT_SECURITY + _DOCS_IMAGES if self._path == "/docs" else _CONTENT_SECURITY
             headers = [*message.get("headers", ()), *request_id, (b"content-security-policy", policy.encode()), *_SECURITY_HEADERS]
+            if self.status < 400 and (self._path in _PAGES or self._path.startswith(_PUBLIC_FOLDER)):
+                headers.append((b"cache-control", b"no-cache"))  # a browser revalidates it each time
             message = {**message, "headers": headers}
         self.is_complete = message["type"] == "http.response.body" and not message.get("more_body")
         await self._send(message)

@@ -241,23 +241,19 @@ class ServerMetadata(BaseModel):
 
 ALWAYS = (408, 413, 500, 504)
 SCORING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+_HEADERS = {401: ("WWW-Authenticate", "string"), 429: ("Retry-After", "integer"), 503: ("Retry-After", "integer")}
 
 
-def responses(*statuses: int, error: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
-    """The documented failures of a route. 404 and 405 belong to no route."""
-    return {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
-
-
-def body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The documented body of a route that reads it by itself."""
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}}
-    }
+def documented(*statuses: int, body: type[BaseModel] | None = None, error: type[BaseModel] = ErrorAnswer) -> dict[str, Any]:
+    """What a route says of itself: its failures (404 and 405 belong to no route), its API key, and the body that it reads by itself."""
+    failures = {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
+    extra: dict[str, Any] = {"security": [{}, {"key": []}]} if 401 in statuses else {}
+    if body:
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+        extra["requestBody"] = {"required": True, "content": content}
+    return {"responses": {200: _headers(200), **failures}, "openapi_extra": extra}
 
 
 def _headers(status: int) -> dict[str, Any]:
-    named = {401: ("WWW-Authenticate", "string"), 429: ("Retry-After", "integer"), 503: ("Retry-After", "integer")}
-    if status not in named:
-        return {}
-    name, kind = named[status]
-    return {"headers": {name: {"schema": {"type": kind}}}}
+    named = [("X-Request-ID", "string"), *([_HEADERS[status]] if status in _HEADERS else [])]
+    return {"headers": {name: {"schema": {"type": kind}} for name, kind in named}}
