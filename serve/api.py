@@ -25,7 +25,6 @@ from serve.errors import INTERNAL, MEANINGS, Problem
 from serve.metrics import Metrics
 from serve.middleware import Middleware, route_path
 from serve.options import Options
-from serve.request import read_request
 from serve.scoring import Scoring
 
 PAGE = Path(__file__).parent / "page"
@@ -57,7 +56,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     )
     async def score(request: Request) -> Response:
         """The results are in the order of the texts. A text that cannot be scored refuses the whole request; `field` names it."""
-        score_request = read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
+        score_request = schema.read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
         results = await scoring.score(score_request.texts, score_request.fields, score_request.detail, request)
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
@@ -88,9 +87,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         await scoring.check_ready()
         return schema.Status(status="ok")
 
-    @app.get(
-        "/metrics", response_class=PlainTextResponse, **schema.documented(401), summary="Sums over all processes, for Prometheus"
-    )
+    @app.get("/metrics", response_class=PlainTextResponse, **schema.documented(401), summary="Sums over all processes, for Prometheus")
     async def prometheus() -> Response:
         return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
 

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from serve import schema
 from serve.backend import Backend
 from serve.options import Options
-from serve.request import read_request
 from serve.scoring import Scoring
 
 NAME = "han"
@@ -33,7 +32,12 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
         await scoring.check_ready()
         return {"ready": True}
 
-    @app.get(f"/v2/models/{NAME}", response_model=schema.Metadata, **schema.documented(503, error=schema.InferError), summary="KServe: the model's tensors")
+    @app.get(
+        f"/v2/models/{NAME}",
+        response_model=schema.Metadata,
+        **schema.documented(503, error=schema.InferError),
+        summary="KServe: the model's tensors",
+    )
     async def model() -> schema.Metadata:
         outputs = [("label", "BYTES"), ("probability", "FP32"), ("score", "BYTES")]
         return schema.Metadata(
@@ -51,7 +55,7 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
         summary="KServe: score",
     )
     async def infer(request: Request) -> Response:
-        infer_request = read_request(request, schema.InferRequest, max_texts=options.max_texts)
+        infer_request = schema.read_request(request, schema.InferRequest, max_texts=options.max_texts)
         texts = infer_request.inputs[0].data
         fields = [f"inputs[0].data[{place}]" for place in range(len(texts))]
         results = await scoring.score(texts, fields, "words", request)
