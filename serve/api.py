@@ -19,13 +19,12 @@ from starlette.staticfiles import StaticFiles
 from han.config import ColumnsConfig
 from han.data.sources import random_review
 from serve import kserve, schema
-from serve.admission import Admission
+from serve.admission import Admission, Scoring
 from serve.backend import Backend
 from serve.errors import INTERNAL, MEANINGS, Problem
 from serve.metrics import Metrics
 from serve.middleware import Middleware, route_path
 from serve.options import Options
-from serve.scoring import Scoring
 
 PAGE = Path(__file__).parent / "page"
 
@@ -61,7 +60,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
 
-    @app.get("/v1/model", response_model=schema.ModelAnswer, **schema.documented(401, 503), summary="The model and its limits")
+    @app.get("/v1/model", **schema.documented(401, 503), summary="The model and its limits")
     async def model(request: Request) -> schema.ModelAnswer:
         about = await backend.about()
         limits = schema.Limits(
@@ -73,16 +72,18 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         request_id = request.state.request_id
         return schema.ModelAnswer(model=about.model, labels=[*about.labels], metrics=about.metrics, limits=limits, request_id=request_id)
 
-    @app.get("/v1/samples/random", response_model=schema.Sample, **schema.documented(401, 422), summary="One of the bundled reviews")
-    async def sample(seed: Annotated[int | None, Query(ge=0, le=2**53, description="equal seeds give the same review")] = None) -> Any:
+    @app.get("/v1/samples/random", **schema.documented(401, 422), summary="One of the bundled reviews")
+    async def sample(
+        seed: Annotated[int | None, Query(ge=0, le=2**53, description="equal seeds give the same review")] = None,
+    ) -> schema.Sample:
         review_id, label, text = await asyncio.to_thread(random_review, "sample", ColumnsConfig(), seed=seed)
         return schema.Sample(review_id=review_id, text=text, label=label)
 
-    @app.get("/healthz", response_model=schema.Status, **schema.documented(), summary="Whether the process answers")
+    @app.get("/healthz", **schema.documented(), summary="Whether the process answers")
     async def healthz() -> schema.Status:
         return schema.Status(status="ok")
 
-    @app.get("/readyz", response_model=schema.Status, **schema.documented(503), summary="Whether a fixed review scores as it should")
+    @app.get("/readyz", **schema.documented(503), summary="Whether a fixed review scores as it should")
     async def readyz() -> schema.Status:
         await scoring.check_ready()
         return schema.Status(status="ok")

@@ -99,13 +99,13 @@ def effects_of(details: Sequence[AnswerDetail]) -> EffectDetail:
     return "none" if all(detail == "none" for detail in details) else "sentences"
 
 
-def pieces(texts: Sequence[str], max_tokens: int) -> list[Sequence[str]]:
+def pieces(texts: Sequence[str], max_tokens: int) -> list[list[str]]:
     """The texts in order, cut into runs of at most `max_tokens`; a longer text is a run of its own."""
-    runs: list[Sequence[str]] = []
-    first = total = 0
-    for place, tokens in enumerate(map(estimate_tokens, texts)):
-        if place > first and total + tokens > max_tokens:
-            runs.append(texts[first:place])
-            first, total = place, 0
-        total += tokens
-    return [*runs, texts[first:]]
+    runs, total = [[*texts[:1]]], sum(map(estimate_tokens, texts[:1]))
+    for text in texts[1:]:
+        total += estimate_tokens(text)
+        if total > max_tokens:
+            runs.append([])
+            total = estimate_tokens(text)
+        runs[-1].append(text)
+    return runs
