@@ -63,12 +63,7 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     @app.get("/v1/model", **schema.documented(401, 503), summary="The model and its limits")
     async def model(request: Request) -> schema.ModelAnswer:
         about = await backend.about()
-        limits = schema.Limits(
-            max_body_bytes=options.max_body_bytes,
-            max_texts=options.max_texts,
-            max_characters=about.max_characters,
-            deadline_s=options.deadline_s,
-        )
+        limits = schema.Limits(max_characters=about.max_characters, **options.model_dump(include={*schema.Limits.model_fields}))
         request_id = request.state.request_id
         return schema.ModelAnswer(model=about.model, labels=[*about.labels], metrics=about.metrics, limits=limits, request_id=request_id)
 
