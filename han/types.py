@@ -7,9 +7,10 @@ A token is a word or a run of punctuation; id 0 is `<unk>`. Nothing is padded, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # a tokenising worker never loads torch
@@ -19,6 +20,7 @@ Int32s: TypeAlias = NDArray[np.int32]
 Float32s: TypeAlias = NDArray[np.float32]
 AttentionDetail: TypeAlias = Literal["none", "sentences", "words"]
 EffectDetail: TypeAlias = Literal["none", "sentences", "words", "exact_words"]  # see `Effects.word_method` for the last two
+Share: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
 Reason: TypeAlias = Literal["empty_text", "too_long"]
 
 
@@ -99,34 +101,49 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    start: int  # code point in the raw text
-    end: int  # exclusive
-    attention: float  # share of its sentence, 0 to 1
-    effect: float | None = None  # nats, as of a sentence; None if not computed, and for the only word of a review
+    start: int
+    """code point in the text"""
+    end: int
+    """exclusive"""
+    attention: Share
+    """share of its sentence"""
+    effect: float | None = None
+    """nats, as of a sentence; null if not computed, and for the only word of a review"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    start: int  # start of its first word
-    end: int  # end of its last word, exclusive
-    attention: float  # share of its review, 0 to 1
-    words: tuple[Word, ...] | None  # None unless word attention was requested
-    effect: float | None = None  # nats: evidence of the review minus that without the sentence; None for the only one or if not computed
+    start: int
+    """start of its first word, a code point in the text"""
+    end: int
+    """end of its last word, exclusive"""
+    attention: Share
+    """share of its review"""
+    words: tuple[Word, ...] | None
+    """null unless word attention was requested"""
+    effect: float | None = None
+    """evidence of the review minus that without the sentence, in nats; null if not computed, and for the only sentence of a review"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effects:
     """The evidence of a review for its label, and what its sentences contribute: evidence = nothing + sum + interaction, in nats.
 
-    Evidence is the log-odds of the label, ln(p / (1 - p)), from the calibrated logits. See `model.effects`.
+    It is computed from the calibrated logits. See `model.effects`.
     """
 
     evidence: float
-    nothing: float  # of a review without any sentence
-    sum: float | None  # of the effects of the sentences; None for a review of one sentence
-    interaction: float | None  # the part of the evidence that the effects do not explain; None for a review of one sentence
-    method: str  # of the sentences: leave_one_out, exact by definition
-    word_method: str | None  # of the words: leave_one_out (exact) or the name of an estimate; None without effects of words
+    """log-odds of the label, ln(p / (1 - p))"""
+    nothing: float
+    """evidence of a review without any sentence"""
+    sum: float | None
+    """sum of the effects of the sentences; null for a review of one sentence"""
+    interaction: float | None
+    """the part of the evidence that the effects do not explain; null for a review of one sentence"""
+    method: str
+    """of the sentences: leave_one_out, exact by definition"""
+    word_method: str | None
+    """of the words: leave_one_out (exact) or the name of an estimate; null without effects of words"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +151,22 @@ class Score:
     """The answer for one review; the same names, units and nulls in Parquet, JSON and Python."""
 
     label: str
-    probability: float  # of `label`, 0 to 1
-    probabilities: dict[str, float]  # one for each label, sums to 1
-    sentences: tuple[Sentence, ...] | None  # None where attention is "none"
+    probability: Share
+    """of the label"""
+    probabilities: dict[str, Share]
+    """of each label; they sum to 1"""
+    sentences: tuple[Sentence, ...] | None
+    """in reading order; null without attention"""
     num_tokens: int
-    num_unknown: int  # tokens that are not in the vocabulary
+    num_unknown: int
+    """tokens that are not in the vocabulary of the model"""
     num_characters_cut: int
-    unfamiliar: bool  # the share of unknown tokens is above `Artifact.unfamiliar_above`: do not trust the answer
-    uncertain: bool  # the probability is below `Artifact.uncertain_below`
-    model: str  # fingerprint of the artifact
-    effects: Effects | None = None  # None if not computed
+    """code points that the limits of the model cut"""
+    unfamiliar: bool
+    """too many tokens are unknown: the model cannot read this text, do not trust the answer"""
+    uncertain: bool
+    """the probability is below the threshold of the model; always false for a model without one"""
+    model: str
+    """fingerprint of the model"""
+    effects: Effects | None = None
+    """null if not computed"""

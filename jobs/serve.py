@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from han.types import Mistake
 from jobs import cli
+
+if TYPE_CHECKING:  # a mistake is reported before Ray is loaded
+    from serve.options import Options
 
 EXAMPLES = ("--model models/best --port 8080", "--host 0.0.0.0 --api-keys-file keys --num-replicas 2")
 
@@ -38,12 +43,30 @@ def main(job: Serve) -> None:
     cli.show(f"serve {model} on http://{job.host}:{job.port}", job)
     _check_port(job.host, job.port)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from serve.app import run as serve_forever
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else lines of equal shape are folded: a request would have no line
     from serve.options import Options
 
     cli.connect(job.num_replicas + 1)
-    options = Options(model=model, api_keys_file=keys, num_replicas=job.num_replicas, deadline_s=job.deadline_s)
-    serve_forever(options, host=job.host, port=job.port)
+    _serve(Options(model=model, api_keys_file=keys, num_replicas=job.num_replicas, deadline_s=job.deadline_s), job.host, job.port)
+
+
+def _serve(options: Options, host: str, port: int) -> None:
+    """Serve until interrupted, on the Ray that is connected."""
+    from ray import serve
+
+    from serve.app import QUIET, build
+
+    application = build(options)
+    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 10}, logging_config=QUIET)
+    try:
+        serve.run(application, name="han", route_prefix="/")
+        print(f"Serving {options.model} on http://{host}:{port} (page at /, API at /docs). Ctrl+C stops it.", flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("Stopping.", flush=True)
+    finally:
+        serve.shutdown()
 
 
 def _check_port(host: str, port: int) -> None:

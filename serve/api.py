@@ -7,32 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from han.config import ColumnsConfig
 from han.data.sources import random_review
 from serve import kserve, schema
-from serve.admission import Admission
+from serve.admission import Admission, Scoring
 from serve.backend import Backend
 from serve.errors import INTERNAL, MEANINGS, Problem
 from serve.metrics import Metrics
 from serve.middleware import Middleware, route_path
 from serve.options import Options
-from serve.request import read_request
-from serve.scoring import Scoring
 
 PAGE = Path(__file__).parent / "page"
-_NO_CACHE = {"cache-control": "no-cache"}
 
 
 def make_app(backend: Backend, options: Options, metrics: Metrics, *, replica: str, behind_proxy: bool) -> Middleware:
@@ -56,46 +50,40 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
     @app.post(
         "/v1/score",
         response_model=schema.ScoreAnswer,
-        responses=schema.responses(*schema.SCORING),
-        openapi_extra=schema.body(schema.ScoreRequest),
+        **schema.documented(*schema.SCORING, body=schema.ScoreRequest),
         summary="Score one review or a few",
     )
     async def score(request: Request) -> Response:
         """The results are in the order of the texts. A text that cannot be scored refuses the whole request; `field` names it."""
-        score_request = await read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
+        score_request = schema.read_request(request, schema.ScoreRequest, max_texts=options.max_texts)
         results = await scoring.score(score_request.texts, score_request.fields, score_request.detail, request)
         end = f'],"model":"{request.state.model}","request_id":"{request.state.request_id}"}}'.encode()
         return Response(b'{"results":[' + b",".join(results) + end, media_type="application/json")
 
-    @app.get("/v1/model", response_model=schema.ModelAnswer, responses=schema.responses(401, 503), summary="The model and its limits")
+    @app.get("/v1/model", **schema.documented(401, 503), summary="The model and its limits")
     async def model(request: Request) -> schema.ModelAnswer:
         about = await backend.about()
-        limits = schema.Limits(
-            max_body_bytes=options.max_body_bytes,
-            max_texts=options.max_texts,
-            max_characters=about.max_characters,
-            deadline_s=options.deadline_s,
-        )
+        limits = schema.Limits(max_characters=about.max_characters, **options.model_dump(include={*schema.Limits.model_fields}))
         request_id = request.state.request_id
         return schema.ModelAnswer(model=about.model, labels=[*about.labels], metrics=about.metrics, limits=limits, request_id=request_id)
 
-    @app.get("/v1/samples/random", response_model=schema.Sample, responses=schema.responses(401, 422), summary="One of the bundled reviews")
-    async def sample(seed: Annotated[int | None, Query(ge=0, le=2**53, description="equal seeds give the same review")] = None) -> Any:
+    @app.get("/v1/samples/random", **schema.documented(401, 422), summary="One of the bundled reviews")
+    async def sample(
+        seed: Annotated[int | None, Query(ge=0, le=2**53, description="equal seeds give the same review")] = None,
+    ) -> schema.Sample:
         review_id, label, text = await asyncio.to_thread(random_review, "sample", ColumnsConfig(), seed=seed)
         return schema.Sample(review_id=review_id, text=text, label=label)
 
-    @app.get("/healthz", response_model=schema.Status, responses=schema.responses(), summary="Whether the process answers")
+    @app.get("/healthz", **schema.documented(), summary="Whether the process answers")
     async def healthz() -> schema.Status:
         return schema.Status(status="ok")
 
-    @app.get("/readyz", response_model=schema.Status, responses=schema.responses(503), summary="Whether a fixed review scores as it should")
+    @app.get("/readyz", **schema.documented(503), summary="Whether a fixed review scores as it should")
     async def readyz() -> schema.Status:
         await scoring.check_ready()
         return schema.Status(status="ok")
 
-    @app.get(
-        "/metrics", response_class=PlainTextResponse, responses=schema.responses(401), summary="Sums over all processes, for Prometheus"
-    )
+    @app.get("/metrics", response_class=PlainTextResponse, **schema.documented(401), summary="Sums over all processes, for Prometheus")
     async def prometheus() -> Response:
         return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
 
@@ -111,80 +99,46 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers=_NO_CACHE)
+        return FileResponse(PAGE / "index.html")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return FileResponse(PAGE / "docs/index.html", headers=_NO_CACHE)
+        return FileResponse(PAGE / "docs/index.html")
 
-    app.mount("/static", _Static(directory=PAGE, check_dir=False))
-
-
-class _Static(StaticFiles):
-    """Files that a browser revalidates each time."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_NO_CACHE)
-        return response
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     """One shape for the failures of this package, of Starlette's routing and of FastAPI's query parameters."""
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
+        response = _problem(error).response(request.state.request_id, route_path(request.scope))
+        if isinstance(error, HTTPException):
+            response.headers.update(error.headers or {})
+        return response
+
+    for kind in (Problem, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, RequestValidationError):
+        field = str(error.errors()[0]["loc"][-1])  # a declared parameter, so never the client's text
+        return Problem(422, "invalid_request", f"{field} is invalid; see /docs", field=field)
+    if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         meaning = MEANINGS.get(error.status_code, "").partition(": ")[2] or "the request is not understood"
-        allow = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
-        return _response(request, Problem(error.status_code, code, meaning), allow)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        field = str(error.errors()[0]["loc"][-1])  # a declared parameter, so never the client's text
-        return _response(request, Problem(422, "invalid_request", f"{field} is invalid; see /docs", field=field))
-
-    @app.exception_handler(Problem)
-    async def known(request: Request, problem: Problem) -> Response:
-        return _response(request, problem)
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        return _response(request, INTERNAL)  # the middleware logs it
-
-
-def _response(request: Request, problem: Problem, more: Sequence[tuple[bytes, bytes]] = ()) -> Response:
-    headers, body = problem.response(request.state.request_id, route_path(request.scope))
-    response = Response(body, status_code=problem.status)
-    response.raw_headers = [*headers, *more]
-    return response
+        return Problem(error.status_code, code, meaning)
+    return error if isinstance(error, Problem) else INTERNAL  # the middleware logs it
 
 
 def _complete_document(app: FastAPI) -> None:
-    """Add what FastAPI cannot see: bodies that routes read themselves, the API key, the id of every request."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            schemas = document["components"]["schemas"]
-            for kind in (schema.ScoreRequest, schema.InferRequest, schema.InferError):
-                own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= {**own.pop("$defs", {}), kind.__name__: own}
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, methods in document["paths"].items():
-                for operation in methods.values():
-                    if "401" in operation["responses"]:
-                        operation["security"] = [{}, {"key": []}]
-                    for status, response in operation["responses"].items():
-                        response.setdefault("headers", {})["X-Request-ID"] = {"schema": {"type": "string"}}
-                        if path.startswith("/v2") and status[0] in "45":
-                            response["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/InferError"}
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    """Add the schemas that FastAPI cannot see: of bodies that routes read themselves, and of the API key."""
+    components = app.openapi()["components"]
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for kind in (schema.ScoreRequest, schema.InferRequest):
+        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"] |= {**own.pop("$defs", {}), kind.__name__: own}
 
 
 def document() -> dict[str, Any]:

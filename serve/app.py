@@ -1,8 +1,6 @@
 """The application: `han serve --model imdb`, `serve run serve.app:build model=imdb`, or `serve deploy serve/config.yaml`."""
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to parse the options.
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from serve.options import Options
 from serve.replica import Model
 from serve.router import ResponsiveRouter
 
-__all__ = ["Options", "build", "run"]
+__all__ = ["QUIET", "Options", "build"]
 
-_QUIET: dict[str, Any] = {"encoding": "JSON", "enable_access_log": False}  # the ingress logs each request
+QUIET: dict[str, Any] = {"encoding": "JSON", "enable_access_log": False}  # the ingress logs each request
 # A replica is replaced only when its successor is ready, and stops only when its requests are answered; none lasts over 30 s.
 _CAREFUL: dict[str, Any] = {
     "max_surge_percent": 100,
@@ -37,33 +35,17 @@ def build(options: Options) -> Application:
         options = options.model_copy(update={"model": str(Path(path).absolute())})
     if options.api_keys_file:
         options = options.model_copy(update={"api_keys_file": str(Path(options.api_keys_file).absolute())})
-    coordinator = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000, logging_config=_QUIET)(Coordinator).bind()
+    coordinator = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000, logging_config=QUIET)(Coordinator).bind()
     model = serve.deployment(
         num_replicas=options.num_replicas,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": 1 if options.gpu else 0},
         health_check_period_s=2,
         health_check_timeout_s=10,
         request_router_config=RequestRouterConfig(request_router_class=ResponsiveRouter),  # type: ignore[arg-type]  # takes a class too
-        logging_config=_QUIET,
+        logging_config=QUIET,
         **_CAREFUL,
     )(Model).bind(options, coordinator)
     ingress = serve.deployment(
-        name="Ingress", num_replicas=options.num_ingress, ray_actor_options={"num_cpus": 0}, logging_config=_QUIET, **_CAREFUL
+        name="Ingress", num_replicas=options.num_ingress, ray_actor_options={"num_cpus": 0}, logging_config=QUIET, **_CAREFUL
     )(serve.ingress()(Ingress))
     return ingress.bind(model, coordinator, options)
-
-
-def run(options: Options, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until interrupted, on a Ray of this process or on the one of RAY_ADDRESS."""
-    application = build(options)
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else lines of equal shape are folded: a request would have no line
-    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 10}, logging_config=_QUIET)
-    try:
-        serve.run(application, name="han", route_prefix="/")
-        print(f"Serving {options.model} on http://{host}:{port} (page at /, API at /docs). Ctrl+C stops it.", flush=True)
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        print("Stopping.", flush=True)
-    finally:
-        serve.shutdown()

@@ -45,12 +45,10 @@ class BatchQueue:
         self._score, self._batch_tokens, self._metrics = score, batch_tokens, metrics
         self._short, self._long = (_Line(ThreadPoolExecutor(1, name)) for name in ("short", "long"))
         self._job_thread = ThreadPoolExecutor(1, "job")
-        self._job = asyncio.Lock()
+        self._job, self._isolation = asyncio.Lock(), asyncio.Lock()
         self._num_open, self._quiet = 0, asyncio.Event()  # texts of requests without an answer
         self._quiet.set()
-        self._began_s: dict[ThreadPoolExecutor, float] = {}  # when each busy thread began
-        self._idle, self._isolation = asyncio.Event(), asyncio.Lock()
-        self._idle.set()
+        self._began_s: dict[asyncio.Future[Any], float] = {}  # by batch that a thread scores now
 
     async def score(
         self, texts: Sequence[str], attention: AnswerDetail, *, isolated: Callable[[], Awaitable[Any]] | None = None
@@ -66,7 +64,8 @@ class BatchQueue:
         try:
             if isolated:
                 async with self._isolation:
-                    await self._idle.wait()
+                    if self._began_s:
+                        await asyncio.wait(self._began_s)
                     await isolated()
                     await self._resolve(items, self._start(self._long.thread, self._score, items))
             else:
@@ -143,16 +142,10 @@ class BatchQueue:
 
     def _start(self, thread: ThreadPoolExecutor, function: Callable[[Any], T], argument: Any) -> asyncio.Future[T]:
         """Run in a thread, and note since when: the note stays while the thread works, even if the caller leaves."""
-        self._began_s[thread] = time.perf_counter()
-        self._idle.clear()
         running = asyncio.get_running_loop().run_in_executor(thread, function, argument)
-        running.add_done_callback(lambda _: self._end(thread))
+        self._began_s[running] = time.perf_counter()
+        running.add_done_callback(self._began_s.pop)
         return running
-
-    def _end(self, thread: ThreadPoolExecutor) -> None:
-        del self._began_s[thread]
-        if not self._began_s:
-            self._idle.set()
 
 
 @dataclass(slots=True, eq=False)

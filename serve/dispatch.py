@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
@@ -39,45 +39,27 @@ class Replicas:
         self._retries, self._hedge_after_s, self._budget = options.retries, HEDGE_AFTER * options.deadline_s, BUDGET
 
     async def score(self, texts: Sequence[str], attention: AnswerDetail) -> Answers:
-        ticket = ""
-
-        def isolated() -> Response:
-            nonlocal ticket
-            ticket = secrets.token_hex(8)
-            return self._model.score.remote(texts, attention, ticket=ticket)
-
-        async def check_death() -> None:
-            if ticket and await self._has_begun(ticket):
-                raise MODEL_CRASHED
-
         try:
-            answers, retries = await self._call(lambda: self._model.score.remote(texts, attention), isolated, check_death)
+            answers, retries = await self._call(self._model.score, texts, attention, isolates=True)
         except InvalidScoreError:
             raise INVALID_SCORE from None
         return Answers(results=answers.results, model=answers.model, retries=retries)
 
     async def about(self) -> About:
-        about: About = (await self._call(self._model.about.remote))[0]
+        about: About = (await self._call(self._model.about))[0]
         return about
 
     async def self_test(self) -> None:
-        await self._call(self._model.self_test.remote)
+        await self._call(self._model.self_test)
 
     async def metrics(self) -> str:
-        text: str = (await self._call(lambda: self._coordinator.metrics.remote(self._process, self._metrics.state())))[0]
+        text: str = (await self._call(self._coordinator.metrics, self._process, self._metrics.state()))[0]
         return text
 
-    async def _call(
-        self,
-        send: Callable[[], Response],
-        resend: Callable[[], Response] | None = None,
-        check_death: Callable[[], Awaitable[None]] | None = None,
-    ) -> tuple[Any, int]:
-        """The first answer, and the number of retries and hedges.
-
-        resend: used in place of `send` after a replica died. check_death: awaited after each death; may raise.
-        """
-        attempts, has_died, calls = 0, False, {_task(send())}
+    async def _call(self, method: Any, *arguments: Any, isolates: bool = False) -> tuple[Any, int]:
+        """The first answer, and the number of retries and hedges. isolates: a call is isolated after a death, by a new ticket each time."""
+        attempts, has_died, calls = 0, False, {_task(method.remote(*arguments))}
+        isolation: dict[str, str] = {}
         try:
             while calls:
                 may_retry = attempts < self._retries
@@ -92,8 +74,8 @@ class Replicas:
                         return answer, attempts
                     except DIED:
                         has_died = True
-                        if check_death:
-                            await check_death()
+                        if isolation and await self._has_begun(**isolation):
+                            raise MODEL_CRASHED from None
                     except BackPressureError:
                         self._metrics.count("han_shed_total")
                         raise too_many_requests() from None
@@ -105,10 +87,10 @@ class Replicas:
                 self._metrics.count("han_retries_total")
                 if done:
                     await asyncio.sleep(_BACKOFF_S * 2 ** (attempts - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-                    calls.add(_task((resend or send)()))
+                    isolation = {"ticket": secrets.token_hex(8)} if isolates else {}
                 else:
                     self._budget -= 1
-                    calls.add(_task(send()))
+                calls.add(_task(method.remote(*arguments, **isolation)))
         finally:
             for call in calls:
                 call.cancel()

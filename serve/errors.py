@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from starlette.responses import Response
+
 from han.types import Refusal
 
 # Every status of a failure, with the text of the OpenAPI document.
@@ -30,20 +32,19 @@ class Problem(Exception):
         super().__init__(code)
         self.status, self.code, self.message, self.field, self.retry_after_s = status, code, message, field, retry_after_s
 
-    def response(self, request_id: str, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Headers and JSON body. Below /v2 the error is a string, as KServe's protocol requires."""
+    def response(self, request_id: str, path: str) -> Response:
+        """The answer to a request. Below /v2 the error is a string, as KServe's protocol requires."""
         error: object = {"code": self.code, "message": self.message, "field": self.field}
         if path.startswith("/v2"):
             error = f"{self.message} ({self.code}{f', {self.field}' if self.field else ''})"
-        body = json.dumps({"error": error, "request_id": request_id}).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "cache-control": "no-store"}
+        headers = {"cache-control": "no-store"}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
         if self.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is not read
-        return [(name.encode(), value.encode()) for name, value in headers.items()], body
+        return Response(json.dumps({"error": error, "request_id": request_id}), self.status, headers, "application/json")
 
 
 class InvalidScoreError(Exception):

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve import schema
+from serve.admission import Scoring
 from serve.backend import Backend
 from serve.options import Options
-from serve.request import read_request
-from serve.scoring import Scoring
 
 NAME = "han"
+_documented = functools.partial(schema.documented, error=schema.InferError)
 
 
 def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Options) -> None:
     """`/v2` and below."""
 
-    @app.get("/v2", response_model=schema.ServerMetadata, responses=schema.responses(), summary="KServe: server metadata")
+    @app.get("/v2", **_documented(), summary="KServe: server metadata")
     async def server() -> schema.ServerMetadata:
         return schema.ServerMetadata(name="han-on-ray", version="1", extensions=[])
 
-    @app.get("/v2/health/live", responses=schema.responses(), summary="KServe: whether the process answers")
+    @app.get("/v2/health/live", **_documented(), summary="KServe: whether the process answers")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", responses=schema.responses(503), summary="KServe: as /readyz")
-    @app.get(f"/v2/models/{NAME}/ready", responses=schema.responses(503), summary="KServe: as /readyz")
+    @app.get("/v2/health/ready", **_documented(503), summary="KServe: as /readyz")
+    @app.get(f"/v2/models/{NAME}/ready", **_documented(503), summary="KServe: as /readyz")
     async def is_ready() -> dict[str, bool]:
         await scoring.check_ready()
         return {"ready": True}
 
-    @app.get(f"/v2/models/{NAME}", response_model=schema.Metadata, responses=schema.responses(503), summary="KServe: the model's tensors")
+    @app.get(f"/v2/models/{NAME}", **_documented(503), summary="KServe: the model's tensors")
     async def model() -> schema.Metadata:
         outputs = [("label", "BYTES"), ("probability", "FP32"), ("score", "BYTES")]
         return schema.Metadata(
@@ -47,12 +48,11 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
     @app.post(
         f"/v2/models/{NAME}/infer",
         response_model=schema.InferAnswer,
-        responses=schema.responses(*schema.SCORING, error=schema.InferError),
-        openapi_extra=schema.body(schema.InferRequest),
+        **_documented(*schema.SCORING, body=schema.InferRequest),
         summary="KServe: score",
     )
     async def infer(request: Request) -> Response:
-        infer_request = await read_request(request, schema.InferRequest, max_texts=options.max_texts)
+        infer_request = schema.read_request(request, schema.InferRequest, max_texts=options.max_texts)
         texts = infer_request.inputs[0].data
         fields = [f"inputs[0].data[{place}]" for place in range(len(texts))]
         results = await scoring.score(texts, fields, "words", request)

@@ -9,14 +9,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from han.model import artifact
-from han.score.scorer import Scored, ScoredEffects, Scorer
+from han.score.scorer import Scored, Scorer, concatenate
 from han.types import EffectDetail, Mistake
 from serve.backend import About, Answer, AnswerDetail, Answers, estimate_tokens
 from serve.batching import BatchQueue, Item
@@ -65,7 +64,7 @@ class Model:
             raise Mistake(f"the application now scores with {self._scorer.fingerprint}, the job began with {model}: start the job again")
         self._metrics.count("han_bulk_texts_total", len(texts))
         score = functools.partial(self._scorer.score_flat, effects=effects)
-        return join(await self._queue.score_job(pieces(texts, _JOB_PIECE_TOKENS), score))
+        return concatenate(await self._queue.score_job(pieces(texts, _JOB_PIECE_TOKENS), score))
 
     async def about(self) -> About:
         return self._about
@@ -100,36 +99,13 @@ def effects_of(details: Sequence[AnswerDetail]) -> EffectDetail:
     return "none" if all(detail == "none" for detail in details) else "sentences"
 
 
-def pieces(texts: Sequence[str], max_tokens: int) -> list[Sequence[str]]:
+def pieces(texts: Sequence[str], max_tokens: int) -> list[list[str]]:
     """The texts in order, cut into runs of at most `max_tokens`; a longer text is a run of its own."""
-    runs: list[Sequence[str]] = []
-    first = total = 0
-    for place, tokens in enumerate(map(estimate_tokens, texts)):
-        if place > first and total + tokens > max_tokens:
-            runs.append(texts[first:place])
-            first, total = place, 0
-        total += tokens
-    return [*runs, texts[first:]]
-
-
-def join(parts: Sequence[Scored]) -> Scored:
-    """The answers to runs of texts as the answer to all of them."""
-    offsets = np.cumsum([0, *(len(part.kept) + len(part.refused) for part in parts)]).tolist()
-    names = Scored.__dataclass_fields__.keys() - {"kept", "refused", "effects"}
-    return Scored(
-        kept=np.concatenate([part.kept + offset for part, offset in zip(parts, offsets, strict=False)]),
-        refused=tuple((place + offset, why) for part, offset in zip(parts, offsets, strict=False) for place, why in part.refused),
-        effects=_join_effects([part.effects for part in parts if part.effects]),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
-    )
-
-
-def _join_effects(parts: Sequence[ScoredEffects]) -> ScoredEffects | None:
-    if not parts:
-        return None
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("evidence", "nothing", "sums", "interaction", "sentences")
-    }
-    words = [part.words for part in parts if part.words is not None]
-    return ScoredEffects(words=np.concatenate(words) if words else None, word_method=parts[0].word_method, **columns)
+    runs, total = [[*texts[:1]]], sum(map(estimate_tokens, texts[:1]))
+    for text in texts[1:]:
+        total += estimate_tokens(text)
+        if total > max_tokens:
+            runs.append([])
+            total = estimate_tokens(text)
+        runs[-1].append(text)
+    return runs

@@ -1,17 +1,22 @@
-"""The shapes of requests and answers: they check what is sent, and they are the schemas of the OpenAPI document."""
+"""The shapes of requests and answers: they check what is sent, and they are the schemas of the OpenAPI document.
+
+Any bytes are read in time linear in their number.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+from starlette.requests import Request
 
-from han.types import AttentionDetail
+from han.types import AttentionDetail, Score
 from serve.backend import AnswerDetail
 from serve.errors import MEANINGS, Problem
 
-Share = Annotated[float, Field(ge=0, le=1)]
+T = TypeVar("T", bound=BaseModel)
 MAX_EXACT_CHARACTERS = 10_000  # of a text with exact effects of words: their time grows with the words times the sentences
 MAX_CHARACTERS, MAX_TEXTS = 50_000, 32  # defaults, for the document; the limits in force are the model's and the options'
 
@@ -91,50 +96,10 @@ class ScoreRequest(BaseModel):
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{place}]" for place in range(len(self.inputs))]
 
 
-class Word(BaseModel):
-    start: int = Field(description="code point in the text that was sent")
-    end: int = Field(description="exclusive")
-    attention: Share = Field(description="share of its sentence")
-    effect: float | None = Field(description='as of a sentence; null unless effects is "exact_words", and for the only word of a review')
-
-
-class Sentence(BaseModel):
-    start: int = Field(description="start of its first word, a code point in the text that was sent")
-    end: int = Field(description="end of its last word, exclusive")
-    attention: Share = Field(description="share of its review")
-    effect: float | None = Field(
-        description="evidence of the review minus the evidence without the sentence, in nats: above 0 it speaks for the label, below 0 "
-        "against it; null for the only sentence of a review"
-    )
-    words: list[Word] | None = Field(description='null unless attention is "words"')
-
-
-class Effects(BaseModel):
-    """The evidence of a review for its label: evidence = nothing + sum + interaction, in nats."""
-
-    evidence: float = Field(description="log-odds of the label, ln(p / (1 - p))")
-    nothing: float = Field(description="evidence of a review without any sentence")
-    sum: float | None = Field(description="sum of the effects of the sentences; null for a review of one sentence")
-    interaction: float | None = Field(description="the part of the evidence that the effects do not explain")
-    method: str = Field(description="of the sentences: leave_one_out, exact by definition")
-    word_method: str | None = Field(description="of the words: leave_one_out, exact; null without effects of words")
-
-
-class Score(BaseModel):
-    label: str
-    probability: Share = Field(description="of the label")
-    probabilities: dict[str, Share] = Field(description="of each label; they sum to 1")
-    sentences: list[Sentence] | None = Field(description='in reading order; null if attention is "none"')
-    num_tokens: int
-    num_unknown: int = Field(description="tokens that are not in the model's vocabulary")
-    num_characters_cut: int = Field(description="code points that the model's limits cut")
-    unfamiliar: bool = Field(description="too many tokens are unknown: the model cannot read this text, do not trust the answer")
-    uncertain: bool = Field(description="the probability is below the model's threshold; always false for a model without one")
-    model: str = Field(description="fingerprint of the model")
-    effects: Effects | None = Field(description='null if attention is "none"')
-
-
 class ScoreAnswer(BaseModel):
+    # also of the dataclasses in `Score`: their docstrings are the descriptions
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_serialization_defaults_required=True)
+
     results: list[Score] = Field(description="one for each text, in the order of the request")
     model: str = Field(description="fingerprint of the model that scored all of them")
     request_id: str
@@ -241,23 +206,63 @@ class ServerMetadata(BaseModel):
 
 ALWAYS = (408, 413, 500, 504)
 SCORING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+_HEADERS = {401: ("WWW-Authenticate", "string"), 429: ("Retry-After", "integer"), 503: ("Retry-After", "integer")}
 
 
-def responses(*statuses: int, error: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
-    """The documented failures of a route. 404 and 405 belong to no route."""
-    return {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
-
-
-def body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The documented body of a route that reads it by itself."""
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}}
-    }
+def documented(*statuses: int, body: type[BaseModel] | None = None, error: type[BaseModel] = ErrorAnswer) -> dict[str, Any]:
+    """What a route says of itself: its failures (404 and 405 belong to no route), its API key, and the body that it reads by itself."""
+    failures = {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
+    extra: dict[str, Any] = {"security": [{}, {"key": []}]} if 401 in statuses else {}
+    if body:
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+        extra["requestBody"] = {"required": True, "content": content}
+    return {"responses": {200: _headers(200), **failures}, "openapi_extra": extra}
 
 
 def _headers(status: int) -> dict[str, Any]:
-    named = {401: ("WWW-Authenticate", "string"), 429: ("Retry-After", "integer"), 503: ("Retry-After", "integer")}
-    if status not in named:
-        return {}
-    name, kind = named[status]
-    return {"headers": {name: {"schema": {"type": kind}}}}
+    named = [("X-Request-ID", "string"), *([_HEADERS[status]] if status in _HEADERS else [])]
+    return {"headers": {name: {"schema": {"type": kind}} for name, kind in named}}
+
+
+def read_request(request: Request, kind: type[T], *, max_texts: int) -> T:
+    """The body, which the middleware has read, as a `kind`, checked by the model that the OpenAPI document describes."""
+    _check_content_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
+    values = _read_json(request.state.body)
+    if not isinstance(values, dict):
+        raise Problem(422, "invalid_request", "the body is not a JSON object")
+    try:
+        return kind.model_validate(values, strict=True, context={"max_texts": max_texts})
+    except ValidationError as invalid:
+        error = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+        error_type, place = error["type"], error["loc"]
+        place = place[:-1] if error_type == "extra_forbidden" else place  # the name of an unknown key is the client's text
+        names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part not in ("one", "many")]
+        field = "".join(names).removeprefix(".") or None
+        raise Problem(422, error_type if error_type == "invalid_utf8" else "invalid_request", error["msg"], field=field) from None
+
+
+def _read_json(body: bytes) -> Any:
+    """The standard parser, but NaN and a key that occurs twice are refused."""
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of too many digits; nested too deep
+        raise Problem(400, "invalid_json", "the body is not JSON in UTF-8 with each key once") from None
+
+
+def _check_content_type(content_type: str, content_encoding: str) -> None:
+    """Plain JSON only: no form that a browser sends across sites without asking, and no compressed bomb."""
+    kind, _, parameters = content_type.partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8") or content_encoding not in ("", "identity"):
+        raise Problem(415, "unsupported_media_type", "send Content-Type: application/json, UTF-8, without Content-Encoding")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return values
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -12,8 +12,13 @@ from han.score.scorer import Scored
 from han.types import Float32s
 from serve.backend import Answer, AnswerDetail
 
+_SCORE = (
+    '{"label":%s,"probability":%.9g,"probabilities":{%s},"sentences":%s,"num_tokens":%d,"num_unknown":%d,"num_characters_cut":%d,'
+    '"unfamiliar":%s,"uncertain":%s,"model":"%s","effects":%s}'
+)
 _SENTENCE = '{"start":%d,"end":%d,"attention":%.9g,"effect":%s,"words":%s}'
 _WORD = '{"start":%d,"end":%d,"attention":%.9g,"effect":%s}'  # nine digits give a float32 exactly
+_EFFECTS = '{"evidence":%s,"nothing":%s,"sum":%s,"interaction":%s,"method":"leave_one_out","word_method":%s}'
 
 
 def score_json(scored: Scored, labels: Sequence[str], fingerprint: str, attention: Sequence[AnswerDetail]) -> list[Answer]:
@@ -24,26 +29,20 @@ def score_json(scored: Scored, labels: Sequence[str], fingerprint: str, attentio
     refused = dict(scored.refused)
     results: list[Answer] = [refused.get(place, b"") for place in range(len(attention))]
     names = [json.dumps(label) for label in labels]
-    choices = scored.logits.argmax(axis=1)
+    counts = np.stack([scored.num_tokens, scored.num_unknown, scored.num_characters_cut], axis=1).tolist()
+    flags = np.where(np.stack([scored.unfamiliar, scored.uncertain], axis=1), "true", "false").tolist()
+    choices = scored.logits.argmax(axis=1).tolist()
     last_sentence = last_word = 0
     for row, place in enumerate(scored.kept.tolist()):
         sentences = slice(last_sentence, last_sentence + int(scored.review_lengths[row]))
-        words = slice(last_word, last_word + int(scored.num_tokens[row]))
+        words = slice(last_word, last_word + counts[row][0])
         last_sentence, last_word = sentences.stop, words.stop
-        probabilities = scored.probabilities[row].tolist()
+        choice, probabilities = choices[row], scored.probabilities[row].tolist()
         by_label = ",".join(f"{name}:{value:.9g}" for name, value in zip(names, probabilities, strict=True))
-        results[place] = (
-            f'{{"label":{names[choices[row]]},"probability":{probabilities[choices[row]]:.9g},"probabilities":{{{by_label}}},'
-            f'"sentences":{_sentences(scored, sentences, words, attention[place])},"num_tokens":{scored.num_tokens[row]},'
-            f'"num_unknown":{scored.num_unknown[row]},"num_characters_cut":{scored.num_characters_cut[row]},'
-            f'"unfamiliar":{_bool(scored.unfamiliar[row])},"uncertain":{_bool(scored.uncertain[row])},"model":"{fingerprint}",'
-            f'"effects":{_effects(scored, row, attention[place])}}}'
-        ).encode()
+        inner, effects = _sentences(scored, sentences, words, attention[place]), _effects(scored, row, attention[place])
+        score = (names[choice], probabilities[choice], by_label, inner, *counts[row], *flags[row], fingerprint, effects)
+        results[place] = (_SCORE % score).encode()
     return results
-
-
-def _bool(flag: np.bool_) -> str:
-    return "true" if flag else "false"
 
 
 def _effects(scored: Scored, row: int, attention: AnswerDetail) -> str:
@@ -51,9 +50,8 @@ def _effects(scored: Scored, row: int, attention: AnswerDetail) -> str:
     if computed is None or attention == "none":
         return "null"
     parts = (computed.evidence, computed.nothing, computed.sums, computed.interaction)
-    numbers = zip(("evidence", "nothing", "sum", "interaction"), (_number(float(part[row])) for part in parts), strict=True)
-    method = json.dumps(computed.word_method if attention == "exact_words" else None)
-    return f'{{{",".join(f""""{name}":{number}""" for name, number in numbers)},"method":"leave_one_out","word_method":{method}}}'
+    method = computed.word_method if attention == "exact_words" else None
+    return _EFFECTS % (*(_number(float(part[row])) for part in parts), json.dumps(method))
 
 
 def _number(value: float) -> str:

@@ -186,6 +186,20 @@ def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
     return Scorer(artifact.load(artifact.find(model)), device=device)
 
 
+def concatenate(parts: Sequence[Scored]) -> Scored:
+    """The answers to runs of texts, all with the same effects, as the answers to all of the texts."""
+    offsets = np.cumsum([0, *(len(part.kept) + len(part.refused) for part in parts)]).tolist()
+    computed = [part.effects for part in parts if part.effects]
+    return Scored(
+        **_columns(parts)
+        | {
+            "kept": np.concatenate([part.kept + offset for part, offset in zip(parts, offsets, strict=False)]),
+            "refused": tuple((place + offset, why) for part, offset in zip(parts, offsets, strict=False) for place, why in part.refused),
+            "effects": ScoredEffects(**_columns(computed)) if computed else None,
+        }
+    )
+
+
 def schema(labels: Sequence[str]) -> pa.Schema:
     """The columns that scoring adds, in order; the same names, units and nulls as `Score`."""
     return pa.schema(
@@ -279,6 +293,12 @@ def _effects_column(computed: ScoredEffects) -> pa.StructArray:
     numbers = (_finite(values, num_reviews) for values in (computed.evidence, computed.nothing, computed.sums, computed.interaction))
     names = (pa.repeat(pa.scalar(name, pa.string()), num_reviews) for name in ("leave_one_out", computed.word_method))
     return _structs(_EFFECTS, *numbers, *names)
+
+
+def _columns(parts: Sequence[Scored] | Sequence[ScoredEffects]) -> dict[str, Any]:
+    """The fields of all parts: arrays end to end, other fields as in the first part."""
+    values = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(parts[0])}
+    return {name: np.concatenate(each) if isinstance(each[0], np.ndarray) else each[0] for name, each in values.items()}
 
 
 def _finite(values: Float32s | None, length: int) -> pa.Array:

@@ -178,7 +178,7 @@ def test_a_model_that_fails_its_test_is_not_ready_but_alive() -> None:
 
 def test_readiness_checks_run_at_most_one_self_test_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, fake = 100.0, Fake()
-    monkeypatch.setattr("serve.scoring.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("serve.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     app = fake.app()
 
     async def main() -> set[int]:

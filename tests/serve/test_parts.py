@@ -21,7 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from han.model import artifact
-from han.score.scorer import Scored, Scorer, as_json
+from han.score.scorer import Scored, Scorer, as_json, concatenate
 from han.types import Mistake, Refusal, Score
 from jobs import serve as serve_job
 from serve import batch_client
@@ -35,7 +35,7 @@ from serve.ingress import check_exposure
 from serve.keys import Keys
 from serve.metrics import Metrics, TotalMetrics, text
 from serve.options import Options
-from serve.replica import Model, join, pieces
+from serve.replica import Model, pieces
 from serve.score_json import score_json
 
 ROOT = Path(__file__).parents[2]
@@ -295,9 +295,9 @@ def test_the_pieces_of_a_chunk_hold_all_its_texts_in_order() -> None:
 def test_joined_pieces_equal_the_result_of_the_whole(scorer: Scorer) -> None:
     texts = ["The film was good.", "...", "Not dull!", "I loved it. The film was bad.", "!", "good"]
     whole = scorer.score_flat(texts)
-    parts = join([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
+    parts = concatenate([scorer.score_flat(texts[:2]), scorer.score_flat(texts[2:3]), scorer.score_flat(texts[3:])])
     assert parts.refused == whole.refused
-    joined = join([scorer.score_flat(texts[:4], effects="words"), scorer.score_flat(texts[4:], effects="words")]).effects
+    joined = concatenate([scorer.score_flat(texts[:4], effects="words"), scorer.score_flat(texts[4:], effects="words")]).effects
     together = scorer.score_flat(texts, effects="words").effects
     assert joined
     assert together
