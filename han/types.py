@@ -170,3 +170,21 @@ class Score:
     """fingerprint of the model"""
     effects: Effects | None = None
     """null if not computed"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """Parts of a review without which the network gives another label."""
+
+    spans: tuple[tuple[int, int], ...]  # of sentences, or one of consecutive words: code points of the raw text, end exclusive
+    label: str  # of the rest
+    smallest: bool  # False: found greedily, a smaller set may exist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removals:
+    """What has to be taken out of one review so that its label is another (see `model.effects`)."""
+
+    sentences: Removal | None  # the smallest set of sentences; None if none was found
+    all_sets_tried: bool  # where `sentences` is None: whether no set exists
+    phrase: Removal | None  # the shortest span of words within a sentence, never the whole sentence; None if there is none

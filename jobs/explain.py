@@ -77,6 +77,8 @@ def main(job: Explain) -> None:
             [(name, text, answer) for name, text, answer, _ in drawn],
             title="Where the network looked",
             labels=[label for _, _, _, label in drawn],
+            places=places,
+            removals=scorer.removals(reviews[0][1]) if len(reviews) == 1 else None,
         ),
         encoding="utf-8",
     )

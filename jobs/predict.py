@@ -33,7 +33,7 @@ class Predict:
     attention: AttentionDetail = "words"
     """detail of the attention"""
     effects: Literal["none", "sentences", "exact_words"] = "sentences"
-    """effects: the evidence that is lost without each sentence, or without each word too (some 10 ms for a review)"""
+    """effects: the evidence that is lost without each sentence, or without each word too; and what to take out for another label"""
     json: bool = False
     """print one JSON object for each review, with the fields of the scores in Parquet"""
 
@@ -47,7 +47,8 @@ def main(job: Predict) -> None:
     from han.score import as_json, load
 
     torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
-    answers = load(model).score(texts, attention=job.attention, effects=_effects(job))
+    scorer = load(model)
+    answers = scorer.score(texts, attention=job.attention, effects=_effects(job))
     refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
     if refusal is not None:
         raise Mistake(f"a review cannot be scored ({refusal.reason}): {refusal.message}")
@@ -56,8 +57,10 @@ def main(job: Predict) -> None:
         print("\n".join(json.dumps(as_json(score)) for score in scores))
         return
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size().columns
+    removals = [None if score.effects is None else scorer.removals(text) for text, score in zip(texts, scores, strict=True)]
     drawn = [
-        terminal(text, score, width=shutil.get_terminal_size().columns, colour=colour) for text, score in zip(texts, scores, strict=True)
+        terminal(text, score, width=width, colour=colour, removals=each) for text, score, each in zip(texts, scores, removals, strict=True)
     ]
     print("\n".join(drawn), end="")
 

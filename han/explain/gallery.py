@@ -1,8 +1,10 @@
-"""The reviews that a page shows: chosen and ordered by their answers."""
+"""The reviews that a page shows: chosen and ordered by their answers, and searched and sorted in the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -35,3 +37,21 @@ def choose(scores: Sequence[Score], labels: Sequence[str | None], *, order: Orde
 def is_wrong(score: Score, label: str | None) -> bool:
     """Whether the label is known and differs from the answer."""
     return label is not None and label != score.label
+
+
+def controls(orders: Mapping[str, str]) -> str:
+    """Returns a search box and a choice of orders as HTML. It stays hidden until `script` runs.
+
+    orders: the name of each order by its key, the order of the page first. The key is empty for that one, else the name of a data
+    attribute of the articles, with a leading "-" where the largest value comes first.
+    """
+    options = "".join(f'<option value="{escape(key)}">{escape(name)}</option>' for key, name in orders.items())
+    return (
+        '<div class="find" hidden><label>Search <input type="search" autocomplete="off" spellcheck="false"></label>'
+        f'<label>Order <select autocomplete="off">{options}</select></label><output></output></div>'
+    )
+
+
+def script() -> str:
+    """Returns the script of `controls`. It contains nothing of the reviews."""
+    return files("han.explain").joinpath("gallery.js").read_text(encoding="utf-8")

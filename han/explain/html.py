@@ -10,11 +10,11 @@ import base64
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from han.explain.gallery import is_wrong
+from han.explain.gallery import controls, is_wrong, script
 from han.explain.pieces import (
     ODD,
     TAG,
@@ -25,49 +25,72 @@ from han.explain.pieces import (
     largest_shares,
     percent,
     pieces,
+    removal_notes,
     signed,
     visible,
     warnings,
 )
-from han.types import Score, Sentence
+from han.types import Removals, Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 
 
-def page(reviews: Iterable[tuple[str, str, Score]], *, title: str, labels: Sequence[str | None] = ()) -> str:
+def page(
+    reviews: Iterable[tuple[str, str, Score]],
+    *,
+    title: str,
+    labels: Sequence[str | None] = (),
+    places: Sequence[int] = (),
+    removals: Removals | None = None,
+) -> str:
     """Returns one self-contained HTML page of the reviews, each a caption, the raw text and its Score, in this order.
 
-    labels: the known label of each review or None; wrong answers are marked, and a switch shows only them. The page has no script and
-    loads nothing: no other file, no other host. A browser draws only the reviews in view, so thousands of reviews do not freeze it.
+    labels: the known label of each review or None; wrong answers are marked, and a switch shows only them. places: the place of each review
+    in the input, where it differs from the order of the page. removals: of the only review. The page loads nothing: no other file, no other
+    host. Its only script searches and sorts several reviews. A browser draws only the reviews in view, so thousands of reviews do not
+    freeze it.
     """
     reviews = list(reviews)
     known = list(labels) or [None] * len(reviews)
+    many = len(reviews) > 1
     models = {score.model for _, _, score in reviews}
     about = f"{len(reviews):,} review{'s' * (len(reviews) != 1)}" + "".join(f" · {_model(model)}" for model in models if len(models) == 1)
     drawn = "".join(
-        _article(text, score, anchor=f' id="review-{number}"', caption=caption, names_model=len(models) > 1, label=label)
-        for number, ((caption, text, score), label) in enumerate(zip(reviews, known, strict=True), 1)
+        _article(
+            text,
+            score,
+            attributes=f' id="review-{number}"{_sort_keys(score, place) if many else ""}',
+            caption=caption,
+            names_model=len(models) > 1,
+            label=label,
+            removals=removals,
+        )
+        for number, ((caption, text, score), label, place) in enumerate(
+            zip(reviews, known, list(places) or range(len(reviews)), strict=True), 1
+        )
     )
     body = f"""<main>
 <div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
 {_key([score for _, _, score in reviews], drawn)}
-{_errors_switch(reviews, known)}{_index(reviews, known) if len(reviews) > 1 else ""}</div>
+{_errors_switch(reviews, known)}{controls(_orders(places)) + _index(reviews, known) if many else ""}</div>
 {drawn}</main>"""
-    return document(body, title=escape(visible(title)), style=stylesheet())
+    return document(body, title=escape(visible(title)), style=stylesheet(), script=script() if many else None)
 
 
-def document(body: str, *, title: str, style: str) -> str:
-    """Returns a whole HTML page that loads nothing and runs nothing.
+def document(body: str, *, title: str, style: str, script: str | None = None) -> str:
+    """Returns a whole HTML page that loads nothing and runs nothing but `script`.
 
-    `body` and `title` are HTML, not text. The page contains `style`, and its Content-Security-Policy allows it by its digest.
+    `body` and `title` are HTML, not text. The page contains `style` and `script`, and its Content-Security-Policy allows them by their
+    digests. No text of a review belongs into either.
     """
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    allowed = f"style-src '{_digest(style)}'" + (f"; script-src '{_digest(script)}'" if script else "")
+    run = f'<script type="module">{script}</script>\n' if script else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -75,9 +98,13 @@ def document(body: str, *, title: str, style: str) -> str:
 </head>
 <body class="han-page">
 {body}
-</body>
+{run}</body>
 </html>
 """
+
+
+def _digest(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def fragment(text: str, score: Score) -> str:
@@ -177,6 +204,19 @@ def _errors_switch(reviews: Sequence[tuple[str, str, Score]], labels: Sequence[s
     return f'<div class="key"><p class="caveat live">{switch}</p></div>'
 
 
+def _orders(places: Sequence[int]) -> dict[str, str]:
+    """The orders of `controls`; the input order only if it is not that of the page."""
+    in_input_order = list(places) == sorted(places)
+    orders = {"": "input order" if in_input_order else "as chosen", "-probability": "surest first", "probability": "least sure first"}
+    orders["-effect"] = "largest sentence effect first"
+    return orders if in_input_order else {**orders, "place": "input order"}
+
+
+def _sort_keys(score: Score, place: int) -> str:
+    effect, _ = largest_effects(score.sentences or ())
+    return f' data-probability="{score.probability:.7g}" data-effect="{effect:.4g}" data-place="{place}"'
+
+
 def _is_right(score: Score, label: str | None) -> str:
     return "" if is_wrong(score, label) else ' class="right"'
 
@@ -200,7 +240,37 @@ def _opening(text: str) -> str:
     return " ".join(TAG.sub(" ", text[:400]).split())[:100]
 
 
-def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", names_model: bool = True, label: str | None = None) -> str:
+def _article(
+    text: str,
+    score: Score,
+    *,
+    attributes: str = "",
+    caption: str = "",
+    names_model: bool = True,
+    label: str | None = None,
+    removals: Removals | None = None,
+) -> str:
+    named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
+    return f"""<article class="han{"" if is_wrong(score, label) else " right"}"{attributes}>
+{drawing(text, score, before=named, names_model=names_model, label=label, removals=removals)}</article>
+"""
+
+
+def drawing(
+    text: str,
+    score: Score,
+    *,
+    before: str = "",
+    names_model: bool = True,
+    label: str | None = None,
+    removals: Removals | None = None,
+    marked: Collection[tuple[int, int]] = (),
+) -> str:
+    """Returns one review as HTML: the answer, then a row for each sentence.
+
+    before: HTML that stands above the answer; marked: spans of sentences whose rows have a line at their side, as have the sentences of
+    `removals`.
+    """
     names = list(score.probabilities)
     classes = "".join(
         _class(name, share, hue=label_class(name, names), chosen=name == score.label) for name, share in score.probabilities.items()
@@ -208,13 +278,12 @@ def _article(text: str, score: Score, *, anchor: str = "", caption: str = "", na
     hue = label_class(score.label, names)
     shown = " · ".join(facts(score) + ([_model(score.model)] if names_model else []))
     warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
-    named = f'<p class="id"><bdi>{_safe(caption)}</bdi></p>' if caption else ""
-    return f"""<article class="han{"" if is_wrong(score, label) else " right"}"{anchor}>
-<header>{named}<h2 class="verdict {hue}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}</h2>
+    notes = removal_notes(text, score, removals) if removals else ()
+    marked = {*marked, *(removals.sentences.spans if removals and removals.sentences else ())}
+    return f"""<header>{before}<h2 class="verdict {hue}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}</h2>
 {warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
-<p class="facts">{shown}</p>{_balance(score)}</header>
-{_review(text, score)}
-</article>
+<p class="facts">{shown}</p>{_balance(score)}{"".join(f'<p class="facts removal">{_safe(note)}</p>' for note in notes)}</header>
+{_review(text, score, marked)}
 """
 
 
@@ -238,7 +307,7 @@ def _number(share: float) -> str:
     return f'<span class="number">{escape(percent(share))}%</span>'
 
 
-def _review(text: str, score: Score) -> str:
+def _review(text: str, score: Score, marked: Collection[tuple[int, int]] = ()) -> str:
     """Returns the raw text as one row for each sentence. The text between two sentences ends the row of the first."""
     if score.sentences is None:
         return f'<p class="raw whole" dir="auto">{_between(text, read=True)}</p>'
@@ -256,7 +325,7 @@ def _review(text: str, score: Score) -> str:
         tint = _effect_classes(sentence.effect, largest_effect) if not largest_of_word else ""
         bar = _bar(sentence.attention / largest_sentence, chosen=True)
         rows.append(
-            f'<li class="row">{_switch(number, len(score.sentences), sentence)}'
+            f'<li class="row{" marked" * ((sentence.start, sentence.end) in marked)}">{_switch(number, len(score.sentences), sentence)}'
             f'<div class="share{hides}">{_number(sentence.attention)}{bar}</div>{effect}'
             f'<p class="raw{tint}" dir="auto">{drawn}</p></li>\n'
         )

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from han.text.raw import TAG
-from han.types import Effects, Score, Sentence, Word
+from han.types import Effects, Removals, Score, Sentence, Word
 
 # Controls, invisible and bidirectional format characters, lone surrogates. The joiners U+200C and U+200D stay: Persian and emoji need them.
 ODD = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
+_MOST_QUOTED, _QUOTED = 4, 60  # sentences, and characters of each, in a note
 
 __all__ = [
     "ODD",
@@ -28,6 +29,7 @@ __all__ = [
     "largest_shares",
     "percent",
     "pieces",
+    "removal_notes",
     "signed",
     "visible",
     "warnings",
@@ -73,6 +75,33 @@ def balance(effects: Effects, label: str) -> str:
         return f"{evidence}; the only sentence has no effect, because nothing would be left"
     parts = f"{signed(effects.nothing)} without text, {signed(effects.sum)} from the sentences one by one"
     return f"{evidence} = {parts}, {signed(effects.interaction)} from their interaction (nats)"
+
+
+def removal_notes(text: str, score: Score, removals: Removals) -> list[str]:
+    """Returns as sentences what has to be taken out of the review so that the network gives another label."""
+    num_sentences = len(score.sentences or ())
+    notes = []
+    if removals.sentences is not None:
+        spans = removals.sentences.spans
+        parts = "this sentence" if len(spans) == 1 else f"these {len(spans)} sentences"
+        limit = "No smaller set of sentences does that." if removals.sentences.smallest else "A smaller set may exist: not all were tried."
+        notes.append(f"Without {parts} of {num_sentences} the label is {removals.sentences.label}: {_quoted(text, spans)}. {limit}")
+    elif num_sentences > 1:
+        tried = "Every choice was tried" if removals.all_sets_tried else "Not every choice was tried"
+        notes.append(f"No sentences were found without which the label is another. {tried}; at least one sentence stays.")
+    if removals.phrase is not None:
+        notes.append(
+            f"Without the words {_quoted(text, removals.phrase.spans)} the label is {removals.phrase.label}. No shorter phrase does that."
+        )
+    return notes
+
+
+def _quoted(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    openings = [" ".join(TAG.sub(" ", text[start:end]).split()) for start, end in spans[:_MOST_QUOTED]]
+    quoted = [
+        f"\u201c{opening if len(opening) <= _QUOTED else opening[: _QUOTED - 1].rstrip() + chr(0x2026)}\u201d" for opening in openings
+    ]
+    return ", ".join(quoted) + (f" and {len(spans) - _MOST_QUOTED} more" if len(spans) > _MOST_QUOTED else "")
 
 
 def facts(score: Score) -> list[str]:

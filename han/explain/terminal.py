@@ -14,8 +14,20 @@ from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from han.explain.pieces import TAG, balance, facts, largest_effects, largest_shares, percent, pieces, signed, visible, warnings
-from han.types import Score, Sentence, Word
+from han.explain.pieces import (
+    TAG,
+    balance,
+    facts,
+    largest_effects,
+    largest_shares,
+    percent,
+    pieces,
+    removal_notes,
+    signed,
+    visible,
+    warnings,
+)
+from han.types import Removals, Score, Sentence, Word
 
 _MIN_WIDTH = 40  # columns; narrower terminals wrap the lines themselves
 _MAX_TEXT_WIDTH = 80  # columns; longer lines are hard to follow
@@ -29,7 +41,7 @@ _SHADES = ("", *(f"color(16) on color({blue})" for blue in (250, 110, 74, 75, 39
 _LINE_END = re.compile(r"<br\b[^<>]*>|\n", re.IGNORECASE)
 
 
-def terminal(text: str, score: Score, *, width: int, colour: bool) -> str:
+def terminal(text: str, score: Score, *, width: int, colour: bool, removals: Removals | None = None) -> str:
     """Returns the label, the probabilities, and each sentence beside its share of the review, and beside its effect if it has one.
 
     A positive effect speaks for the label, a negative one against it. Words with effects are marked by them, not by their attention.
@@ -48,6 +60,8 @@ def terminal(text: str, score: Score, *, width: int, colour: bool) -> str:
         lines += _sentences(text, score.sentences, min(width - gutter, _MAX_TEXT_WIDTH), console, colour=colour, gutter=gutter)
         if score.effects is not None:
             lines += [Text(), *_wrap([(visible(balance(score.effects, score.label)), "dim")], width, console)]
+    for note in removal_notes(text, score, removals) if removals else ():
+        lines += _wrap([(visible(note), "dim")], width, console)
     with console.capture() as capture:
         console.print(Text("\n").join(lines), soft_wrap=True)
     return capture.get()

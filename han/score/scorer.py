@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from han.config import ScoreConfig
 from han.model import artifact, effects
 from han.model.artifact import Artifact
-from han.model.effects import WordMethod
+from han.model.effects import Flip, WordMethod
 from han.model.gru import compiled
 from han.model.metrics import softmax
 from han.model.network import FoldedHAN
@@ -35,6 +35,8 @@ from han.types import (
     Mistake,
     RaggedBatch,
     Refusal,
+    Removal,
+    Removals,
     Score,
     Sentence,
     Word,
@@ -138,6 +140,32 @@ class Scorer:
             word_attention=word_attention,
             effects=computed,
         )
+
+    def removals(self, text: str) -> Removals:
+        """The smallest set of sentences, and the shortest phrase, without which the text has another label. A refused text has none.
+
+        Exact within the limits of `model.effects.flipping_sentences` and `flipping_spans`; about 100 ms for a review of 300 words.
+        """
+        encoded = self._encoder.encode_batch([text])
+        if not len(encoded.kept):
+            return Removals(sentences=None, all_sets_tried=False, phrase=None)
+        batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+        batch = dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device))
+        with torch.no_grad():
+            vectors, _ = self._trained.words(self._trained.word_vectors(batch), batch.sentence_lengths)
+        sentences = effects.flipping_sentences(self._trained, vectors)
+        phrases = effects.flipping_spans(self._trained, batch)
+        last_words = np.cumsum(encoded.sentence_lengths) - 1
+        first_words = last_words - encoded.sentence_lengths + 1
+        of_sentences = np.stack([encoded.spans[first_words, 0], encoded.spans[last_words, 1]], axis=1).tolist()
+        return Removals(
+            sentences=self._removal(sentences, [of_sentences[part] for part in sentences.parts]) if sentences else None,
+            all_sets_tried=len(vectors) < 64 and 2 ** len(vectors) - 2 <= effects.SUBSETS,
+            phrase=self._removal(phrases[0], [encoded.spans[list(phrases[0].parts)].ravel()[[0, -1]].tolist()]) if phrases else None,
+        )
+
+    def _removal(self, flip: Flip, spans: Sequence[Sequence[int]]) -> Removal:
+        return Removal(spans=tuple((start, end) for start, end in spans), label=self.labels[flip.label], smallest=flip.exact)
 
     def _forward(self, encoded: EncodedBatch, detail: EffectDetail) -> tuple[Float32s, Float32s, Float32s, ScoredEffects | None]:
         """Logits [R, C], word attention [T], sentence attention [S] and effects in the order of the reviews, whatever the batches."""
