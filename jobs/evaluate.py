@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from han.config import ColumnsConfig, ScoreConfig
+from han.types import Mistake
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "--model run --data test.csv --out evaluation --columns.text body --columns.label stars",
     "--model imdb --data imdb --out evaluation",
+    "--model imdb --rationales movies/val.jsonl --out plausibility",
 )
 
 
@@ -25,10 +27,10 @@ EXAMPLES = (
 class Evaluate:
     """Compare a model's predictions with labels. Only this job opens a test split. If the data has a test split, only that is used."""
 
-    data: str
-    """labelled reviews: a file, a glob or a folder of Parquet, CSV, JSONL (.gz, .zst), an aclImdb folder or archive, `sample` or `imdb`"""
     out: str
     """folder for evaluation.html, metrics.json and predictions.parquet: new, or from the same command"""
+    data: str | None = None
+    """labelled reviews: a file, a glob or a folder of Parquet, CSV, JSONL (.gz, .zst), an aclImdb folder or archive, `sample` or `imdb`"""
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -42,13 +44,24 @@ class Evaluate:
     """random reviews of the faithfulness report"""
     faithfulness_words: int = 200
     """as many of them are measured at the level of words too: about 1 s a review on one CPU"""
+    rationales: str | None = None
+    """a split in the ERASER layout, such as movies/val.jsonl: measure whether attention and effects rank first what people marked"""
 
 
 def main(job: Evaluate) -> None:
+    out = cli.local(job.out, "--out")
+    if job.data is None and job.rationales is None:
+        raise Mistake("give --data (labelled reviews), --rationales (marked evidence), or both")
+    if job.rationales is not None:
+        _measure_rationales(Path(cli.path(job.rationales, "--rationales")), out, job)
+    if job.data is not None:
+        _evaluate(job.data, out, job)
+
+
+def _evaluate(given: str, out: Path, job: Evaluate) -> None:
     from jobs.fetch import fetch
 
-    out = cli.local(job.out, "--out")
-    data = str(fetch("imdb")) if job.data == "imdb" else job.data if job.data == "sample" else cli.path(job.data, "--data")
+    data = str(fetch("imdb")) if given == "imdb" else given if given == "sample" else cli.path(given, "--data")
     model = cli.model(job.model)
     cli.show(f"evaluate {model} on {data}", job)
     _check(data, model, out, job)
@@ -103,6 +116,38 @@ def _measure_faithfulness(data: str, out: Path, model: str, job: Evaluate, conso
     for problem in figures["failed_checks"]:
         print(f"note: a sanity check does not hold: {problem}")
     print(f"losses are of the calibrated probability; all figures in {out / 'faithfulness.json'}, a plot in {out / 'faithfulness.svg'}")
+
+
+def _measure_rationales(split: Path, out: Path, job: Evaluate) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from han.evaluate import rationales
+    from han.evaluate.evaluation_page import RATIONALES, check_out
+    from han.score import load
+    from han.storage import write_json
+    from jobs.progress import Rows
+
+    check_out(out)
+    model = cli.model(job.model)
+    documents = rationales.read(split)
+    rows = Rows()
+    figures = rationales.measure(load(model), documents, report=lambda done, total: rows("documents measured", done, total))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RATIONALES, {**figures, "model": model, "rationales": str(split)})
+    for parts in ("tokens", "sentences"):
+        table = Table(
+            parts,
+            *(key.replace("_", " ") for key in next(iter(figures[parts].values()))),
+            title=f"plausibility of {parts}, {figures['num_documents']:,} documents",
+        )
+        for name, of_method in figures[parts].items():
+            table.add_row(
+                name.replace("_", " "),
+                *("{:.3f} ({:.3f} to {:.3f})".format(each["mean"], *each["interval"]) for each in of_method.values()),
+            )
+        Console().print(table)
+    print(f"{figures['evidence']:.1%} of the tokens are marked; {figures['refused']:,} documents refused; {out / RATIONALES}")
 
 
 def _faithfulness(parts: str, figures: dict[str, Any]) -> Table:

@@ -14,8 +14,8 @@ from han.model.metrics import doubts
 from han.types import Mistake, Score
 
 METRICS, PREDICTIONS, PAGE, SETTINGS = "metrics.json", "predictions.parquet", "evaluation.html", "settings.toml"
-FAITHFULNESS, FAITHFULNESS_PLOT = "faithfulness.json", "faithfulness.svg"
-_FILES = {METRICS, PREDICTIONS, PAGE, SETTINGS, FAITHFULNESS, FAITHFULNESS_PLOT}
+FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES = "faithfulness.json", "faithfulness.svg", "rationales.json"
+_FILES = {METRICS, PREDICTIONS, PAGE, SETTINGS, FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES}
 _WIDTH, _HEIGHT = 430, 320  # of a chart, in its own units
 _FIGURES = {
     "f1": "macro F1",

@@ -280,9 +280,11 @@ def drawing(
     warned = "".join(f'<p class="warning">{_safe(warning)}</p>\n' for warning in warnings(score))
     notes = removal_notes(text, score, removals) if removals else ()
     marked = {*marked, *(removals.sentences.spans if removals and removals.sentences else ())}
-    return f"""<header>{before}<h2 class="verdict {hue}"><bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}</h2>
+    noted = "".join(f'<p class="facts removal">{_safe(note)}</p>' for note in notes)
+    verdict = f"<bdi>{_safe(score.label)}</bdi> {_number(score.probability)}{_wrong(score, label)}"
+    return f"""<header>{before}<h2 class="verdict {hue}">{verdict}</h2>
 {warned}<ul class="classes{" many" * (len(score.probabilities) > 4)}">{classes}</ul>
-<p class="facts">{shown}</p>{_balance(score)}{"".join(f'<p class="facts removal">{_safe(note)}</p>' for note in notes)}</header>
+<p class="facts">{shown}</p>{_balance(score)}{noted}</header>
 {_review(text, score, marked)}
 """
 
