@@ -57,17 +57,18 @@ def page(reviews: Iterable[tuple[str, str, Score]], *, title: str, labels: Seque
     return document(body, title=escape(visible(title)), style=stylesheet())
 
 
-def document(body: str, *, title: str, style: str) -> str:
-    """Returns a whole HTML page that loads nothing and runs nothing.
+def document(body: str, *, title: str, style: str, script: str = "") -> str:
+    """Returns a whole HTML page that loads nothing, and runs nothing but `script`.
 
-    `body` and `title` are HTML, not text. The page contains `style`, and its Content-Security-Policy allows it by its digest.
+    `body` and `title` are HTML, not text. The page contains `style` and `script`, and its Content-Security-Policy allows them by digest.
     """
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    runs = f" script-src '{_digest(script)}';" if script else ""
+    ran = f"<script>{script}</script>\n" if script else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src '{_digest(style)}';{runs} base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -75,9 +76,14 @@ def document(body: str, *, title: str, style: str) -> str:
 </head>
 <body class="han-page">
 {body}
-</body>
+{ran}</body>
 </html>
 """
+
+
+def _digest(content: str) -> str:
+    """The source of a Content-Security-Policy that allows this style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def fragment(text: str, score: Score) -> str:
