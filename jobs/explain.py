@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -109,10 +108,10 @@ def _view(job: Explain) -> None:
     """The corpus view of finished scores."""
     if job.input is None:
         raise Mistake(f"--corpus needs --input, a folder of scores: make one with {cli.command('score')} --effects words")
-    for each in dataclasses.fields(job):
-        usual = each.default if each.default is not dataclasses.MISSING else each.default_factory()  # type: ignore[misc]
-        if each.name not in ("input", "out", "corpus", "corpus_view") and getattr(job, each.name) != usual:
-            raise Mistake(f"--corpus reads finished scores: leave out --{each.name.replace('_', '-')}")
+    usual = Explain()
+    for name in ("text", "model", "num_reviews", "order", "candidates", "seed", "columns"):
+        if getattr(job, name) != getattr(usual, name):
+            raise Mistake(f"--corpus reads finished scores: leave out --{name.replace('_', '-')}")
     source, out = cli.path(job.input, "--input"), cli.path(job.out or "corpus", "--out")
     cli.check_out(out, "words.parquet", "index.html")
     scores = _scores(source)
@@ -130,8 +129,8 @@ def _view(job: Explain) -> None:
     found = corpus.collect(scores, job.corpus_view, Steps(), num_processes=num_processes)
     corpus.save(out, found, rows=job.corpus_view.rows)
     took_s = time.monotonic() - began
-    rows = cli.plural(found.table.num_rows, "word")
-    print(f"{rows} and phrases of {cli.plural(scores.num_reviews, 'review')}; {took_s:,.1f} s, {scores.num_reviews / took_s:,.0f} reviews a second")
+    rows, reviews = f"{found.table.num_rows:,} words and phrases", cli.plural(scores.num_reviews, "review")
+    print(f"{rows} of {reviews}; {took_s:,.1f} s, {scores.num_reviews / took_s:,.0f} reviews a second")
     print(f"next: open {out}/index.html in a browser, or read {out}/words.parquet with any Parquet reader")
 
 

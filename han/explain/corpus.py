@@ -150,7 +150,7 @@ def collect(scores: Scores, config: CorpusConfig, report: Report, *, num_process
     kept = np.flatnonzero(table.counts >= min_count)
     kept = kept[np.lexsort((table.keys[kept], -table.sums[kept], table.labels[kept]))]
     chosen = np.flatnonzero(np.isin(table.example_keys, table.keys[kept]))
-    wanted = tuple(column[chosen] for column in (table.example_rows, table.example_starts, table.example_ends))
+    wanted = (table.example_rows[chosen], table.example_starts[chosen], table.example_ends[chosen])
     quotes: pa.Table = run(partial(_quote, scores.place, columns, wanted), pa.concat_tables, "quoted")
     return Corpus(
         table=_listed(table, kept, chosen, quotes, columns.labels),
@@ -260,7 +260,9 @@ def _quote(place: str, columns: _Columns, wanted: tuple[Rows, Rows, Rows], share
         places = order[low:high]
         texts = table[columns.text].take(pa.array(rows[places] - first_row)).to_pylist()
         ids = table[columns.review_id].take(pa.array(rows[places] - first_row)).cast(pa.string())
-        quotes = [_excerpt(text, start, end) for text, start, end in zip(texts, starts[places].tolist(), ends[places].tolist(), strict=True)]
+        quotes = [
+            _excerpt(text, start, end) for text, start, end in zip(texts, starts[places].tolist(), ends[places].tolist(), strict=True)
+        ]
         excerpts = [pa.array(column, pa.string()) for column in zip(*quotes, strict=True)] or [pa.array([], pa.string())] * 3
         tables.append(pa.table([places, ids, *excerpts], schema=_QUOTES))
     return pa.concat_tables(tables)
@@ -307,7 +309,9 @@ def _listed(table: Table, kept: Rows, chosen: Rows, quotes: pa.Table, labels: Se
     )
 
 
-def _here(shares: Sequence[_Share], work: Callable[[_Share], Any], merge: _Merge, done: Callable[[int, int], None], num_processes: int) -> Any:
+def _here(
+    shares: Sequence[_Share], work: Callable[[_Share], Any], merge: _Merge, done: Callable[[int, int], None], num_processes: int
+) -> Any:
     """The merged results of all shares, from forked processes, which end with this one, however it ends."""
     waiting, running, whole, rows = deque(shares), dict[Future[Any], _Share](), None, 0
     done(0, _num_rows(shares))
@@ -368,6 +372,7 @@ def _num_rows(shares: Iterable[_Share]) -> int:
 
 def _end_with_parent() -> None:
     """End this process when its parent ends, even if that is killed."""
+
     def watch() -> None:
         process = multiprocessing.parent_process()
         if process is not None:

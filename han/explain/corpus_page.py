@@ -43,7 +43,7 @@ def page(corpus: Corpus, *, rows: int) -> str:
 <div class="han"><h1>What did most for each label</h1>
 {_head(corpus, rows)}
 {_filters(corpus)}</div>
-<div class="labels">
+<div class="labels han">
 {sections}</div></main>"""
     own = files("han.explain")
     style, script = (own.joinpath(f"corpus.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -58,12 +58,12 @@ def _head(corpus: Corpus, rows: int) -> str:
         if least > corpus.min_count:
             frequent += f"; {kind} with fewer than {least:,} occurrences in all reviews may be missing"
     return f"""<p class="facts">{num_reviews:,} reviews · model <code>{safe(corpus.model)}</code></p>
-<p class="note">The <strong>effect</strong> of a word is the evidence (log-odds of the predicted label, in nats) that the review has because of
-it: positive for the label, negative against it. <strong>{_method(corpus.methods)}</strong> The effect of a phrase is the sum of
+<p class="note">The <strong>effect</strong> of a word is the evidence (log-odds of the predicted label, in nats) that the review has
+because of it: positive for the label, negative against it. <strong>{_method(corpus.methods)}</strong> The effect of a phrase is the sum of
 its words. The <strong>sum</strong> is over all reviews with the predicted label; the <strong>mean</strong> is of one occurrence. The first
 order, sum and frequency, is the sum divided by the root of the occurrences: words that are only frequent come later.</p>
-<p class="note">Listed: the first {rows:,} words and {rows:,} phrases of each label in each order, each with {frequent}. Phrases whose first or
-last word adds little are left out here; <code>{WORDS}</code>, beside this page, has all. Open a row for examples, the largest effects
+<p class="note">Listed: the first {rows:,} words and {rows:,} phrases of each label in each order, each with {frequent}. Phrases whose
+first or last word adds little are left out here; <code>{WORDS}</code>, beside this page, has all. Open a row for examples, the largest effects
 first.</p>"""
 
 
@@ -117,7 +117,7 @@ def _section(corpus: Corpus, label: str, rows: Sequence[_Row]) -> str:
     heads = "".join(f'<th scope="col" class="number">{name}</th>' for name in ("sum", "mean", "occur&shy;rences", "reviews"))
     table = f'<table><thead><tr><th scope="col">word or phrase</th>{heads}</tr></thead><tbody>\n{body}</tbody></table>'
     count = corpus.num_reviews[label]
-    return f"""<section class="han {label_class(label, labels)}" data-label="{labels.index(label)}">
+    return f"""<section class="{label_class(label, labels)}" data-label="{labels.index(label)}">
 <h2><bdi>{safe(label)}</bdi></h2><p class="facts">{count:,} review{"s" * (count != 1)} with this predicted label</p>
 {table if rows else '<p class="note">No word or phrase has so many occurrences and speaks for this label.</p>'}
 <button type="button" hidden>Show more</button></section>

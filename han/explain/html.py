@@ -64,11 +64,12 @@ def document(body: str, *, title: str, style: str, script: str = "") -> str:
     """
     runs = f" script-src '{_digest(script)}';" if script else ""
     ran = f"<script>{script}</script>\n" if script else ""
+    policy = f"default-src 'none'; style-src '{_digest(style)}';{runs} base-uri 'none'; form-action 'none'"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src '{_digest(style)}';{runs} base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>

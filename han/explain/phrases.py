@@ -5,8 +5,8 @@ phrase is two or three words in a row inside a sentence; its effect is the sum o
 joining mark are one word of a phrase, and also a phrase alone: don't, well-made, 10/10.
 
 Two passes keep the memory flat. The first counts all in a `Sketch` of fixed size, which never counts too few. The second sums only what the
-sketch says is frequent, so all figures are exact, and what is left out has fewer occurrences than `Frequent.at_least`. Words and phrases are
-told apart by hashes of 64 bits.
+sketch says is frequent, so all figures are exact, and what is left out has fewer occurrences than `Frequent.at_least`. Words and phrases
+are told apart by hashes of 64 bits.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Occurrences:
     ends: Rows
     num_words: Rows  # words of the model, so don't has 3
 
-    def where(self, mask: Mask) -> Occurrences:
-        return Occurrences(**{name: getattr(self, name)[mask] for name in self.__slots__})
+    def where(self, chosen: Mask | Rows) -> Occurrences:
+        return Occurrences(**{name: getattr(self, name)[chosen] for name in self.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
