@@ -63,8 +63,8 @@ because of it: positive for the label, negative against it. <strong>{_method(cor
 its words. The <strong>sum</strong> is over all reviews with the predicted label; the <strong>mean</strong> is of one occurrence. The first
 order, sum and frequency, is the sum divided by the root of the occurrences: words that are only frequent come later.</p>
 <p class="note">Listed: the first {rows:,} words and {rows:,} phrases of each label in each order, each with {frequent}. Phrases whose
-first or last word adds little are left out here; <code>{WORDS}</code>, beside this page, has all. Open a row for examples, the largest effects
-first.</p>"""
+first or last word adds little are left out here; <code>{WORDS}</code>, beside this page, has all. Open a row for examples, the largest
+effects first.</p>"""
 
 
 def _method(methods: Sequence[str]) -> str:

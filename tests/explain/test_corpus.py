@@ -270,7 +270,7 @@ def test_a_view_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:
 
 def hostile(tmp_path: Path) -> Corpus:
     """A view of reviews whose text, ids and labels try to be markup."""
-    reviews = some_reviews(200)
+    reviews = some_reviews(400)
     for number, review in enumerate(reviews):
         review["review_id"] = f"{HOSTILE}<img src=x onerror=alert({number})>"
         shift = len(HOSTILE) + 1
@@ -306,28 +306,11 @@ def test_the_page_filters_and_sorts_in_a_browser_and_axe_finds_no_problem(tmp_pa
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.goto(address)
         assert len(visible(opened)) == 100  # the first 50 of both labels
+        opened.locator("button:visible").first.click()
+        assert len(visible(opened)) > 100
         opened.select_option("[name=label]", "1")
         opened.select_option("[name=kind]", "words")
-        assert set(visible(opened)) <= {
-            "bad",
-            "good",
-            "film",
-            "not",
-            "été",
-            "日本",
-            "a",
-            "i",
-            "don",
-            "t",
-            "10",
-            "well",
-            "made",
-            ".",
-            ",",
-            "'",
-            "/",
-            "-",
-        }
+        assert not any(re.search(r"\w\W+\w", phrase) for phrase in visible(opened))
         opened.select_option("[name=kind]", "")
         opened.select_option("[name=sort]", "mean")
         means = [float(row.replace("\u2212", "-")) for row in opened.locator("tbody tr:visible td:nth-of-type(2)").all_text_contents()]
