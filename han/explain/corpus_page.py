@@ -102,7 +102,7 @@ def _rows(table: pa.Table, number: int) -> list[_Row]:
     for kind in (is_word, ~is_word & (edges >= _LEAST_EDGE * sums)):
         for order in _SORTS:
             chosen.update(_largest(table[order].to_numpy(), np.flatnonzero(kind & (sums > 0)), number))
-    rows: list[_Row] = table.take(sorted(chosen)).to_pylist()
+    rows: list[_Row] = table.take(pa.array(sorted(chosen), pa.int64())).to_pylist()
     return sorted(rows, key=lambda row: (-row["strength"], row["phrase"]))
 
 
