@@ -292,6 +292,19 @@ class OutputConfig:
             raise Mistake(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusConfig:
+    """What a corpus view lists."""
+
+    min_count: int | None = None
+    """least occurrences of a word or phrase for a label; None: 1 for every 200 reviews, at least 2 and at most 20"""
+    rows: int = 200
+    """so many words and so many phrases of each label are on the page, for each order in which it can sort them"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, min_count=1, rows=1)
+
+
 def as_json(config: object) -> dict[str, Any]:
     """A dataclass of this file as JSON-ready dicts (tuples become lists)."""
     return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))  # type: ignore[call-overload]

@@ -1,35 +1,50 @@
-"""Attention drawn on reviews, as one page: `han explain --input sample --out attention.html`."""
+"""Attention drawn on reviews, or the words that did most in all of them: `han explain --input sample --out attention.html`."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from han.config import ColumnsConfig
+import tyro
+
+from han.config import ColumnsConfig, CorpusConfig
 from han.explain import gallery
 from han.explain.gallery import Order
 from han.types import Mistake, Refusal
 from jobs import cli
 
+if TYPE_CHECKING:
+    from han.explain.corpus import Scores
+
 EXAMPLES = (
     "--input 'dump/*.parquet' --out attention.html",
     "--input test.csv --order wrong --num-reviews 200 --candidates 5000",
     "--text 'I wanted to like it.' --out attention.html",
+    "--corpus --input scores --out corpus",
 )
 _OUR_PAGE = 'class="han-page"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explain:
-    """Draw the attention of a model on the text of reviews."""
+    """Draw the attention of a model on the text of reviews; with --corpus list the words and phrases that did most for each label."""
 
     input: str | None = None
-    """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, or `sample`"""
+    """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, or `sample`; with --corpus
+    the folder of scores of `score --effects words`"""
     text: str | None = None
     """one review, instead of --input"""
-    out: str = "attention.html"
-    """the page; only a page of this program is replaced"""
+    out: str | None = None
+    """the page, by default attention.html; with --corpus the folder of the table and the page, by default corpus; only output of this
+    program is replaced"""
+    corpus: bool = False
+    """list the words and phrases that did most for each label over all scored reviews: a page, and a table in Parquet"""
+    corpus_view: Annotated[CorpusConfig, tyro.conf.arg(name="")] = field(default_factory=CorpusConfig)
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     num_reviews: int = 20
@@ -44,7 +59,12 @@ class Explain:
 
 
 def main(job: Explain) -> None:
-    out = cli.local(job.out, "--out")
+    if job.corpus:
+        _view(job)
+        return
+    if job.corpus_view != CorpusConfig():
+        raise Mistake("--min-count and --rows need --corpus")
+    out = cli.local(job.out or "attention.html", "--out")
     model = cli.model(job.model)
     if (job.input is None) == (job.text is None):
         raise Mistake("give either --input (reviews to draw) or --text (one review)")
@@ -84,6 +104,56 @@ def main(job: Explain) -> None:
     )
     print(f"{cli.plural(len(drawn), 'review')} drawn, {len(refused)} refused: {out}")
     print("next: open it in a browser")
+
+
+def _view(job: Explain) -> None:
+    """The corpus view of finished scores."""
+    if job.input is None:
+        raise Mistake(f"--corpus needs --input, a folder of scores: make one with {cli.command('score')} --effects words")
+    usual = Explain()
+    for name in ("text", "model", "num_reviews", "order", "candidates", "seed", "columns"):
+        if getattr(job, name) != getattr(usual, name):
+            raise Mistake(f"--corpus reads finished scores: leave out --{name.replace('_', '-')}")
+    source, out = cli.path(job.input, "--input"), cli.path(job.out or "corpus", "--out")
+    cli.check_out(out, "words.parquet", "index.html")
+    scores = _scores(source)
+    cli.show(f"explain {source} -> {out}", job)
+    from han.explain import corpus
+    from jobs.progress import Steps
+
+    corpus.check_out(out)
+    num_processes = None
+    if not os.environ.get("RAY_ADDRESS") and not cli.is_connected() and corpus.fits_here(scores):
+        num_processes = cli.num_cpus()
+    else:
+        cli.connect()
+    began = time.monotonic()
+    found = corpus.collect(scores, job.corpus_view, Steps(), num_processes=num_processes)
+    corpus.save(out, found, rows=job.corpus_view.rows)
+    took_s = time.monotonic() - began
+    rows, reviews = f"{found.table.num_rows:,} words and phrases", cli.plural(scores.num_reviews, "review")
+    print(f"{rows} of {reviews}; {took_s:,.1f} s, {scores.num_reviews / took_s:,.0f} reviews a second")
+    print(f"next: open {out}/index.html in a browser, or read {out}/words.parquet with any Parquet reader")
+
+
+def _scores(source: str) -> Scores:
+    """The finished folder of scores; one without effects of words is a `Mistake`, before anything heavy is loaded."""
+    from han.score import manifest
+
+    made_by = f"{cli.command('score')} --input REVIEWS --effects words --out {{}}"
+    if "://" not in source and (Path(source).is_file() or not (Path(source) / manifest.MANIFEST).exists()):
+        raise Mistake(f"--input {source} is not a finished folder of scores: make one with {made_by.format('scores')}")
+    try:
+        listing = manifest.read_listing(manifest.find(source))
+    except manifest.Damaged as error:
+        raise Mistake(f"{source} is damaged: {error}. Check it with {cli.command('verify')} --out {source}") from None
+    if listing.effects != "words":
+        new = cli.unused(Path(source)) if "://" not in source else f"{source}-words"
+        raise Mistake(f"{source} has no effects of words: score again with {made_by.format(new)}")
+    from han.explain.corpus import Scores
+
+    files = tuple((file.name, file.rows) for part in listing.parts for file in part.files)
+    return Scores(place=source, model=listing.model, files=files, text=listing.text, review_id=listing.review_id)
 
 
 def _label(label: str | None, labels: Sequence[str]) -> str | None:

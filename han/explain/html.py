@@ -75,10 +75,10 @@ def page(
 {_key([score for _, _, score in reviews], drawn)}
 {_errors_switch(reviews, known)}{controls(_orders(places)) + _index(reviews, known) if many else ""}</div>
 {drawn}</main>"""
-    return document(body, title=escape(visible(title)), style=stylesheet(), script=script() if many else None)
+    return document(body, title=escape(visible(title)), style=stylesheet(), script=script() if many else "")
 
 
-def document(body: str, *, title: str, style: str, script: str | None = None) -> str:
+def document(body: str, *, title: str, style: str, script: str = "") -> str:
     """Returns a whole HTML page that loads nothing and runs nothing but `script`.
 
     `body` and `title` are HTML, not text. The page contains `style` and `script`, and its Content-Security-Policy allows them by their
@@ -104,6 +104,7 @@ def document(body: str, *, title: str, style: str, script: str | None = None) ->
 
 
 def _digest(content: str) -> str:
+    """The source of a Content-Security-Policy that allows this style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 

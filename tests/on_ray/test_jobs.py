@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
+from han.config import CorpusConfig
 from han.data.samples import REVIEWS
+from han.explain import corpus
 from han.model import artifact
 from jobs import cli, evaluate, explain, prepare, score, train
 
@@ -93,6 +95,22 @@ def test_a_page_is_written_and_another_file_is_not_overwritten(call: Call, tiny_
     assert page.read_text().count("<article") == 3
     page.write_text("mine")
     assert "is something else" in call("explain", "--input", "sample", "--model", tiny_model, "--out", page, mistake=True)
+
+
+def test_the_corpus_view_on_ray_equals_the_one_without_ray(
+    call: Call, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, out = tmp_path / "scores", tmp_path / "corpus"
+    call("score", "--input", "sample", "--model", tiny_model, "--out", scores, "--effects", "words", "--rows-per-file", 8)
+    monkeypatch.setattr(corpus, "_SHARE_ROWS", 8)
+    printed = call("explain", "--corpus", "--input", scores, "--out", out, "--min-count", 3)
+    assert printed.count("starting Ray") == 1
+    here = corpus.collect(explain._scores(str(scores)), CorpusConfig(min_count=3), lambda what, done, total: None, num_processes=1)
+    columns, order = ["label", "phrase", "count", "reviews", "examples"], [("label", "ascending"), ("phrase", "ascending")]
+    one, other = (table.sort_by(order) for table in (here.table, pq.read_table(out / "words.parquet")))
+    assert one.num_rows > 100
+    assert one.select(columns).equals(other.select(columns))
+    assert other["sum"].to_pylist() == pytest.approx(one["sum"].to_pylist())
 
 
 def damaged(model: Path, where: Path, name: str, content: bytes) -> Path:
