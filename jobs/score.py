@@ -89,6 +89,8 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     reasons = publish.summary(scores.manifest["reasons"])
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
+    if scores.flagged:
+        print(f"of {counts['scored']:,} scored records {' and '.join(f'{number:,} {flag}' for flag, number in scores.flagged.items())}")
     if scores.accuracy is not None:
         print(f"{scores.accuracy:.2%} of {scores.num_labelled:,} labelled records have the predicted label")
     if scores.rows_now:

@@ -67,6 +67,11 @@ class Scores:
         """Share of the labelled records whose label is the prediction; None without labels."""
         return self.manifest["agreement"]["agreeing"] / self.num_labelled if self.num_labelled else None
 
+    @property
+    def flagged(self) -> dict[str, int]:
+        """Scored records with each flag, without flags that none has; empty if an older version did not count them."""
+        return {flag: number for flag, number in self.manifest.get("flagged", {}).items() if number}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:

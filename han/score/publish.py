@@ -146,6 +146,7 @@ def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> d
         "counts": total(records),
         "reasons": reasons(records),
         "agreement": {key: sum(record.get(key, 0) for record in records) for key in ("labelled", "agreeing")},
+        "flagged": flagged(records),
         "parts": [_public(record) for record in sorted(records, key=lambda record: str(record["part"]))],
     }
     out.write(MANIFEST, _json(manifest), durable=True)
@@ -163,6 +164,13 @@ def total(records: Sequence[Record]) -> dict[str, int]:
 def reasons(records: Sequence[Record]) -> dict[str, int]:
     """Number of quarantined records by reason."""
     return dict(sum((Counter(record["reasons"]) for record in records), Counter[str]()))
+
+
+def flagged(records: Sequence[Record]) -> dict[str, int]:
+    """Number of scored records that have each flag; empty if a part was written by a version that did not count them."""
+    if not all("flagged" in record for record in records):
+        return {}
+    return {flag: sum(record["flagged"][flag] for record in records) for flag in contract.FLAGS}
 
 
 def summary(reasons: dict[str, int]) -> str:
@@ -225,6 +233,7 @@ class Part:
         self._files: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows = self._num_scored = self._num_tokens = self._num_labelled = self._num_agreeing = 0
+        self._flagged = dict.fromkeys(contract.FLAGS, 0)
         self._quarantined: list[dict[str, Any]] = []
 
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
@@ -242,6 +251,8 @@ class Part:
         self._write(pa.Table.from_arrays([*kept, *answers.columns], schema=self._schema))
         self._num_scored += len(answers)
         self._num_tokens += int(scored.num_tokens.sum(dtype=np.int64))
+        for flag in contract.FLAGS:
+            self._flagged[flag] += int(np.count_nonzero(getattr(scored, flag)))
         for place, refusal in scored.refused:
             self._set_aside(
                 row=int(batch.rows[place]),
@@ -280,6 +291,7 @@ class Part:
             "num_tokens": self._num_tokens,
             "labelled": self._num_labelled,
             "agreeing": self._num_agreeing,
+            "flagged": self._flagged,
             "model": self._model,
             "version": han.__version__,
             "files": self._files,
