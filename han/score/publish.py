@@ -26,24 +26,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import han
-from han.config import ColumnsConfig, OutputConfig, differences
+from han.config import ColumnsConfig, OutputConfig, as_json, differences
 from han.data.columns import label_numbers
 from han.data.files import BadRecord, excerpt
-from han.data.sources import Batch
+from han.data.sources import Batch, Shard, identities
 from han.failpoint import Failpoint
-from han.score import contract, scorer
+from han.score import contract
 from han.score.manifest import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, is_staging
 from han.score.retries import Attempts
-from han.score.scorer import Scored
 from han.storage import Folder
 from han.types import Mistake
+
+if TYPE_CHECKING:  # a folder of another job is found before torch is loaded
+    from han.score.scorer import Scored
 
 Job = dict[str, Any]  # JSON: `model` (fingerprint), `input`, `settings`: equal jobs write equal scores
 Record = dict[str, Any]  # JSON of a finished part: counts, reasons, its files with rows, bytes and SHA-256
@@ -61,6 +63,21 @@ class Claim:
     records: dict[str, Record]  # of the finished parts, by name
     is_new: bool
     failpoint: Failpoint
+
+
+def job_of(shards: Sequence[Shard], *, model: str, columns: ColumnsConfig, output: OutputConfig, limit: int | None) -> Job:
+    """Everything that decides the scores. model: its fingerprint."""
+    deciding = {"attention": output.attention, "compression": output.compression, "rows_per_file": output.rows_per_file}
+    if output.effects != "none":  # absent otherwise, so that a job of an earlier version resumes
+        deciding |= {"effects": output.effects}
+    settings = {**deciding, "carry": output.carry and sorted(output.carry), "columns": as_json(columns), "limit": limit}
+    return {"model": model, "input": identities(shards), "settings": settings}
+
+
+def check(place: str, job: Job) -> None:
+    """`Mistake` if the folder holds another job or other files, as `claimed` raises it. Nothing is written."""
+    if not is_published(place, job):
+        _check_unclaimed(Folder(place), job)
 
 
 def is_published(place: str, job: Job) -> bool:
@@ -183,6 +200,8 @@ def read_manifest(place: str) -> dict[str, Any]:
 
 def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
     """New names of the input's columns whose names the answers use. An input without ids gets a column review_id."""
+    from han.score import scorer
+
     added = [] if review_id in columns else ["review_id"]
     taken = {*columns, *scorer.schema(["any"]).names, *added}
     names: dict[str, str] = {}
@@ -216,6 +235,8 @@ class Part:
     """One part while it is written: answers go to Parquet, records that cannot be scored to JSON lines."""
 
     def __init__(self, plan: PartPlan) -> None:
+        from han.score import scorer
+
         self._staging = Folder(plan.place) / STAGING
         self.attempts: Attempts | None = Attempts(self._staging, plan.name, run=plan.run)
         self.failpoint = Failpoint(plan.failpoint, self._staging)
@@ -241,6 +262,8 @@ class Part:
 
         A probability that is not a number from 0 to 1 is a `Mistake`, and nothing of the batch is written.
         """
+        from han.score import scorer
+
         self.failpoint.reach("read")
         contract.refuse_broken_probabilities(scored.probabilities, model=self._model)
         self._compare_labels(batch, scored)

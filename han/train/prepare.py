@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from han.cluster.datasets import configure_ray_data
-from han.config import ColumnsConfig, PrepareConfig, TextConfig, as_json, differences, read_json
+from han.config import ColumnsConfig, PrepareConfig, TextConfig
 from han.data import sources
 from han.data.sources import Shard
 from han.storage import write_json
@@ -40,7 +40,7 @@ from han.text.encode import Encoder
 from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
 from han.text.vocabulary import Interner, Vocab, build
 from han.train.encoded import SPLIT_SCHEMA, SPLITS, EncodedFolder, Report, SplitWriter, read_encoded
-from han.train.staging import STAGED, StagedWriter, read_staged
+from han.train.staging import STAGED, StagedWriter, is_finished, job_of, read_staged
 from han.types import Float32s, Int32s, Mistake
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     drop their copies from the training text; their labels are not read.
     """
     shards = sources.find_shards(input, config.columns, labelled=True)
-    job = {"config": as_json(config), "source": sources.identities(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
-    if _finished(out, job):
+    job = job_of(config, dev_ids) | {"source": sources.identities(shards)}
+    if is_finished(out, job):
         return read_encoded(out)
     staging = out / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
@@ -369,21 +369,3 @@ def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[
     if len(labels) < 2:
         raise Mistake(f"the labelled reviews have {len(labels)} label{'s' * (len(labels) != 1)} ({', '.join(labels)}): give at least 2")
     return list(columns.label_names) or labels
-
-
-def _finished(out: Path, job: dict[str, Any]) -> bool:
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    if (out / "encoding.json").exists():
-        theirs = read_json(out / "encoding.json")
-        changed = differences(job, {key: theirs.get(key) for key in job})
-        if changed:
-            raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
-        return True
-    if not (out / ".staging").exists():
-        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
-    return False
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -6,13 +6,18 @@ they were cut. A reader holds 16 bytes for each review of the shard, a 128th of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from han.config import PrepareConfig, as_json, differences, read_json
+from han.types import Mistake
 
 RUN_ROWS = 8_192  # most reviews of a run: 9 MB of IMDB,
 RUN_BYTES = 32 << 20  # unless they are longer
@@ -28,6 +33,30 @@ STAGED = pa.schema(
         ("sentence_lengths", pa.list_(pa.int32())),
     ]
 )
+
+
+def job_of(config: PrepareConfig, dev_ids: Path | None) -> dict[str, Any]:
+    """What decides the content of an encoded folder, beside `source`: the identities of the files of its input."""
+    return {"config": as_json(config), "development": _digest(dev_ids) if dev_ids else "by hash"}
+
+
+def is_finished(out: Path, job: dict[str, Any]) -> bool:
+    """Whether `out` is the encoded folder of a job, or of what is known of it. Another job's folder, and other files, are a `Mistake`."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if (out / "encoding.json").exists():
+        theirs = read_json(out / "encoding.json")
+        changed = differences(job, {key: theirs.get(key) for key in job})
+        if changed:
+            raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+        return True
+    if not (out / ".staging").exists():
+        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+    return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class StagedWriter:
