@@ -42,14 +42,14 @@ def main(job: Prepare) -> None:
         raise Mistake(f"--dev-ids {dev_ids} is missing: give a file with one id a line")
     cli.show(f"prepare {source} -> {out}", job)
     print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)
+    names = [name for name in as_json(job) if name not in ("input", "out", "dev_ids")]
+    config = PrepareConfig(**{name: getattr(job, name) for name in names} | {"vectors": replace(job.vectors, source=vectors)})
     cli.check_out(out, "encoding.json", ".staging")
-    _check(source, job)
+    _check(source, out, config, dev_ids)
     cli.connect()
     from han.train.prepare import prepare
     from jobs.progress import Steps
 
-    names = [name for name in as_json(job) if name not in ("input", "out", "dev_ids")]
-    config = PrepareConfig(**{name: getattr(job, name) for name in names} | {"vectors": replace(job.vectors, source=vectors)})
     folder = prepare(source, out, config, dev_ids=dev_ids, report=Steps())
     cli.write_settings(job, out)
     counts = folder.counts
@@ -61,11 +61,15 @@ def main(job: Prepare) -> None:
     print(f"next: {cli.command('train')} --data {out} --out {cli.unused(out.parent / 'run')}")
 
 
-def _check(source: str, job: Prepare) -> None:
-    """Find errors in the input before Ray starts."""
+def _check(source: str, out: Path, config: PrepareConfig, dev_ids: Path | None) -> None:
+    """Find errors in the settings and the input before Ray starts; settings first, because a large CSV takes long to look at."""
     from han.data import sources
+    from han.train import staging
 
-    sources.find_shards(source, job.columns, labelled=True)
+    settings = staging.job_of(config, dev_ids)
+    staging.is_finished(out, settings)
+    shards = sources.find_shards(source, config.columns, labelled=True)
+    staging.is_finished(out, settings | {"source": sources.identities(shards)})
 
 
 def run() -> None:

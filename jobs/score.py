@@ -58,7 +58,7 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
     model = cli.model(job.model)
     cli.show(f"score {source} -> {out}", job)
-    _check(source, out, job)
+    _check(source, out, model, job)
     print("loading the model", flush=True)
     from han.score import batch_job, publish
     from han.score.worker import local_scorer
@@ -89,6 +89,8 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     reasons = publish.summary(scores.manifest["reasons"])
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
+    if scores.flagged:
+        print(f"of {counts['scored']:,} scored records {' and '.join(f'{number:,} {flag}' for flag, number in scores.flagged.items())}")
     if scores.accuracy is not None:
         print(f"{scores.accuracy:.2%} of {scores.num_labelled:,} labelled records have the predicted label")
     if scores.rows_now:
@@ -108,14 +110,19 @@ def _processes_here(plan: Plan) -> int | None:
     return cli.num_cpus()
 
 
-def _check(source: str, out: str, job: Score) -> None:
+def _check(source: str, out: str, model: str, job: Score) -> None:
     """Find errors in the input and in --out before torch and Ray are loaded."""
     from han.data import sources
+    from han.model import artifact
+    from han.score import publish
     from han.score.manifest import MANIFEST, STAGING
 
     if not job.dry_run:
         cli.check_out(out, STAGING, MANIFEST)
-    sources.find_shards(source, job.columns, labelled=False)
+    shards = sources.find_shards(source, job.columns, labelled=False)
+    if not job.dry_run:
+        fingerprint = artifact.read_fingerprint(artifact.find(model))
+        publish.check(out, publish.job_of(shards, model=fingerprint, columns=job.columns, output=job.output, limit=job.limit))
 
 
 def _estimate(plan: Plan) -> None:

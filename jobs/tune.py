@@ -45,9 +45,11 @@ def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     """fit: what a trial runs; None is `trainer.fit`."""
     data, out = [cli.encoded(folder) for folder in job.data], cli.local(job.out, "--out")
     cli.check_out(out, "sweep.json", ".")
-    from han.tune import search_space
+    from han.tune import search_space, sweep
 
     varied = search_space.read_space(cli.local(job.space, "--space") if job.space else None, job.vary, [str(folder) for folder in data])
+    search_space.check(varied, job.model, job.train)
+    sweep.check(out, sweep.request_of(data, varied, model=job.model, train=job.train, config=job.sweep))
     cli.show(f"tune {' '.join(map(str, data))} -> {out}", job)
     for name, value in search_space.as_json(varied).items():
         print(f"  varies {name:<25} {value}")

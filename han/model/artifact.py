@@ -245,6 +245,11 @@ def load(folder: Path) -> Artifact:
     )
 
 
+def read_fingerprint(folder: Path) -> str:
+    """`Artifact.fingerprint` without torch, with every checksum verified. A damaged or missing file is a `Mistake`."""
+    return _fingerprint(_verified_sums(folder), _read_config(folder / "config.json"))
+
+
 def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
     """`test` with the metrics in the file beside the artifact `folder`; nothing if there is no file, or if it is of another model."""
     file = folder.parent / f"{folder.name}{TEST}"

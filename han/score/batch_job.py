@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import han
-from han.config import ColumnsConfig, OutputConfig, ScoreConfig, as_json
+from han.config import ColumnsConfig, OutputConfig, ScoreConfig
 from han.data import files, sources
 from han.data.sources import Shard
 from han.model import artifact
@@ -67,6 +67,11 @@ class Scores:
         """Share of the labelled records whose label is the prediction; None without labels."""
         return self.manifest["agreement"]["agreeing"] / self.num_labelled if self.num_labelled else None
 
+    @property
+    def flagged(self) -> dict[str, int]:
+        """Scored records with each flag, without flags that none has; empty if an older version did not count them."""
+        return {flag: number for flag, number in self.manifest.get("flagged", {}).items() if number}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -94,10 +99,7 @@ def plan(
     missing = sorted(set(output.carry or ()) - set(names))
     if missing:
         raise Mistake(f"{source} has no column {', '.join(missing)} to carry: it has {', '.join(names)}")
-    deciding = {"attention": output.attention, "compression": output.compression, "rows_per_file": output.rows_per_file}
-    if output.effects != "none":  # absent otherwise, so that a job of an earlier version resumes
-        deciding |= {"effects": output.effects}
-    settings = {**deciding, "carry": output.carry and sorted(output.carry), "columns": as_json(columns), "limit": limit}
+    job = publish.job_of(shards, model=loaded.fingerprint, columns=columns, output=output, limit=limit)
     used = None if output.carry is None else {*output.carry, columns.text, columns.review_id, columns.label}
     shards = shards if used is None else sources.select(shards, used)
     return Plan(
@@ -108,7 +110,7 @@ def plan(
         config=config,
         output=output,
         items=tuple(_items(shards, columns, limit)),
-        job={"model": loaded.fingerprint, "input": sources.identities(shards), "settings": settings},
+        job=job,
         renamed=publish.renamed([name for name in names if name in (output.carry or names)], review_id=columns.review_id),
     )
 

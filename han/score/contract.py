@@ -21,6 +21,7 @@ Rows: TypeAlias = NDArray[np.int64]  # ascending rows of a batch
 Mask: TypeAlias = NDArray[np.bool_]
 Broken: TypeAlias = Iterator[tuple[str, Rows]]
 
+FLAGS = ("uncertain", "unfamiliar")  # columns that say how far an answer can be trusted
 TOLERANCE = 1e-5  # of a sum of shares that must be 1,
 _EFFECT_NUMBERS = ("evidence", "nothing", "sum", "interaction")
 ROUNDING = 2.0**-24  # or this for each share, from float32: the shipped model is off by 1.4e-5 over a sentence of 9,000 equal words
@@ -55,7 +56,7 @@ def broken_answers(batch: pa.RecordBatch, *, labels: Sequence[str], model: str) 
     yield "its num_tokens is below 1", np.flatnonzero(num_tokens < 1)
     yield "its num_unknown is not from 0 to num_tokens", np.flatnonzero((num_unknown < 0) | (num_unknown > num_tokens))
     yield "its num_characters_cut is below 0", np.flatnonzero(num_cut < 0)
-    for flag in ("unfamiliar", "uncertain"):
+    for flag in FLAGS:
         if flag in batch.schema.names:  # an older version did not write it
             yield f"its {flag} is null", np.flatnonzero(_mask(batch[flag].is_null()))
 

@@ -26,24 +26,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import han
-from han.config import ColumnsConfig, OutputConfig, differences
+from han.config import ColumnsConfig, OutputConfig, as_json, differences
 from han.data.columns import label_numbers
 from han.data.files import BadRecord, excerpt
-from han.data.sources import Batch
+from han.data.sources import Batch, Shard, identities
 from han.failpoint import Failpoint
-from han.score import contract, scorer
+from han.score import contract
 from han.score.manifest import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, is_staging
 from han.score.retries import Attempts
-from han.score.scorer import Scored
 from han.storage import Folder
 from han.types import Mistake
+
+if TYPE_CHECKING:  # a folder of another job is found before torch is loaded
+    from han.score.scorer import Scored
 
 Job = dict[str, Any]  # JSON: `model` (fingerprint), `input`, `settings`: equal jobs write equal scores
 Record = dict[str, Any]  # JSON of a finished part: counts, reasons, its files with rows, bytes and SHA-256
@@ -61,6 +63,21 @@ class Claim:
     records: dict[str, Record]  # of the finished parts, by name
     is_new: bool
     failpoint: Failpoint
+
+
+def job_of(shards: Sequence[Shard], *, model: str, columns: ColumnsConfig, output: OutputConfig, limit: int | None) -> Job:
+    """Everything that decides the scores. model: its fingerprint."""
+    deciding = {"attention": output.attention, "compression": output.compression, "rows_per_file": output.rows_per_file}
+    if output.effects != "none":  # absent otherwise, so that a job of an earlier version resumes
+        deciding |= {"effects": output.effects}
+    settings = {**deciding, "carry": output.carry and sorted(output.carry), "columns": as_json(columns), "limit": limit}
+    return {"model": model, "input": identities(shards), "settings": settings}
+
+
+def check(place: str, job: Job) -> None:
+    """`Mistake` if the folder holds another job or other files, as `claimed` raises it. Nothing is written."""
+    if not is_published(place, job):
+        _check_unclaimed(Folder(place), job)
 
 
 def is_published(place: str, job: Job) -> bool:
@@ -146,6 +163,7 @@ def publish(claim: Claim, records: Sequence[Record], about: dict[str, Any]) -> d
         "counts": total(records),
         "reasons": reasons(records),
         "agreement": {key: sum(record.get(key, 0) for record in records) for key in ("labelled", "agreeing")},
+        "flagged": flagged(records),
         "parts": [_public(record) for record in sorted(records, key=lambda record: str(record["part"]))],
     }
     out.write(MANIFEST, _json(manifest), durable=True)
@@ -165,6 +183,13 @@ def reasons(records: Sequence[Record]) -> dict[str, int]:
     return dict(sum((Counter(record["reasons"]) for record in records), Counter[str]()))
 
 
+def flagged(records: Sequence[Record]) -> dict[str, int]:
+    """Number of scored records that have each flag; empty if a part was written by a version that did not count them."""
+    if not all("flagged" in record for record in records):
+        return {}
+    return {flag: sum(record["flagged"][flag] for record in records) for flag in contract.FLAGS}
+
+
 def summary(reasons: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
 
@@ -175,6 +200,8 @@ def read_manifest(place: str) -> dict[str, Any]:
 
 def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
     """New names of the input's columns whose names the answers use. An input without ids gets a column review_id."""
+    from han.score import scorer
+
     added = [] if review_id in columns else ["review_id"]
     taken = {*columns, *scorer.schema(["any"]).names, *added}
     names: dict[str, str] = {}
@@ -208,6 +235,8 @@ class Part:
     """One part while it is written: answers go to Parquet, records that cannot be scored to JSON lines."""
 
     def __init__(self, plan: PartPlan) -> None:
+        from han.score import scorer
+
         self._staging = Folder(plan.place) / STAGING
         self.attempts: Attempts | None = Attempts(self._staging, plan.name, run=plan.run)
         self.failpoint = Failpoint(plan.failpoint, self._staging)
@@ -225,6 +254,7 @@ class Part:
         self._files: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows = self._num_scored = self._num_tokens = self._num_labelled = self._num_agreeing = 0
+        self._flagged = dict.fromkeys(contract.FLAGS, 0)
         self._quarantined: list[dict[str, Any]] = []
 
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
@@ -232,6 +262,8 @@ class Part:
 
         A probability that is not a number from 0 to 1 is a `Mistake`, and nothing of the batch is written.
         """
+        from han.score import scorer
+
         self.failpoint.reach("read")
         contract.refuse_broken_probabilities(scored.probabilities, model=self._model)
         self._compare_labels(batch, scored)
@@ -242,6 +274,8 @@ class Part:
         self._write(pa.Table.from_arrays([*kept, *answers.columns], schema=self._schema))
         self._num_scored += len(answers)
         self._num_tokens += int(scored.num_tokens.sum(dtype=np.int64))
+        for flag in contract.FLAGS:
+            self._flagged[flag] += int(np.count_nonzero(getattr(scored, flag)))
         for place, refusal in scored.refused:
             self._set_aside(
                 row=int(batch.rows[place]),
@@ -280,6 +314,7 @@ class Part:
             "num_tokens": self._num_tokens,
             "labelled": self._num_labelled,
             "agreeing": self._num_agreeing,
+            "flagged": self._flagged,
             "model": self._model,
             "version": han.__version__,
             "files": self._files,

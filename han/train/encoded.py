@@ -4,7 +4,7 @@ An encoded folder (see `train.prepare`):
   encoding.json              settings, fingerprint, labels, counts and rows of every file; written last, so a folder with it is complete
   vocab.txt punkt.json       the parts of `Encoder`
   vectors.safetensors        float32 [V, E], the initial embedding
-  train/ development/        Parquet: review_id, label int32, token_ids list<int32>, sentence_lengths list<int32>; row groups of 64
+  train/ development/        Parquet in row groups of 64, at most 65,536 rows a file: see `SPLIT_SCHEMA`
   unlabelled/                the same with null labels, if there are such reviews; folders of older versions lack it
 """
 
@@ -30,9 +30,19 @@ from han.text.vocabulary import Vocab
 from han.types import Float32s, Mistake
 
 ROWS_PER_GROUP = 64  # the unit of shuffling; a window mixes groups of many files, so files may be sorted by label
+ROWS_PER_FILE = 1_024 * ROWS_PER_GROUP  # a writer holds the metadata of all row groups of its file
 GROUPS_PER_WINDOW = 64  # 4,096 reviews, about 5 MB: enough to sort by length and shuffle
 
 SPLITS = ("train", "development", "unlabelled")
+
+SPLIT_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("label", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("sentence_lengths", pa.list_(pa.int32())),
+    ]
+)
 
 Report = Callable[[str, int, int], None]  # name of the step, shards done, all shards
 
@@ -83,6 +93,48 @@ def read_encoded(path: Path) -> EncodedFolder:
         fingerprint=encoding["fingerprint"],
         data_fingerprint=encoding.get("data_fingerprint"),
     )
+
+
+class SplitWriter:
+    """Writes one split of a shard, table by table: full row groups in <name>.parquet, then in <name>-00001.parquet, and so on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.files: dict[str, int] = {}  # file name -> rows
+        self._folder, self._name = folder, name
+        self._file: pq.ParquetWriter | None = None
+        self._rest = SPLIT_SCHEMA.empty_table()  # fewer rows than a row group
+
+    def add(self, table: pa.Table) -> None:
+        """A table of `SPLIT_SCHEMA`."""
+        table = pa.concat_tables([self._rest, table]).combine_chunks()
+        num_written = len(table) - len(table) % ROWS_PER_GROUP
+        self._write(table.slice(0, num_written))
+        self._rest = table.slice(num_written)
+
+    def close(self) -> None:
+        self._write(self._rest)
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, table: pa.Table) -> None:
+        while len(table):
+            file, name = self._with_room()
+            piece = table.slice(0, ROWS_PER_FILE - self.files[name])
+            file.write_table(piece, row_group_size=ROWS_PER_GROUP)
+            self.files[name] += len(piece)
+            table = table.slice(len(piece))
+
+    def _with_room(self) -> tuple[pq.ParquetWriter, str]:
+        """An open file that is not full, and its name."""
+        name = next(reversed(self.files), None)
+        if self._file is None or name is None or self.files[name] == ROWS_PER_FILE:
+            if self._file is not None:
+                self._file.close()
+            name = f"{self._name}-{len(self.files):05}.parquet" if self.files else f"{self._name}.parquet"
+            self._folder.mkdir(exist_ok=True)
+            self._file = pq.ParquetWriter(self._folder / name, SPLIT_SCHEMA, compression="zstd")
+            self.files[name] = 0
+        return self._file, name
 
 
 def windows(

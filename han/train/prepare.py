@@ -1,8 +1,11 @@
 """Raw reviews to an encoded folder, shard by shard (see `train.encoded` for the folder).
 
 Each text is tokenised once. The first pass stages each shard with word numbers local to the shard and returns its word counts. The sum of
-the counts gives the vocabulary. A second pass replaces local numbers by vocabulary rows with one array look-up. The driver holds counts,
-never reviews.
+the counts gives the vocabulary. A second pass replaces local numbers by vocabulary rows with one array look-up.
+
+A worker reads, stages and encodes a shard in batches of bounded size. With the input grow only the counts of its words (in a worker those
+of its shard), 16 bytes for each review of a shard in the second pass, and 8 bytes in the driver for each review that a copy or a limit is
+looked for. Vectors in-domain hold each different word once.
 """
 
 from __future__ import annotations
@@ -23,37 +26,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from han.cluster.datasets import configure_ray_data
-from han.config import ColumnsConfig, PrepareConfig, TextConfig, as_json, differences, read_json
+from han.config import ColumnsConfig, PrepareConfig, TextConfig
 from han.data import sources
 from han.data.sources import Shard
 from han.storage import write_json
 from han.text import vectors
 from han.text.encode import Encoder
 from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
-from han.text.vocabulary import Vocab, build
-from han.train.encoded import ROWS_PER_GROUP, SPLITS, EncodedFolder, Report, read_encoded
-from han.types import Float32s, Mistake, Refusal
+from han.text.vocabulary import Interner, Vocab, build
+from han.train.encoded import SPLIT_SCHEMA, SPLITS, EncodedFolder, Report, SplitWriter, read_encoded
+from han.train.staging import STAGED, StagedWriter, is_finished, job_of, read_staged
+from han.types import Float32s, Int32s, Mistake
 
 logger = logging.getLogger(__name__)
 
 DEVELOPMENT_SHARE = 10  # one review in ten, by the hash of its text
 RUNS = re.compile(r"[\W_]+")
 FORMAT = 1
-
-SPLIT_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("label", pa.int32()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("sentence_lengths", pa.list_(pa.int32())),
-    ]
-)
+FINISHED_ROWS = 4_096  # rows that the second pass holds
 
 
 def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | None, report: Report) -> EncodedFolder:
@@ -63,13 +58,13 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     drop their copies from the training text; their labels are not read.
     """
     shards = sources.find_shards(input, config.columns, labelled=True)
-    job = {"config": as_json(config), "source": sources.identities(shards), "development": _digest(dev_ids) if dev_ids else "by hash"}
-    if _finished(out, job):
+    job = job_of(config, dev_ids) | {"source": sources.identities(shards)}
+    if is_finished(out, job):
         return read_encoded(out)
     staging = out / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    plan = _plan(shards, config, dev_ids, report)
+    plan = _plan(shards, config, dev_ids, staging, report)
     trained_on = [shard for shard in shards if shard.split != "test"]
     punkt = ray.get(_learn_punkt.remote(trained_on, plan, config.punkt_sample)) if config.punkt_sample else None
     counts: Counter[str] = Counter()
@@ -91,8 +86,8 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     for record in finish:
         digest += int(record["digest"])
         for split in files:
-            files[split] |= {str(record["name"]): int(record[split])} if record[split] else {}
-    files = {split: dict(sorted(rows.items())) for split, rows in files.items()}
+            files[split] |= record["files"][split]
+    files = {split: dict(sorted(rows.items(), key=lambda row: Path(row[0]).stem)) for split, rows in files.items()}
     for split, rows in files.items():
         if not rows and split != "unlabelled":
             raise Mistake(
@@ -136,7 +131,7 @@ class _Plan:
         return position < len(self.forbidden) and int(self.forbidden[position]) == key
 
 
-def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, report: Report) -> _Plan:
+def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, staging: Path, report: Report) -> _Plan:
     drop = config.drop_duplicates
     if drop is None:
         drop = _is_imdb(shards[0], config.columns)
@@ -146,11 +141,12 @@ def _plan(shards: list[Shard], config: PrepareConfig, dev_ids: Path | None, repo
         return plan
     keys: dict[str, list[NDArray[np.uint64]]] = {"forbidden": [], "labelled": []}
     looked_at = shards if drop else [shard for shard in shards if shard.split != "test"]
-    for record in _map_shards(
-        _Look, looked_at, (plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)
-    ):
+    look = _map_shards(
+        _Look, looked_at, (str(staging), plan, config.limit is not None), lambda done, total: report("looked for copies", done, total)
+    )
+    for record in look:
         for kind, found in keys.items():
-            found.append(np.array(record[kind], np.uint64))
+            found.append(np.fromfile(f"{record['looked']}.{kind}", np.uint64))
     below = None
     if config.limit is not None:
         labelled = np.sort(np.concatenate(keys["labelled"]))
@@ -169,24 +165,24 @@ def _is_imdb(shard: Shard, columns: ColumnsConfig) -> bool:
 class _Look:
     """First pass over a shard, only if copies are dropped or a limit is set: texts become hashes."""
 
-    def __init__(self, plan: _Plan, with_labelled: bool) -> None:
-        self.plan, self.with_labelled = plan, with_labelled
+    def __init__(self, staging: str, plan: _Plan, with_labelled: bool) -> None:
+        self.staging, self.plan, self.with_labelled = Path(staging), plan, with_labelled
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        forbidden: list[int] = []
-        labelled: list[int] = []
-        for batch in sources.read(shard, self.plan.columns):
-            table = sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test")
-            has_label = pc.is_valid(table["label"]).to_pylist()
-            for review_id, text, known in zip(table["review_id"].to_pylist(), table["text"].to_pylist(), has_label, strict=True):
-                key = copy_key(text)
+        path = str(self.staging / _name(shard))
+        with open(f"{path}.forbidden", "wb") as forbidden, open(f"{path}.labelled", "wb") as labelled:
+            for batch in sources.read(shard, self.plan.columns):
+                table = sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test")
+                known = pc.is_valid(table["label"]).to_numpy()
+                keys = np.array([copy_key(text) for text in table["text"].to_pylist()], np.uint64)
                 if shard.split == "test":
-                    forbidden.append(key)
-                elif known:
-                    labelled.append(key) if self.with_labelled else None
-                    if self.plan.is_development(review_id, key):
-                        forbidden.append(key)
-        return {"forbidden": forbidden, "labelled": labelled}
+                    keys.tofile(forbidden)
+                    continue
+                rows = zip(table["review_id"].to_pylist(), keys.tolist(), strict=True)
+                keys[known & [self.plan.is_development(*row) for row in rows]].tofile(forbidden)
+                if self.with_labelled:
+                    keys[known].tofile(labelled)
+        return {"looked": path}
 
 
 @ray.remote
@@ -217,51 +213,62 @@ class _Stage:
         self.tokeniser = Tokeniser(plan.text, punkt)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        name = hashlib.blake2b(repr(shard).encode(), digest_size=8).hexdigest()
-        index: dict[str, int] = {}
-        rows: dict[str, list[Any]] = {key: [] for key in ("key", "review_id", "label", "development", "word_ids", "sentence_lengths")}
-        counted: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        path = str(self.staging / _name(shard))
+        words = Interner()
+        counts = np.zeros(1, np.int64)
+        labels: set[str] = set()
         tally = Counter[str](reviews=0, copies_dropped=0, refused=0, unlabelled=0)
-        with (self.staging / f"{name}.txt").open("w", encoding="utf-8", errors="replace") as corpus:
+        with StagedWriter(Path(f"{path}.arrow")) as staged, open(f"{path}.txt", "w", encoding="utf-8", errors="replace") as corpus:
             for batch in sources.read(shard, self.plan.columns):
-                table = sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test")
-                tally["reviews"] += len(table)
-                for review_id, text, label in zip(*(table[column].to_pylist() for column in ("review_id", "text", "label")), strict=True):
-                    key = copy_key(text)
-                    if label is not None and self.plan.below is not None and key > self.plan.below:
-                        continue
-                    development = label is not None and self.plan.is_development(review_id, key)
-                    if not development and self.plan.is_forbidden(key):
-                        tally["copies_dropped"] += 1
-                        continue
-                    tokens = self.tokeniser.tokenise(text)
-                    if isinstance(tokens, Refusal):
-                        tally["refused"] += 1
-                        continue
-                    word_ids = np.array([index.setdefault(word, len(index)) for word in tokens.words], np.int32)
-                    if not development:
-                        counted.append(word_ids)
-                        corpus.write(" ".join(tokens.words) + "\n")
-                    tally["unlabelled"] += label is None
-                    for column, value in zip(rows, (key, review_id, label, development, word_ids, tokens.sentence_lengths), strict=True):
-                        rows[column].append(value)
-        staged = pa.table({**rows, "key": np.array(rows["key"], np.uint64)}, _STAGED_SCHEMA)
-        pq.write_table(staged.sort_by("key"), self.staging / f"{name}.parquet")
-        counts = np.bincount(np.concatenate(counted), minlength=len(index)).tolist()
-        (self.staging / f"{name}.counts.json").write_text(json.dumps(dict(zip(index, counts, strict=True))))
-        return {"staged": str(self.staging / name), "labels": sorted(set(rows["label"]) - {None}), **tally}
+                table = self._kept(sources.reviews(batch, shard, self.plan.columns, labelled=shard.split != "test"), tally)
+                rows = self._tokenised(table, words, tally)
+                staged.add(rows)
+                learnt = rows["word_ids"].filter(pc.invert(rows["development"]))
+                found = np.bincount(learnt.flatten().to_numpy(), minlength=len(words.words))
+                found[: len(counts)] += counts
+                counts = found
+                corpus.writelines(" ".join([words.words[number] for number in ids]) + "\n" for ids in learnt.to_pylist())
+                labels.update(pc.unique(rows["label"].drop_null()).to_pylist())
+        Path(f"{path}.counts.json").write_text(json.dumps(dict(zip(words.words, counts.tolist(), strict=True))))
+        return {"staged": path, "labels": sorted(labels), **tally}
+
+    def _kept(self, reviews: pa.Table, tally: Counter[str]) -> pa.Table:
+        """The reviews that are not dropped, with the columns `key` and `development`."""
+        tally["reviews"] += len(reviews)
+        columns = [reviews[column].to_pylist() for column in ("review_id", "text", "label")]
+        keys = [copy_key(text) for text in columns[1]]
+        kept, development = [], []
+        for row, (review_id, label, key) in enumerate(zip(columns[0], columns[2], keys, strict=True)):
+            if label is not None and self.plan.below is not None and key > self.plan.below:
+                continue
+            is_development = label is not None and self.plan.is_development(review_id, key)
+            if not is_development and self.plan.is_forbidden(key):
+                tally["copies_dropped"] += 1
+                continue
+            kept.append(row)
+            development.append(is_development)
+        rows = np.array(kept, np.int64)
+        key = pa.array(np.array(keys, np.uint64)[rows])
+        return reviews.take(rows).append_column("key", key).append_column("development", pa.array(development, pa.bool_()))
+
+    def _tokenised(self, reviews: pa.Table, words: Interner, tally: Counter[str]) -> pa.RecordBatch:
+        """A batch of `STAGED`, without the reviews that the tokeniser refuses."""
+        tokens = self.tokeniser.tokenise_batch(reviews["text"].to_pylist(), words)
+        reviews = reviews.take(tokens.kept)
+        tally["refused"] += len(tokens.refused)
+        tally["unlabelled"] += reviews["label"].null_count
+        known = [reviews[name].combine_chunks() for name in STAGED.names[:4]]
+        lists = [_lists(tokens.token_ids, tokens.num_tokens), _lists(tokens.sentence_lengths, tokens.review_lengths)]
+        return pa.RecordBatch.from_arrays([*known, *lists], schema=STAGED)
 
 
-_STAGED_SCHEMA = pa.schema(
-    [
-        ("key", pa.uint64()),
-        ("review_id", pa.string()),
-        ("label", pa.string()),
-        ("development", pa.bool_()),
-        ("word_ids", pa.list_(pa.int32())),
-        ("sentence_lengths", pa.list_(pa.int32())),
-    ]
-)
+def _name(shard: Shard) -> str:
+    return hashlib.blake2b(repr(shard).encode(), digest_size=8).hexdigest()
+
+
+def _lists(values: Int32s, lengths: Int32s) -> pa.ListArray:
+    """Flat values as lists of these lengths."""
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
 class _Finish:
@@ -271,25 +278,28 @@ class _Finish:
         self.out, self.encoder, self.labels = Path(out), encoder, labels
 
     def __call__(self, staged: str) -> dict[str, Any]:
-        table = pq.read_table(f"{staged}.parquet")
         rows_of_words = self.encoder.vocab.ids(list(json.loads(Path(f"{staged}.counts.json").read_text())))
+        writers = {split: SplitWriter(self.out / split, Path(staged).name) for split in SPLITS}
+        digest = 0
+        for table in read_staged(Path(f"{staged}.arrow"), num_rows=FINISHED_ROWS):
+            encoded = self._encoded(table, rows_of_words)
+            labelled = pc.is_valid(table["label"])
+            rest = pc.and_(labelled, pc.invert(table["development"]))
+            for split, kept in zip(SPLITS, (rest, table["development"], pc.invert(labelled)), strict=True):
+                part = encoded.filter(kept)
+                digest += digest_of(part, split) if split != "unlabelled" else 0
+                writers[split].add(part)
+        for writer in writers.values():
+            writer.close()
+        return {"digest": digest, "files": {split: writer.files for split, writer in writers.items()}}
+
+    def _encoded(self, table: pa.Table, rows_of_words: Int32s) -> pa.Table:
+        """A table of `STAGED` as one of `SPLIT_SCHEMA`."""
         word_ids = table["word_ids"].combine_chunks()
         token_ids = pa.ListArray.from_arrays(word_ids.offsets, pa.array(rows_of_words[word_ids.values.to_numpy()]))
         label = pc.index_in(table["label"], value_set=pa.array(self.labels))
         columns = [table["review_id"], label, token_ids, table["sentence_lengths"]]
-        encoded = pa.table(columns, names=SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
-        name = f"{Path(staged).name}.parquet"
-        record: dict[str, Any] = {"name": name, "digest": 0}
-        labelled = pc.is_valid(table["label"])
-        rest = pc.and_(labelled, pc.invert(table["development"]))
-        for split, kept in zip(SPLITS, (rest, table["development"], pc.invert(labelled)), strict=True):
-            part = encoded.filter(kept)
-            record[split] = len(part)
-            record["digest"] += digest_of(part, split) if split != "unlabelled" else 0
-            if len(part):
-                (self.out / split).mkdir(exist_ok=True)
-                pq.write_table(part, self.out / split / name, row_group_size=ROWS_PER_GROUP, compression="zstd")
-        return record
+        return pa.table(columns, names=SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
 
 
 def digest_of(part: pa.Table, split: str) -> int:
@@ -359,21 +369,3 @@ def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[
     if len(labels) < 2:
         raise Mistake(f"the labelled reviews have {len(labels)} label{'s' * (len(labels) != 1)} ({', '.join(labels)}): give at least 2")
     return list(columns.label_names) or labels
-
-
-def _finished(out: Path, job: dict[str, Any]) -> bool:
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    if (out / "encoding.json").exists():
-        theirs = read_json(out / "encoding.json")
-        changed = differences(job, {key: theirs.get(key) for key in job})
-        if changed:
-            raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
-        return True
-    if not (out / ".staging").exists():
-        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
-    return False
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

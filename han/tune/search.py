@@ -80,9 +80,8 @@ def sweep(job: SweepJob, *, watch: Watch, fit: Fit = fit) -> Sweep:
     first = [spaces.default(job.space, job.model, job.train)]
     if job.config.warm_start is not None:
         first += sweeps.earlier_best(Path(job.config.warm_start), max(1, job.config.trials // 4), list(job.space))
-    request = {"data": {str(folder.path): folder.fingerprint for folder in folders}, "space": spaces.as_json(job.space)}
-    request |= {"model": as_json(job.model), "train": as_json(job.train), "sweep": as_json(job.config)}
-    sweeps.claim(job.out, request)
+    paths = [folder.path for folder in folders]
+    sweeps.claim(job.out, sweeps.request_of(paths, job.space, model=job.model, train=job.train, config=job.config))
     with Folder(str(job.out)).locked(".lock"):
         study = sweeps.open_study(job.out, job.config, epochs=job.train.epochs, first=first)
         searcher = _Searcher(study, job)

@@ -28,24 +28,39 @@ import pyarrow.parquet as pq
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from han.config import SweepConfig, differences, read_json
+from han.config import ModelConfig, SweepConfig, TrainConfig, as_json, differences, read_json
 from han.storage import replace_file, write_json
-from han.tune.search_space import Value
+from han.tune import search_space
+from han.tune.search_space import Space, Value
 from han.types import Mistake
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def claim(out: Path, request: dict[str, Any]) -> None:
-    """Create the folder, or accept a folder of the same request; anything else is a `Mistake`."""
+def request_of(data: Sequence[Path], space: Space, *, model: ModelConfig, train: TrainConfig, config: SweepConfig) -> dict[str, Any]:
+    """sweep.json of a sweep over encoded folders."""
+    fingerprints = {str(path): read_json(path / "encoding.json")["fingerprint"] for path in data}
+    settings = {"model": as_json(model), "train": as_json(train), "sweep": as_json(config)}
+    return {"data": fingerprints, "space": search_space.as_json(space), **settings}
+
+
+def check(out: Path, request: dict[str, Any]) -> None:
+    """`Mistake` if the folder holds the sweep of another request, or other files. Nothing is written."""
     if not (out / "sweep.json").exists():
         if out.exists() and (existing := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
             raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "sweep.json", request)
+        return
     changed = differences(request, read_json(out / "sweep.json"))
     if changed:
         raise Mistake(f"{out} holds a sweep with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+
+
+def claim(out: Path, request: dict[str, Any]) -> None:
+    """Create the folder, or accept a folder of the same request; anything else is a `Mistake`."""
+    check(out, request)
+    if not (out / "sweep.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "sweep.json", request)
 
 
 def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[dict[str, Value]]) -> optuna.Study:

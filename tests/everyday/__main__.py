@@ -174,6 +174,8 @@ WAYS = (
         command=f"{HAN} score --input reviews.csv {COLUMNS} --out scores --attention none",
         code=2,
         lines=(1, 16),
+        says=("settings.attention: words -> none",),
+        seconds=MISTAKE_S,
     ),
     Step(
         role="data engineer",
@@ -204,6 +206,24 @@ WAYS = (
         command=f"{HAN} prepare --input small.parquet --out data --vectors.source random --vectors.size 16",
         lines=RAY_LINES,
         says=("290 training and 30 development reviews", "next: "),
+    ),
+    Step(
+        role="ML engineer",
+        name="prepare with other settings into the same folder",
+        command=f"{HAN} prepare --input small.parquet --out data --vectors.source random --vectors.size 32",
+        code=2,
+        lines=(1, 16),
+        says=("config.vectors.size: 16 -> 32",),
+        seconds=MISTAKE_S,
+    ),
+    Step(
+        role="ML engineer",
+        name="tune with other settings into the folder of a sweep",
+        command=f"{HAN} tune --data data --out sweep --trials 2",
+        code=2,
+        lines=(1, 30),
+        says=("holds a sweep with other settings",),
+        seconds=MISTAKE_S,
     ),
     Step(
         role="ML engineer",

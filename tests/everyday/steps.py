@@ -82,7 +82,7 @@ def mistake(role: str, name: str, command: str, *says: str, lines: tuple[int, in
 
 
 def write_inputs(folder: Path) -> None:
-    """reviews.csv, reviews.tsv, semicolons.csv, small.parquet, one.txt, and things that are not what a job expects."""
+    """reviews.csv, reviews.tsv, semicolons.csv, small.parquet, one.txt, and things that are not what a job expects, or are another's."""
     reviews = [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
     for name, delimiter in (("reviews.csv", ","), ("reviews.tsv", "\t"), ("semicolons.csv", ";")):
         _write_csv(folder / name, [[row["review_id"], row["text"], row["label"], row["rating"]] for row in reviews], delimiter)
@@ -92,6 +92,8 @@ def write_inputs(folder: Path) -> None:
     (folder / "thesis" / "thesis.tex").touch()
     (folder / "page.html").write_text("<p>my page</p>")
     (folder / "empty").mkdir()
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "sweep.json").write_text(json.dumps({"sweep": {"trials": 1}}))
 
 
 def write_large(folder: Path, num_reviews: int) -> None:

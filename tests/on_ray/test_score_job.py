@@ -80,6 +80,13 @@ def test_every_record_is_scored_or_quarantined_once(dump: Path, scored: tuple[Pa
     assert sorted(kept + quarantined) == sorted(pq.read_table(dump)["review_id"].to_pylist())
 
 
+def test_flagged_records_of_all_actors_are_counted(scored: tuple[Path, Scores]) -> None:
+    out, scores = scored
+    table = pq.read_table(out, columns=["uncertain", "unfamiliar"])
+    assert scores.manifest["flagged"] == {name: sum(table[name].to_pylist()) for name in table.column_names}
+    assert scores.flagged["unfamiliar"] > 0
+
+
 def test_files_have_the_scores_of_the_scorer(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
     out, _ = scored
     scorer, found = Scorer(artifact.load(tiny_model)), answers(out)

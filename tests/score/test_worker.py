@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig
-from han.score import batch_job
+from han.score import batch_job, publish
 from han.score.batch_job import Plan
 from han.score.scorer import Scored, Scorer, load
 from han.score.verify import verify
@@ -29,6 +29,7 @@ from han.types import EffectDetail, Mistake, Score
 
 POISON = "This text kills its worker."
 TEXTS = [f"Review {number} was good. The end was {'bad' if number % 2 else 'fine'}." for number in range(60)]
+UNFAMILIAR = ["Zyxq qwvk.", "Jumalauta olipa kehnonlainen elokuvanen."]
 
 
 class Sabotaged:
@@ -96,6 +97,22 @@ def test_a_record_that_kills_its_worker_is_quarantined_and_the_others_are_scored
     assert scores.manifest["counts"] == {**scores.manifest["counts"], "scored": len(TEXTS), "quarantined": 1}
     assert scores.manifest["reasons"] == {"poison": 1}
     assert is_sound(plan)
+
+
+def test_the_flagged_answers_of_all_workers_are_counted(tmp_path: Path, scorer: Scorer) -> None:
+    plan = planned(tmp_path, [*TEXTS[:10], *UNFAMILIAR, *TEXTS[10:]])
+    scores = run(plan, lambda _: scorer)
+    table = pq.read_table(f"{plan.out}/scores")
+    counted = {flag: sum(table[flag].to_pylist()) for flag in ("uncertain", "unfamiliar")}
+    assert scores.manifest["flagged"] == counted
+    assert counted["unfamiliar"] == len(UNFAMILIAR)
+    assert counted["uncertain"] > 0
+
+
+def test_flags_are_not_counted_beside_parts_of_a_version_that_did_not_count_them() -> None:
+    counted = {"flagged": {"uncertain": 2, "unfamiliar": 1}}
+    assert publish.flagged([counted, counted]) == {"uncertain": 4, "unfamiliar": 2}
+    assert publish.flagged([counted, {}]) == {}
 
 
 def test_a_mistake_of_a_worker_ends_the_job_and_nothing_is_published(tmp_path: Path, scorer: Scorer) -> None:
