@@ -138,8 +138,8 @@ def _measure_rationales(split: Path, out: Path, job: Evaluate) -> None:
     for parts in ("tokens", "sentences"):
         table = Table(
             parts,
-            *(key.replace("_", " ") for key in next(iter(figures[parts].values()))),
-            title=f"plausibility of {parts}, {figures['num_documents']:,} documents",
+            *(key.removeprefix("precision_").replace("_", " ") for key in next(iter(figures[parts].values()))),
+            title=f"plausibility of {parts}{' (precision)' * (parts == 'sentences')}, {figures['num_documents']:,} documents",
         )
         for name, of_method in figures[parts].items():
             table.add_row(

@@ -107,7 +107,7 @@ def test_the_job_writes_the_figures_of_every_method(tmp_path: Path, tiny_model: 
     assert set(figures["tokens"]) == {"leave_one_out", "midpoint_gradient", "attention", "random"}
     assert set(figures["sentences"]) == {"leave_one_out", "attention", "random"}
     assert figures["evidence"] == pytest.approx(3 / 16)
-    assert "precision at evidence" in capsys.readouterr().out
+    assert "at evidence" in capsys.readouterr().out
     same = rationales.measure(load(str(tiny_model)), rationales.read(split), report=lambda done, total: None)
     assert same["tokens"] == figures["tokens"]
 

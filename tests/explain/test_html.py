@@ -214,7 +214,15 @@ def test_a_sentence_sets_its_own_direction() -> None:
 
 def test_a_page_names_no_other_host_or_file() -> None:
     html = page([("a", REVIEW, read(REVIEW)), ("b", REVIEW, read(REVIEW))], title="Two reviews")
-    assert not re.search(r"https?:|//[a-z]|\burl\(|@import|\bsrc=|<script|<link|\bstyle=", html)
+    assert not re.search(r"https?:|//[a-z]|\burl\(|@import|\bsrc=|<link|\bstyle=|\bimport\b", html)
+
+
+def test_a_page_of_several_reviews_allows_its_own_script_and_nothing_else() -> None:
+    html = page([("a", REVIEW, read(REVIEW)), ("</script><script>alert(1)</script>", REVIEW, read(REVIEW))], title="Two reviews")
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"; script-src 'sha256-{digest}'; base-uri 'none'" in html
+    assert "<script" not in page([("a", REVIEW, read(REVIEW))], title="One review")
 
 
 def test_a_page_allows_its_own_style_and_nothing_else() -> None:
