@@ -25,6 +25,7 @@ EXAMPLES = (
     "--input 'dump/*.parquet' --out attention.html",
     "--input test.csv --order wrong --num-reviews 200 --candidates 5000",
     "--text 'I wanted to like it.' --out attention.html",
+    "--input test.csv --model imdb --against models/best --out changes.html",
     "--corpus --input scores --out corpus",
 )
 _OUR_PAGE = 'class="han-page"'
@@ -47,12 +48,14 @@ class Explain:
     corpus_view: Annotated[CorpusConfig, tyro.conf.arg(name="")] = field(default_factory=CorpusConfig)
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
+    against: str | None = None
+    """another model: draw the reviews whose answers differ most between --model and this one, and write all --candidates to a table"""
     num_reviews: int = 20
     """number of reviews to draw"""
     order: Order = "input"
     """which reviews, first to last; `wrong` needs labels, `most_changed` means the largest effect of one sentence"""
     candidates: int = 1_000
-    """reviews of the start of the input to choose from, unless --order is input"""
+    """reviews of the start of the input to choose from, unless --order is input; with --against, always"""
     seed: int = 0
     """seed of --order random"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -70,6 +73,9 @@ def main(job: Explain) -> None:
         raise Mistake("give either --input (reviews to draw) or --text (one review)")
     if out.exists() and not (out.is_file() and _OUR_PAGE in out.read_text(encoding="utf-8", errors="replace")):
         raise Mistake(f"--out {out} is something else: give a new file")
+    if job.against is not None:
+        _compare(job, out, model, cli.model(job.against))
+        return
     reviews = list(islice(_read(job), job.num_reviews if job.order == "input" else job.candidates))
     import torch
 
@@ -106,12 +112,52 @@ def main(job: Explain) -> None:
     print("next: open it in a browser")
 
 
+def _compare(job: Explain, out: Path, model: str, against: str) -> None:
+    """Two models on the same reviews."""
+    from han.model import artifact
+
+    if job.order != "input":
+        raise Mistake("--against has an order of its own, the largest change first: leave out --order")
+    labels, others = (artifact.read_labels(artifact.find(name)) for name in (model, against))
+    if sorted(labels) != sorted(others):
+        raise Mistake(f"{model} has the labels {', '.join(labels)}, {against} has {', '.join(others)}: only models of equal labels compare")
+    reviews = list(islice(_read(job), job.candidates))
+    import pyarrow.parquet as pq
+    import torch
+
+    from han.explain import changes
+    from han.score import load
+    from han.storage import replace_file
+
+    torch.set_num_threads(1)
+    texts = [text for _, text, _ in reviews]
+    answers = [load(name).score(texts, attention="words", effects="sentences") for name in (model, against)]
+    compared = [
+        changes.Change(review_id=name, text=text, label=_label(label, labels), before=before, after=after)
+        for (name, text, label), before, after in zip(reviews, *answers, strict=True)
+        if not isinstance(before, Refusal) and not isinstance(after, Refusal)
+    ]
+    if not compared:
+        raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be scored by both models")
+    lines = changes.summary(compared)
+    shown = [compared[place] for place in changes.order(compared)[: job.num_reviews]]
+    rows = out.with_suffix(".parquet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(rows, lambda temporary: pq.write_table(changes.table(compared), temporary, compression="zstd"))
+    out.write_text(changes.page(shown, lines, title="What changed between two models"), encoding="utf-8")
+    print("\n".join(lines))
+    print(
+        f"{cli.plural(len(shown), 'review')} drawn: {out}; all {len(compared):,} compared: {rows}; {len(reviews) - len(compared)} refused"
+    )
+    print("next: open the page in a browser")
+
+
 def _view(job: Explain) -> None:
     """The corpus view of finished scores."""
     if job.input is None:
         raise Mistake(f"--corpus needs --input, a folder of scores: make one with {cli.command('score')} --effects words")
     usual = Explain()
-    for name in ("text", "model", "num_reviews", "order", "candidates", "seed", "columns"):
+    for name in ("text", "model", "against", "num_reviews", "order", "candidates", "seed", "columns"):
         if getattr(job, name) != getattr(usual, name):
             raise Mistake(f"--corpus reads finished scores: leave out --{name.replace('_', '-')}")
     source, out = cli.path(job.input, "--input"), cli.path(job.out or "corpus", "--out")

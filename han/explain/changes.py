@@ -1,0 +1,161 @@
+"""Two models on the same reviews: which answers changed, and where attention and effects moved. A page, and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import pyarrow as pa
+
+from han.explain.gallery import is_wrong
+from han.explain.html import document, drawing, stylesheet
+from han.explain.pieces import percent, signed, visible
+from han.model.metrics import wilson
+from han.types import Score, Sentence
+
+MOVED = 0.5  # of the largest move of a review: sentences that moved at least as far are marked
+_LEAST = 1e-12  # smallest probability of which a logarithm is taken
+
+_Spans = tuple[tuple[int, int], ...]
+_SENTENCE = pa.struct(
+    [("start", pa.int32()), ("end", pa.int32())]
+    + [(f"{what}_{which}", pa.float32()) for what in ("attention", "effect") for which in ("before", "after")]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One review, scored by both models with attention and the effects of sentences."""
+
+    review_id: str
+    text: str
+    label: str | None  # the known label
+    before: Score
+    after: Score
+
+    @property
+    def changed(self) -> bool:
+        return self.before.label != self.after.label
+
+    @property
+    def shift(self) -> float:
+        """What the second model adds to the evidence for the label of the first, in nats."""
+        return _evidence(self.after, self.before.label) - _evidence(self.before, self.before.label)
+
+
+def order(changes: Sequence[Change]) -> list[int]:
+    """The places of the changes: other labels first, then by the size of the shift."""
+    return sorted(range(len(changes)), key=lambda place: (not changes[place].changed, -abs(changes[place].shift)))
+
+
+def moved(change: Change) -> _Spans:
+    """The sentences of both answers whose effects moved most, towards or away from the label of the first model.
+
+    The effect of a sentence is for the label of its own answer, so the sign of the second is turned where the labels of a model of two
+    differ. With more labels such effects are not comparable: then there are none.
+    """
+    if change.changed and len(change.before.probabilities) > 2:
+        return ()
+    sign = -1 if change.changed else 1
+    both = [(before, after) for before, after in _matched(change) if before and after]
+    moves = {(one.start, one.end): abs(sign * (two.effect or 0.0) - (one.effect or 0.0)) for one, two in both}
+    largest = max(moves.values(), default=0.0)
+    return tuple(span for span, move in moves.items() if largest and move >= MOVED * largest)
+
+
+def table(changes: Sequence[Change]) -> pa.Table:
+    """One row for each review, with the sentences of both answers: null where only one model cuts the text there."""
+    columns = {
+        "review_id": pa.array([each.review_id for each in changes], pa.string()),
+        "text": pa.array([each.text for each in changes], pa.string()),
+        "label": pa.array([each.label for each in changes], pa.string()),
+        "label_before": pa.array([each.before.label for each in changes], pa.string()),
+        "label_after": pa.array([each.after.label for each in changes], pa.string()),
+        "probability_before": pa.array([each.before.probability for each in changes], pa.float32()),
+        "probability_after": pa.array([each.after.probability for each in changes], pa.float32()),
+        "changed": pa.array([each.changed for each in changes], pa.bool_()),
+        "shift": pa.array([each.shift for each in changes], pa.float32()),
+        "sentences": pa.array([[_row(*pair) for pair in _matched(each)] for each in changes], pa.list_(_SENTENCE)),
+    }
+    return pa.table(columns)
+
+
+def summary(changes: Sequence[Change]) -> list[str]:
+    """What changed over all reviews, as sentences."""
+    number = sum(each.changed for each in changes)
+    low, high = wilson(number, len(changes))
+    lines = [
+        f"{number:,} of {len(changes):,} reviews changed the label: {number / len(changes):.1%} (95% interval {low:.1%} to {high:.1%})."
+    ]
+    known = [each for each in changes if each.label is not None]
+    if known:
+        to_right = sum(each.changed and not is_wrong(each.after, each.label) for each in known)
+        to_wrong = sum(each.changed and not is_wrong(each.before, each.label) for each in known)
+        before, after = (
+            sum(not is_wrong(score, each.label) for each, score in zip(known, scores, strict=True)) / len(known) for scores in _both(known)
+        )
+        lines.append(
+            f"Of {len(known):,} with a label, {to_right:,} became right and {to_wrong:,} became wrong: "
+            f"accuracy {before:.1%} before, {after:.1%} after."
+        )
+    return lines
+
+
+def page(changes: Sequence[Change], lines: Sequence[str], *, title: str) -> str:
+    """Returns one self-contained page of the changes in their order, below the lines of `summary`. It has no script."""
+    drawn = "".join(_article(number, each) for number, each in enumerate(changes, 1))
+    top = "".join(f'<p class="facts">{escape(line)}</p>' for line in lines)
+    note = "A line at the side marks the sentences whose effects moved most. Each answer is for its own label."
+    body = f"""<main>
+<div class="han"><div class="top"><h1>{escape(visible(title))}</h1>{top}<p class="facts">{note}</p>
+<p class="caveat live"><label><input type="checkbox" class="effects"> Show effects instead of attention.</label></p></div></div>
+{drawn}</main>"""
+    return document(body, title=escape(visible(title)), style=stylesheet())
+
+
+def _article(number: int, change: Change) -> str:
+    turn = f"{change.before.label} to {change.after.label}" if change.changed else f"{change.before.label} by both"
+    known = f"; its label is {change.label}" if change.label is not None else ""
+    caption = escape(
+        visible(f"{change.review_id}: {turn}{known}; shift of the evidence for {change.before.label} {signed(change.shift)} nats")
+    )
+    parts = "".join(
+        drawing(
+            change.text, score, before=f'<p class="id">{which} {percent(score.probability)}%</p>', label=change.label, marked=moved(change)
+        )
+        for which, score in (("before", change.before), ("after", change.after))
+    )
+    return f'<article class="han" id="review-{number}"><p class="id"><bdi>{caption}</bdi></p>\n{parts}</article>\n'
+
+
+def _both(changes: Sequence[Change]) -> tuple[list[Score], list[Score]]:
+    return [each.before for each in changes], [each.after for each in changes]
+
+
+def _matched(change: Change) -> list[tuple[Sentence | None, Sentence | None]]:
+    """The sentences of both answers by their spans, in reading order."""
+    of_both = [{(each.start, each.end): each for each in score.sentences or ()} for score in (change.before, change.after)]
+    return [(of_both[0].get(span), of_both[1].get(span)) for span in sorted({*of_both[0], *of_both[1]})]
+
+
+def _row(before: Sentence | None, after: Sentence | None) -> dict[str, float | None]:
+    known = before or after
+    assert known is not None  # noqa: S101 - a span is of one of them
+    return {
+        "start": known.start,
+        "end": known.end,
+        "attention_before": before and before.attention,
+        "attention_after": after and after.attention,
+        "effect_before": before and before.effect,
+        "effect_after": after and after.effect,
+    }
+
+
+def _evidence(score: Score, label: str) -> float:
+    """Log-odds of `label`, in nats."""
+    if score.effects is not None and label == score.label:
+        return score.effects.evidence
+    share = min(max(score.probabilities[label], _LEAST), 1 - _LEAST)
+    return math.log(share / (1 - share))

@@ -1,0 +1,102 @@
+"""Two models on the same reviews: counts, the table, the marked sentences, and a page that runs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from han.config import TextConfig
+from han.explain import changes
+from han.explain.changes import Change
+from han.model import artifact
+from han.text.encode import Encoder
+from han.text.vocabulary import Vocab
+from han.types import Effects, Mistake, Score, Sentence
+from jobs import explain
+from tests.conftest import WORDS, tiny_network
+from tests.helpers.scores import scored
+
+TEXT = "A good film. <script>alert(1)</script> A slow end."
+SPANS = ((0, 12), (13, 34), (39, 50))
+
+
+def answer(label: str, probability: float, effects: tuple[float, float, float], *, spans: tuple[tuple[int, int], ...] = SPANS) -> Score:
+    sentences = tuple(
+        Sentence(start=start, end=end, attention=1 / 3, words=(), effect=effect)
+        for (start, end), effect in zip(spans, effects, strict=True)
+    )
+    other = {"positive": "negative", "negative": "positive"}[label]
+    evidence = Effects(evidence=2.0, nothing=0.0, sum=1.0, interaction=1.0, method="leave_one_out", word_method=None)
+    probabilities = {label: probability, other: 1 - probability}
+    return dataclasses.replace(scored(TEXT, sentences), label=label, probability=probability, probabilities=probabilities, effects=evidence)
+
+
+def change(before: Score, after: Score, label: str | None = None) -> Change:
+    return Change(review_id="<b>one</b>", text=TEXT, label=label, before=before, after=after)
+
+
+POSITIVE, NEGATIVE = answer("positive", 0.9, (2.0, 0.1, -1.0)), answer("negative", 0.8, (-2.0, -0.1, 3.0))
+SAME, FLIPPED = change(POSITIVE, POSITIVE, "positive"), change(POSITIVE, NEGATIVE, "negative")
+
+
+def test_changed_labels_come_first_and_the_evidence_is_for_the_first_label() -> None:
+    assert changes.order([SAME, FLIPPED]) == [1, 0]
+    assert SAME.shift == 0
+    assert FLIPPED.shift == pytest.approx(-1.386294 - 2.0, abs=1e-5)
+
+
+def test_the_sentences_that_moved_most_are_marked_with_the_sign_of_the_first_label() -> None:
+    assert changes.moved(FLIPPED) == ((39, 50),)  # from -1 to -3; the others stay where they were
+    assert changes.moved(SAME) == ()
+
+
+def test_the_summary_counts_labels_that_became_right_and_wrong() -> None:
+    first, second = changes.summary([SAME, FLIPPED])
+    assert first.startswith("1 of 2 reviews changed the label: 50.0%")
+    assert "1 became right and 0 became wrong: accuracy 50.0% before, 100.0% after" in second
+    assert len(changes.summary([change(POSITIVE, NEGATIVE)])) == 1
+
+
+def test_the_table_has_null_where_one_model_cuts_the_text_elsewhere() -> None:
+    joined = answer("positive", 0.9, (1.0, 1.0, 1.0), spans=((0, 12), (13, 38), (39, 50)))
+    (row,) = changes.table([change(POSITIVE, joined)]).to_pylist()
+    assert [(each["start"], each["end"]) for each in row["sentences"]] == [(0, 12), (13, 34), (13, 38), (39, 50)]
+    assert [each["effect_after"] for each in row["sentences"]] == [1.0, None, 1.0, 1.0]
+    assert (row["label_before"], row["changed"]) == ("positive", False)
+
+
+def test_the_page_draws_both_answers_and_runs_nothing() -> None:
+    drawn = changes.page([FLIPPED], changes.summary([FLIPPED]), title="Changes")
+    assert "<script" not in drawn
+    assert "<b>one" not in drawn
+    assert drawn.count("<h2") == 2
+    assert drawn.count('class="row marked"') == 2
+
+
+def save(folder: Path, *, seed: int, labels: tuple[str, ...]) -> Path:
+    network = tiny_network(num_classes=len(labels), seed=seed)
+    encoder = Encoder(TextConfig(max_characters=5_000), None, Vocab(WORDS))
+    artifact.save(folder, encoder=encoder, network=network, labels=labels, metrics={"temperature": 1.0}, provenance={"data": "random"})
+    return folder
+
+
+def test_the_job_writes_a_page_and_a_table_and_refuses_other_labels(tmp_path: Path) -> None:
+    first, second, other = (
+        save(tmp_path / name, seed=seed, labels=labels)
+        for name, seed, labels in (
+            ("first", 1, ("negative", "positive")),
+            ("second", 2, ("negative", "positive")),
+            ("other", 1, ("bad", "fair", "good")),
+        )
+    )
+    job = explain.Explain(
+        input="sample", model=str(first), against=str(second), out=str(tmp_path / "page.html"), candidates=40, num_reviews=5
+    )
+    explain.main(job)
+    assert (tmp_path / "page.html").read_text().count("<article") == 5
+    assert pq.read_table(tmp_path / "page.parquet").num_rows == 40
+    with pytest.raises(Mistake, match="only models of equal labels compare"):
+        explain.main(dataclasses.replace(job, against=str(other)))
