@@ -146,10 +146,10 @@ def _row(before: Sentence | None, after: Sentence | None) -> dict[str, float | N
     return {
         "start": known.start,
         "end": known.end,
-        "attention_before": before and before.attention,
-        "attention_after": after and after.attention,
-        "effect_before": before and before.effect,
-        "effect_after": after and after.effect,
+        "attention_before": before.attention if before else None,
+        "attention_after": after.attention if after else None,
+        "effect_before": before.effect if before else None,
+        "effect_after": after.effect if after else None,
     }
 
 
