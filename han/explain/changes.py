@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from han.explain.gallery import is_wrong
 from han.explain.html import document, drawing, stylesheet
-from han.explain.pieces import percent, signed, visible
+from han.explain.pieces import signed, visible
 from han.model.metrics import wilson
 from han.types import Score, Sentence
 
@@ -121,13 +121,12 @@ def _article(number: int, change: Change) -> str:
     caption = escape(
         visible(f"{change.review_id}: {turn}{known}; shift of the evidence for {change.before.label} {signed(change.shift)} nats")
     )
+    tops = (f'<p class="id"><bdi>{caption}</bdi></p><p class="id">First model</p>', '<p class="id">Second model</p>')
     parts = "".join(
-        drawing(
-            change.text, score, before=f'<p class="id">{which} {percent(score.probability)}%</p>', label=change.label, marked=moved(change)
-        )
-        for which, score in (("before", change.before), ("after", change.after))
+        drawing(change.text, score, before=top, label=change.label, marked=moved(change))
+        for top, score in zip(tops, (change.before, change.after), strict=True)
     )
-    return f'<article class="han" id="review-{number}"><p class="id"><bdi>{caption}</bdi></p>\n{parts}</article>\n'
+    return f'<article class="han" id="review-{number}">{parts}</article>\n'
 
 
 def _both(changes: Sequence[Change]) -> tuple[list[Score], list[Score]]:
