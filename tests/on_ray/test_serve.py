@@ -246,7 +246,12 @@ def test_the_examples_of_the_documentation_run(service: Service) -> None:
 
 def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
     """24 long texts through two ingresses and two replicas; the short one is answered while most of them wait."""
-    long, before = "The film was good. " * 450, settled(service)  # of 2,138 tokens, all within max_waiting_tokens
+    from ray import serve
+
+    long = "The film was good. " * 1_500  # of 7,125 tokens: scoring them takes longer than sending them
+    service.deploy(changed(service, max_waiting_tokens=24 * len(long))[0])
+    until(lambda: serve.status().applications["han"].status == "RUNNING")
+    before = settled(service)
 
     async def main() -> tuple[int, int]:
         async with httpx.AsyncClient(base_url=service.url, timeout=30, limits=httpx.Limits(max_connections=40)) as client:
@@ -259,6 +264,8 @@ def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
     assert short == 200
     assert num_waiting >= 12
     until(lambda: counts(service) - before == {"200": 25})
+    service.deploy(service.config)
+    until(lambda: serve.status().applications["han"].status == "RUNNING")
 
 
 def changed(service: Service, **arguments: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
