@@ -51,7 +51,7 @@ def main(job: Demo) -> None:
         TrainConfig(num_workers=job.num_workers, epochs=6, learning_rate=0.01, batch_tokens=8_192),
     )
     unseen = list(planted.generate(200, seed=2))
-    answers = Scorer(artifact.load(trained.artifact)).score([review.text for review in unseen], effects="exact_words")
+    answers = Scorer(artifact.load(trained.artifact)).score([review.text for review in unseen], effects="words")
     found = planted.shares_found(unseen, answers)
     print(
         f"this model, {out / 'run'}: development accuracy {trained.best['accuracy']:.1%}. In {len(unseen)} unseen reviews, the deciding "
