@@ -28,9 +28,10 @@ WORDS = ["The film", "was", "good", "bad,", "not dull.", "I loved it!", "zyx", "
 
 
 def rows(num_rows: int, seed: int) -> pa.Table:
-    """Reviews of very unequal lengths; every tenth has no word, every seventh no label."""
+    """Reviews of very unequal lengths; every tenth has no word, every tenth only unknown words, every seventh no label."""
     random = np.random.default_rng(seed)
     texts = [" ".join(random.choice(WORDS, size=random.integers(1, 60))) if row % 10 else " ... " for row in range(num_rows)]
+    texts[5::10] = ["zyx zyx zyx zyx"] * len(texts[5::10])
     labels = [None if row % 7 == 3 else int(random.integers(2)) for row in range(num_rows)]
     stars = [None if label is None else 3 + 4 * label for label in labels]
     ids = [f"{seed}/{row}" for row in range(num_rows)]
