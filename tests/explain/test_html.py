@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 
-from han.explain.gallery import script
 from han.explain.html import fragment, page
 from han.types import Score, Sentence, Word
 from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores, with_effects
@@ -232,15 +231,6 @@ def test_a_page_allows_its_own_style_and_nothing_else() -> None:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'" in html
     assert html.count("<style") == 1
-
-
-def test_a_page_of_several_reviews_allows_its_own_script_and_no_other() -> None:
-    html = page([(HOSTILE[0], HOSTILE[0], read(HOSTILE[0]))] * 2, title=HOSTILE[0])
-    (content,) = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    assert f"; script-src 'sha256-{digest}'; base-uri 'none'" in html
-    assert content == script()
-    assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|import|fetch|</", content)
 
 
 def test_an_index_links_every_review_of_a_page() -> None:
