@@ -249,6 +249,11 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     print(f"Ray: {int(resources.get('CPU', 0))} CPUs, {int(resources.get('GPU', 0))} GPUs, {plural(len(ray.nodes()), 'node')}", flush=True)
 
 
+def has_ray() -> bool:
+    """Whether a Ray is named, or this process has one already: then work is given to it, however small."""
+    return bool(os.environ.get("RAY_ADDRESS")) or is_connected()
+
+
 def is_connected() -> bool:
     """Whether this process has joined or started a Ray."""
     if "ray" not in sys.modules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +129,9 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
     from han.storage import replace_file
 
     torch.set_num_threads(1)
+    rows = out.with_suffix(".parquet")
+    if rows.exists() and pq.read_schema(rows).names != changes.SCHEMA.names:
+        raise Mistake(f"{rows}, the table beside the page, is something else: give another --out")
     texts = [text for _, text, _ in reviews]
     answers = [load(name).score(texts, attention="words", effects="sentences") for name in (model, against)]
     compared = [
@@ -141,7 +143,6 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
         raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be scored by both models")
     lines = changes.summary(compared)
     shown = [compared[place] for place in changes.order(compared)[: job.num_reviews]]
-    rows = out.with_suffix(".parquet")
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(rows, lambda temporary: pq.write_table(changes.table(compared), temporary, compression="zstd"))
     out.write_text(changes.page(shown, lines, title="What changed between two models"), encoding="utf-8")
@@ -169,7 +170,7 @@ def _view(job: Explain) -> None:
 
     corpus.check_out(out)
     num_processes = None
-    if not os.environ.get("RAY_ADDRESS") and not cli.is_connected() and corpus.fits_here(scores):
+    if corpus.fits_here(scores) and not cli.has_ray():
         num_processes = cli.num_cpus()
     else:
         cli.connect()

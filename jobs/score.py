@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ def _processes_here(plan: Plan) -> int | None:
     """How many processes score the input without Ray; None if Ray is wanted, or worth its start."""
     from han.score import batch_job
 
-    if os.environ.get("RAY_ADDRESS") or cli.is_connected() or not batch_job.fits_here(plan):
+    if cli.has_ray() or not batch_job.fits_here(plan):
         return None
     print("a small input: scoring it here without Ray (--num-actors N starts Ray)", flush=True)
     return cli.num_cpus()

@@ -10,7 +10,7 @@ from html import escape
 import pyarrow as pa
 
 from han.explain.gallery import is_wrong
-from han.explain.html import document, drawing, stylesheet
+from han.explain.html import EFFECTS_SWITCH, document, drawing, stylesheet
 from han.explain.pieces import signed, visible
 from han.model.metrics import wilson
 from han.types import Score, Sentence
@@ -22,6 +22,11 @@ _Spans = tuple[tuple[int, int], ...]
 _SENTENCE = pa.struct(
     [("start", pa.int32()), ("end", pa.int32())]
     + [(f"{what}_{which}", pa.float32()) for what in ("attention", "effect") for which in ("before", "after")]
+)
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("review_id", "text", "label", "label_before", "label_after")]
+    + [("probability_before", pa.float32()), ("probability_after", pa.float32()), ("changed", pa.bool_()), ("shift", pa.float32())]
+    + [("sentences", pa.list_(_SENTENCE))]
 )
 
 
@@ -67,19 +72,22 @@ def moved(change: Change) -> _Spans:
 
 def table(changes: Sequence[Change]) -> pa.Table:
     """One row for each review, with the sentences of both answers: null where only one model cuts the text there."""
-    columns = {
-        "review_id": pa.array([each.review_id for each in changes], pa.string()),
-        "text": pa.array([each.text for each in changes], pa.string()),
-        "label": pa.array([each.label for each in changes], pa.string()),
-        "label_before": pa.array([each.before.label for each in changes], pa.string()),
-        "label_after": pa.array([each.after.label for each in changes], pa.string()),
-        "probability_before": pa.array([each.before.probability for each in changes], pa.float32()),
-        "probability_after": pa.array([each.after.probability for each in changes], pa.float32()),
-        "changed": pa.array([each.changed for each in changes], pa.bool_()),
-        "shift": pa.array([each.shift for each in changes], pa.float32()),
-        "sentences": pa.array([[_row(*pair) for pair in _matched(each)] for each in changes], pa.list_(_SENTENCE)),
-    }
-    return pa.table(columns)
+    rows = [
+        {
+            "review_id": each.review_id,
+            "text": each.text,
+            "label": each.label,
+            "label_before": each.before.label,
+            "label_after": each.after.label,
+            "probability_before": each.before.probability,
+            "probability_after": each.after.probability,
+            "changed": each.changed,
+            "shift": each.shift,
+            "sentences": [_row(*pair) for pair in _matched(each)],
+        }
+        for each in changes
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def summary(changes: Sequence[Change]) -> list[str]:
@@ -110,7 +118,7 @@ def page(changes: Sequence[Change], lines: Sequence[str], *, title: str) -> str:
     note = "A line at the side marks the sentences whose effects moved most. Each answer is for its own label."
     body = f"""<main>
 <div class="han"><div class="top"><h1>{escape(visible(title))}</h1>{top}<p class="facts">{note}</p>
-<p class="caveat live"><label><input type="checkbox" class="effects"> Show effects instead of attention.</label></p></div></div>
+<p class="caveat live">{EFFECTS_SWITCH}</p></div></div>
 {drawn}</main>"""
     return document(body, title=escape(visible(title)), style=stylesheet())
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,6 +29,7 @@ from han.data.files import blaming
 from han.explain import phrases
 from han.explain.corpus_page import PAGE, WORDS, page
 from han.explain.phrases import Frequent, Rows, Sketch, Table
+from han.processes import follow_parent
 from han.storage import Folder
 from han.text.raw import blank_tags
 from han.types import Mistake
@@ -316,7 +314,7 @@ def _here(
     waiting, running, whole, rows = deque(shares), dict[Future[Any], _Share](), None, 0
     done(0, _num_rows(shares))
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=follow_parent)
     try:
         while waiting or running:
             while waiting and len(running) < num_processes:
@@ -368,17 +366,3 @@ def _merged(merge: _Merge, *results: Any) -> Any:
 
 def _num_rows(shares: Iterable[_Share]) -> int:
     return sum(part.rows for share in shares for part in share)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, even if that is killed."""
-
-    def watch() -> None:
-        process = multiprocessing.parent_process()
-        if process is not None:
-            process.join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=watch, daemon=True).start()

@@ -33,6 +33,7 @@ from han.explain.pieces import (
 from han.types import Removals, Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
+EFFECTS_SWITCH = '<label><input type="checkbox" class="effects"> Show effects instead of attention.</label>'
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 
 
@@ -158,7 +159,6 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
 
 def _effects_key(scores: Sequence[Score]) -> list[str]:
     words = any(word.effect is not None for score in scores for sentence in score.sentences or () for word in sentence.words or ())
-    switch = '<label><input type="checkbox" class="effects"> Show effects instead of attention.</label>'
     meaning = (
         "The effect of a sentence is the evidence (log-odds of the label, in nats) that is lost when the sentence is taken out: "
         '<span class="for">+ speaks for the label</span>, <span class="against">&minus; against it</span>. They are exact. They need not '
@@ -170,7 +170,7 @@ def _effects_key(scores: Sequence[Score]) -> list[str]:
         else " Behind a sentence: its effect in the same colours."
     )
     return [
-        _sample("", switch, live=True),
+        _sample("", EFFECTS_SWITCH, live=True),
         _sample(f"{_effect_bar(1, 1)}{_effect_bar(-1, 1)}", meaning + of_words),
     ]
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import multiprocessing
-import os
-import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +28,7 @@ from han.data import sources
 from han.data.files import BadReason, BadRecord, InputChanged, excerpt, without
 from han.data.sources import Batch, Shard
 from han.model import artifact
+from han.processes import follow_parent
 from han.score.retries import Attempts, BatchState, RecordState, batch_state, record_state
 from han.score.scorer import Scored, Scorer
 from han.types import EffectDetail, Mistake
@@ -412,9 +410,7 @@ class _Crew:
 
 def _work(connection: Connection, items: Sequence[Item], task: Task, scorer: BatchScorer, is_stopped: Any) -> None:
     """A forked worker: it scores the items whose indices it receives, until it receives None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
 
     def progressed(_: str, num_rows: int) -> bool:
         try:
@@ -437,10 +433,3 @@ def _outcome(worker: Worker, item: Item) -> tuple[str, Any]:
         if failure is None:
             error.add_note(traceback.format_exc())
         return "failed", failure or error
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101
-    parent.join()
-    os._exit(1)

@@ -11,8 +11,9 @@ import pytest
 
 from han.evaluate import rationales
 from han.score import load
-from han.types import Effects, Mistake, Score, Sentence, Word
+from han.types import Mistake, Sentence, Word
 from jobs import evaluate
+from tests.helpers.scores import scored
 
 FIRST = "the film is slow .\nthe cast is superb , and so is the music .\n"
 SECOND = "nothing happens here ."
@@ -79,25 +80,9 @@ def test_a_token_has_the_largest_value_of_the_words_that_overlap_it() -> None:
         name="one", text="don't stop !", spans=np.array([(0, 5), (6, 10), (11, 12)]), is_evidence=np.array([False, True, False])
     )
     words = tuple(Word(start=start, end=end, attention=0.5, effect=0.0) for start, end in ((0, 2), (2, 5), (6, 10)))
-    score = scored((Sentence(start=0, end=10, attention=1.0, words=words, effect=0.0),))
+    score = scored(document.text, (Sentence(start=0, end=10, attention=1.0, words=words, effect=0.0),))
     assert rationales.of_tokens(document, score, np.array([0.1, 0.7, 0.4])).tolist() == [0.7, 0.4, 0.1]
     assert rationales.sentence_evidence(document, score).tolist() == [True]
-
-
-def scored(sentences: tuple[Sentence, ...]) -> Score:
-    return Score(
-        label="positive",
-        probability=1.0,
-        probabilities={"positive": 1.0},
-        sentences=sentences,
-        num_tokens=3,
-        num_unknown=0,
-        num_characters_cut=0,
-        unfamiliar=False,
-        uncertain=False,
-        model="none",
-        effects=Effects(evidence=1.0, nothing=0.0, sum=1.0, interaction=0.0, method="leave_one_out", word_method="leave_one_out"),
-    )
 
 
 def test_the_job_writes_the_figures_of_every_method(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,5 +99,10 @@ def test_the_job_writes_a_page_and_a_table_and_refuses_other_labels(tmp_path: Pa
     explain.main(job)
     assert (tmp_path / "page.html").read_text().count("<article") == 5
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 40
+    explain.main(job)  # its own table is replaced
+    pq.write_table(pa.table({"text": ["mine"]}), tmp_path / "page.parquet")
+    with pytest.raises(Mistake, match=r"page\.parquet, the table beside the page, is something else"):
+        explain.main(job)
+    assert pq.read_table(tmp_path / "page.parquet").num_rows == 1
     with pytest.raises(Mistake, match="only models of equal labels compare"):
         explain.main(dataclasses.replace(job, against=str(other)))

@@ -1,6 +1,14 @@
 """The choice and order of the reviews on a page."""
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from han.explain.gallery import choose
 from han.explain.html import page
@@ -52,3 +60,68 @@ def test_no_prediction_is_marked_without_labels() -> None:
 def test_markup_in_a_label_stays_text() -> None:
     drawn = page([("a", REVIEW, read(REVIEW))], title="One", labels=["<script>alert(1)</script>"])
     assert "<script" not in drawn
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
+ANSWERS = [
+    ("a", "The plot is thin.", score(0.6, 1.0)),
+    ("b", "The CAST  is fine.<script>alert(1)</script>", score(0.9, -3.0)),
+    ("c", "The cast is good.", score(0.7, 2.0)),
+]
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as started:
+        yield started
+
+
+def written(folder: Path) -> str:
+    (folder / "page.html").write_text(page(ANSWERS, title="Three", labels=LABELS[:3], places=[2, 0, 1]), encoding="utf-8")
+    return (folder / "page.html").as_uri()
+
+
+def captions(opened: Page, part: str) -> list[str]:
+    """The texts of the visible elements."""
+    return [text.strip() for text in opened.locator(part).filter(visible=True).all_inner_texts()]
+
+
+@in_a_browser
+def test_a_page_is_searched_and_sorted_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    opened, complaints = browser.new_page(), []
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("dialog", lambda dialog: complaints.append(dialog.message))
+    opened.goto(written(tmp_path))
+    opened.fill(".find input", "cast is")
+    expect(opened.locator(".find output")).to_have_text("2 of 3 match")
+    assert captions(opened, "article .id") == captions(opened, ".index tbody td:first-child") == ["b", "c"]
+    opened.fill(".find input", "")
+    expect(opened.locator(".find output")).to_have_text("")
+    orders = {"-probability": "bca", "probability": "acb", "-effect": "bca", "place": "bca", "": "abc"}
+    for key, expected in orders.items():
+        opened.select_option(".find select", key)
+        assert captions(opened, "article .id") == captions(opened, ".index tbody td:first-child") == list(expected)
+    assert complaints == []
+
+
+@in_a_browser
+def test_a_page_without_scripts_shows_all_reviews_and_no_search(browser: Browser, tmp_path: Path) -> None:
+    with browser.new_context(java_script_enabled=False) as context:
+        opened = context.new_page()
+        opened.goto(written(tmp_path))
+        assert captions(opened, "article .id") == ["a", "b", "c"]
+        expect(opened.locator(".find")).to_be_hidden()
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_problem_in_a_gallery(browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], width: int) -> None:
+    size = {"width": width, "height": 900}
+    with browser.new_context(bypass_csp=True, color_scheme=scheme, viewport=size) as context:  # axe is a script
+        opened = context.new_page()
+        opened.goto(written(tmp_path))
+        assert [found["id"] for found in Axe().run(opened).response["violations"]] == []
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from han.explain.terminal import terminal
-from han.types import Score
+from han.types import Removal, Removals, Score
 from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores, with_effects
 
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
@@ -110,3 +110,20 @@ def test_effects_are_shown_beside_attention_with_their_sum() -> None:
     assert "\u22120.50 C." in plain
     assert "b +0.75" in plain
     assert "evidence for positive +1.00 = +0.10 without text, +0.75 from the sentences one by one, +0.15" in plain.replace("\n", " ")
+
+
+def test_what_has_to_be_taken_out_for_another_label_is_a_note() -> None:
+    text = "A b. C. D e f."
+    spans = ((0, 4), (5, 7))
+    removals = Removals(
+        sentences=Removal(spans=spans, label="negative", smallest=True),
+        all_sets_tried=True,
+        phrase=Removal(spans=((8, 11),), label="negative", smallest=True),
+    )
+    drawn = " ".join(terminal(text, read(text), width=200, colour=False, removals=removals).split())
+    assert "Without these 2 sentences of 3 the label is negative: \u201cA b.\u201d, \u201cC.\u201d. No smaller set" in drawn
+    assert "Without the words \u201cD e\u201d the label is negative. No shorter phrase does that." in drawn
+    greedy = replace(removals, sentences=Removal(spans=spans, label="negative", smallest=False))
+    assert "A smaller set may exist: not all were tried." in terminal(text, read(text), width=200, colour=False, removals=greedy)
+    none = Removals(sentences=None, all_sets_tried=False, phrase=None)
+    assert "Not every choice was tried" in terminal(text, read(text), width=200, colour=False, removals=none)

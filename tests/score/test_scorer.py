@@ -241,3 +241,22 @@ def test_the_documented_query_finds_the_words_with_the_largest_effects(scorer: S
     assert sum(total for _, _, total, _, _, _ in found) == pytest.approx(sum(word["effect"] for word in rows), abs=1e-3)
     assert {(word, times) for _, word, _, _, times, _ in found} >= {("good", 30), ("bad", 60)}
     assert {example for *_, example in found} == {"r00", "r01"}
+
+
+def test_without_what_a_removal_names_the_text_has_the_other_label(scorer: Scorer) -> None:
+    found = {"sentences": 0, "phrase": 0}
+    for number in range(20):
+        draw = np.random.default_rng(number)
+        text = " ".join(" ".join(draw.choice(["good", "bad", "not", "dull", "film", "loved"], size=5)).capitalize() + "." for _ in range(4))
+        removals, (whole,) = scorer.removals(text), answers(scorer, [text])
+        for name, removal in (("sentences", removals.sentences), ("phrase", removals.phrase)):
+            if removal is not None:
+                rest = text
+                for start, end in reversed(removal.spans):
+                    rest = rest[:start] + rest[end:]
+                (answer,) = answers(scorer, [rest])
+                if len(answer.sentences or ()) == 4 - (len(removal.spans) if name == "sentences" else 0):  # else the rest is cut elsewhere
+                    assert answer.label == removal.label != whole.label
+                    found[name] += 1
+    assert min(found.values()) > 4
+    assert scorer.removals("  ").sentences is None
