@@ -11,8 +11,10 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -43,6 +45,8 @@ _LINE_OF_RAY = re.compile(
     rb"(?:\x1b\[\d+m)?(?:\([^)]*\)(?:\x1b\[\d+m)?\s*)?\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
 )
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+_NO_RAY = "no Ray answers at RAY_ADDRESS {}: start one or unset RAY_ADDRESS"
+_RAY_ANSWERS_S = 5.0  # a cluster that has just been started may need a moment
 _RAY_FAILED = "Ray stopped working ({kind}): run the same command to resume"
 _OUT_OF_MEMORY = (
     "a worker ran out of memory: use fewer workers (--num-actors, --train.num-workers) or smaller batches, then run the command to resume"
@@ -216,7 +220,8 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
 
     workers_print: whether lines that workers print are shown here.
     """
-    print("starting Ray", flush=True)
+    where = os.environ.get("RAY_ADDRESS")
+    print("starting Ray" if not where else f"joining Ray at {where}", flush=True)
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     quiet |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
     os.environ.update(quiet)
@@ -233,20 +238,42 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
             _hide_lines_of_ray()
         try:
             # Not ray.init()'s own choice: it would join any Ray that runs on this machine, and die with it.
-            if os.environ.get("RAY_ADDRESS"):
+            if where:
+                _check_answers(where)
                 ray.init(**options)
             else:
                 ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
         except Exception as error:  # Ray raises a bare Exception if a node does not start in time
             if _cause(error, Mistake):
                 raise
-            where = os.environ.get("RAY_ADDRESS")
             reason = " ".join(str(error).split())[:200]
-            todo = f"no Ray answers at RAY_ADDRESS {where}: start one or unset RAY_ADDRESS" if where else "Ray did not start: try again"
+            todo = _NO_RAY.format(where) if where else "Ray did not start: try again"
             _exit(f"error: {todo} ({reason})", EXIT_USER_ERROR if where else EXIT_RAY)
     _handle_sigterm()  # Ray has installed its own handler
     resources = ray.cluster_resources()
     print(f"Ray: {int(resources.get('CPU', 0))} CPUs, {int(resources.get('GPU', 0))} GPUs, {plural(len(ray.nodes()), 'node')}", flush=True)
+
+
+def _check_answers(address: str) -> None:
+    """A `Mistake` if nothing listens at HOST:PORT for `_RAY_ANSWERS_S`. ray.init() itself would try for ten minutes."""
+    from ray.util import get_node_ip_address
+
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():  # auto, local, ray://HOST:PORT: ray.init() checks them at once
+        return
+    host = host.strip("[]")
+    hosts = [host, get_node_ip_address()] if host in ("localhost", "127.0.0.1") else [host]  # ray.init() reads the one as the other
+    reason, deadline = "", time.monotonic() + _RAY_ANSWERS_S
+    while not reason or time.monotonic() < deadline:
+        for each in hosts:
+            try:
+                socket.create_connection((each, int(port)), timeout=_RAY_ANSWERS_S).close()
+            except OSError as error:
+                reason = error.strerror or str(error)
+            else:
+                return
+        time.sleep(0.2)
+    raise Mistake(f"{_NO_RAY.format(address)} ({reason})")
 
 
 def has_ray() -> bool:

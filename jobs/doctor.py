@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -67,8 +68,10 @@ def main(job: Doctor) -> None:
         for name, path in places.items()
         if path and (name, path) not in (("model", "imdb"), ("input", "sample"))
     ]
-    cli.connect()
-    findings = doctor.findings(nodes.examine(requested), [needs(job)[name] for name in job.jobs])
+    needed = [needs(job)[name] for name in job.jobs]
+    # Without a cluster each job starts its own Ray with as many logical CPUs as it needs; so does the doctor.
+    cli.connect(max((math.ceil(sum(bundle["CPU"] for bundle in need.bundles)) for need in needed), default=1))
+    findings = doctor.findings(nodes.examine(requested), needed)
     for finding in findings:
         print(f"{'RED  ' if finding.remedy else 'green'}  {finding.about:<10} {finding.seen}")
         if finding.remedy:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -191,6 +193,19 @@ def test_a_slow_start_of_ray_is_an_error_of_one_line(monkeypatch: pytest.MonkeyP
     assert stop.value.code == cli.EXIT_RAY
     assert error.startswith("error: Ray did not start: try again (The current node timed out")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"), [("127.0.0.1", "Connection refused"), ("[::1]", "Connection refused"), ("nowhere.invalid", "")]
+)
+def test_an_address_without_a_ray_is_refused_before_ray_tries_for_minutes(host: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_RAY_ANSWERS_S", 0.3)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"{host}:{closed.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(Mistake, match=rf"no Ray answers at RAY_ADDRESS {re.escape(address)}: start one or unset RAY_ADDRESS .*{reason}"):
+        cli.connect()
 
 
 def test_a_worker_out_of_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
