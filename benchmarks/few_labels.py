@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from han.config import TrainConfig, read_json
+from han.config import ModelConfig, TrainConfig, read_json
 from han.storage import write_json
 from han.train.encoded import ROWS_PER_GROUP
 from han.train.semi_supervised import teacher_epochs
 
-PRETRAINED = "words.safetensors"  # as `train.semi_supervised` names it in its folder of stages
+PRETRAINED = f"words-{ModelConfig().word_hidden}.safetensors"  # as `train.semi_supervised` names it in its folder of stages
 
 
 def main() -> None:

@@ -155,6 +155,9 @@ class TrainConfig:
     """decoupled weight decay of the dense weights (AdamW)"""
     clip_norm: float = 1.0
     """maximum norm of a step's gradient"""
+    adversarial: float = 0.0
+    """train also on word vectors moved against the network (Miyato et al. 2017), by this share of the norm of the review's vectors; 0 for
+    none; 0.02 is usual, and a step costs twice as much"""
     num_workers: int = 1
     """data-parallel processes"""
     cpus_per_worker: int = 1
@@ -180,6 +183,8 @@ class TrainConfig:
             raise Mistake(f"coverage is {self.coverage}: give a share above 0, at most 1")
         if self.semi_supervised and self.soft_labels is not None:
             raise Mistake("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
+        if not 0 <= self.adversarial < 1:
+            raise Mistake(f"adversarial is {self.adversarial}: give a share from 0, below 1")
         if self.learning_rate <= 0:
             raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
@@ -192,6 +197,10 @@ class SemiSupervisedConfig:
 
     teachers: int = 4
     """networks that label the unlabelled reviews, beside the n-grams"""
+    teacher_hidden: int | None = None
+    """units in each direction of the word GRU of the teachers but the first, from which the model starts; the default is the model's"""
+    teacher_adversarial: float = 0.0
+    """--train.adversarial of the teachers"""
     teacher_epochs: int = 3
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
     student_epochs: int = 2
@@ -202,7 +211,7 @@ class SemiSupervisedConfig:
     """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""
 
     def __post_init__(self) -> None:
-        _at_least(self, teachers=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
+        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,8 +48,15 @@ class HAN(nn.Module):
 
     def forward(self, batch: RaggedBatch) -> Attention:
         """Logits [R, C], word attention [T], sentence attention [S] of a batch whose token ids lie on this network's device."""
-        embedded_TE = self._dropped(self.word_vectors(batch), batch.sentence_lengths)
-        sentences_SD, word_attention = self.words(embedded_TE, batch.sentence_lengths)
+        return self.answer(self.inputs(batch), batch)
+
+    def inputs(self, batch: RaggedBatch) -> Tensor:
+        """What the word level reads, [T, E]: `word_vectors`, in training after dropout."""
+        return self._dropped(self.word_vectors(batch), batch.sentence_lengths)
+
+    def answer(self, inputs_TE: Tensor, batch: RaggedBatch) -> Attention:
+        """`forward` of other inputs than the batch's own; of the batch only the lengths are read."""
+        sentences_SD, word_attention = self.words(inputs_TE, batch.sentence_lengths)
         reviews_RD, sentence_attention = self.sentences(self.dropout(sentences_SD), batch.review_lengths)
         logits = self.read_out(self.dropout(reviews_RD))
         return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=sentences_SD)

@@ -167,11 +167,33 @@ class Learner:
             num_tokens = len(batch.reviews.token_ids)
             # The states of a piece stay in the cache of a CPU. The gradients of the pieces add up to those of the batch.
             for rows, piece in split(batch.reviews, max_tokens=PIECE_TOKENS if self.device.type == "cpu" else num_tokens):
-                logits = self._forward(piece)
-                loss = functional.cross_entropy(logits.float(), batch.labels[rows].to(self.device), reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = self._backward(piece, batch.labels[rows].to(self.device))
                 sums += torch.stack([loss.new_tensor(piece.num_reviews), loss.new_tensor(len(piece.token_ids)), loss.detach()])
         return add_over_workers(self.network, self.dense, sums)
+
+    def _backward(self, piece: RaggedBatch, labels: Tensor) -> Tensor:
+        """Add the gradients of the summed cross-entropy, which is returned; with `adversarial` also those of the moved word vectors."""
+
+        def loss_of(logits: Tensor) -> Tensor:
+            return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+        if not self.config.adversarial:
+            loss = loss_of(self._forward(piece))
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+        batch = self._on_device(piece)
+        with self._autocast():
+            inputs = self.network.inputs(batch)
+            own = inputs.detach().requires_grad_()
+            loss = loss_of(self.network.answer(own, batch).logits)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert own.grad is not None  # noqa: S101
+        moved = (own.detach() + self.config.adversarial * adversarial_step(own.detach(), own.grad, batch)).requires_grad_()
+        with self._autocast():
+            loss_of(self.network.answer(moved, batch).logits).backward()  # type: ignore[no-untyped-call]
+        assert moved.grad is not None  # noqa: S101
+        inputs.backward(own.grad + moved.grad)  # type: ignore[no-untyped-call]
+        return loss
 
     def _step(self, num_reviews: int, loss: float) -> float:
         """Divide the summed gradients by the reviews, clip them, move the weights; returns the learning rate used.
@@ -205,14 +227,25 @@ class Learner:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
 
     def _forward(self, reviews: RaggedBatch) -> Tensor:
-        on_device = RaggedBatch(
-            token_ids=reviews.token_ids.to(self.device, non_blocking=True),
-            sentence_lengths=reviews.sentence_lengths,
-            review_lengths=reviews.review_lengths,
-            ngrams=reviews.ngrams,
-        )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return self.network(on_device).logits  # type: ignore[no-any-return]
+        with self._autocast():
+            return self.network(self._on_device(reviews)).logits  # type: ignore[no-any-return]
+
+    def _on_device(self, reviews: RaggedBatch) -> RaggedBatch:
+        return dataclasses.replace(reviews, token_ids=reviews.token_ids.to(self.device, non_blocking=True))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def adversarial_step(inputs_TE: Tensor, gradient_TE: Tensor, batch: RaggedBatch) -> Tensor:
+    """The direction [T, E] in which the loss of each review rises most, as long as the review's inputs are together."""
+    reviews_S = torch.repeat_interleave(torch.arange(batch.num_reviews), batch.review_lengths)
+    reviews_T = torch.repeat_interleave(reviews_S, batch.sentence_lengths).to(inputs_TE.device)
+    sizes, slopes = (
+        torch.zeros(batch.num_reviews, device=inputs_TE.device).index_add(0, reviews_T, array.float().square().sum(1)).sqrt()
+        for array in (inputs_TE, gradient_TE)
+    )
+    return gradient_TE * (sizes / slopes.clamp(min=torch.finfo(torch.float32).tiny))[reviews_T, None]
 
 
 def read_soft_labels(path: Path, labels: Sequence[str]) -> SoftLabels:
