@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from han.model.gru import SortedRows, compiled, padded, recurrent_weights, run_in_threads
+from han.model.gru import SortedRows, compiled, padded, recurrent_weights, row_product, run_in_threads
 from han.model.network import HAN, Level
 from han.model.ngrams import ORDERS
 from han.types import RaggedBatch
@@ -81,12 +81,12 @@ def sentence_effects(
     scoring the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1` sentences.
     """
     rows = _Rows(network.sentences, vectors_SD, review_lengths, weights)
-    logits_RC = network.read_out(rows.vectors()) if logits_RC is None else logits_RC
+    logits_RC = network.logits(rows.vectors()) if logits_RC is None else logits_RC
     labels = logits_RC.argmax(dim=1)
     whole = evidence(logits_RC, labels)
     review_of = torch.repeat_interleave(torch.arange(len(review_lengths)), review_lengths).to(vectors_SD.device)
     places = torch.arange(len(vectors_SD), device=vectors_SD.device)
-    logits_SC = network.read_out(_edited(rows, places, None, None, reach))
+    logits_SC = network.logits(_edited(rows, places, None, None, reach))
     logits_SC[review_lengths.to(vectors_SD.device)[review_of] == 1] = torch.nan
     effects = whole[review_of] - evidence(logits_SC, labels[review_of])
     sums = torch.zeros_like(whole).index_add(0, review_of, effects)
@@ -167,7 +167,7 @@ class _Rows:
             self.states, scores = self.compiled.states, self.compiled.scores
         else:
             self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
-            scores = torch.tanh(level.attention(self.states)) @ level.context
+            scores = level.scores(self.states)
         self.hidden = self.states.shape[1] // 2
         if level.gru is not None and self.compiled is None:
             ways = (slice(0, self.hidden), slice(self.hidden, None))
@@ -179,7 +179,7 @@ class _Rows:
             # What a step of each direction reads of an element, side by side, because most of the time goes into reading it.
             self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
         if level.gru is not None:
-            self.weights = [(weight.T, bias) for weight, bias in zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True)]
+            self.weights = list(zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True))
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
         self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
@@ -201,7 +201,7 @@ class _Rows:
         if self.level.gru is None:
             mass = self.sums[last + 1] - self.sums[first] - self.mass[places]
             if replacements is not None:
-                mass += self._weighed(replacements, torch.tanh(self.level.attention(replacements)) @ self.level.context, places)
+                mass += self._weighed(replacements, self.level.scores(replacements), places)
             return self._vectors(mass)
         if self.compiled is not None and replacements is None and following is None:
             return self._vectors(self.compiled.without((places, places), [], self, reach))
@@ -212,7 +212,7 @@ class _Rows:
             projected = torch.split(self.level.gru.project(replacements), 3 * self.hidden, dim=1)
             starts = [self._step(way, inputs, state) for way, (inputs, state) in enumerate(zip(projected, starts, strict=True))]
             states = torch.cat(starts, dim=1)
-            mass += self._weighed(states, torch.tanh(self.level.attention(states)) @ self.level.context, places)
+            mass += self._weighed(states, self.level.scores(states), places)
         if following is not None:
             starts = self._follow(following, places, end, starts[0], mass)
         if self.compiled is not None:
@@ -236,7 +236,7 @@ class _Rows:
             backwards.append(torch.where(exists[number], self._step(1, projected[number][1], backwards[-1]), backwards[-1]))
         for number in range(FOLLOWING):
             states = torch.cat([forwards[number + 1], backwards[FOLLOWING - number]], dim=1)
-            scores = torch.tanh(self.level.attention(states)) @ self.level.context
+            scores = self.level.scores(states)
             mass += self._weighed(states, scores, places) * exists[number]
         return [forwards[-1], backwards[-1]]
 
@@ -251,7 +251,7 @@ class _Rows:
         """h_t of `torch.nn.GRU` from W_ih x + b_ih [N, 3H] and h_{t-1} [N, H]."""
         weight, bias = self.weights[way]
         hidden = self.hidden
-        products = torch.addmm(bias, state, weight)
+        products = row_product(state, weight, bias)
         gates = torch.sigmoid(projected[:, : 2 * hidden] + products[:, : 2 * hidden])
         candidate = torch.tanh(torch.addcmul(projected[:, 2 * hidden :], gates[:, :hidden], products[:, 2 * hidden :]))
         return torch.lerp(candidate, state, gates[:, hidden:])
@@ -332,9 +332,11 @@ class _CompiledRows:
         run_in_threads(weights.kernels.forward, total, *arguments, after=(states, np.empty(0, states.dtype)))
         self._states = states[: total * 2 * hidden].reshape(total, 2 * hidden)
         self.states = torch.from_numpy(self._states)  # [T, 2H]
-        forward, backward = (self.states.view(total, 2, hidden)[:, way] @ torch.from_numpy(weights.attention[way]) for way in (0, 1))
+        forward, backward = (
+            row_product(self.states.view(total, 2, hidden)[:, way], torch.from_numpy(weights.attention[way]).T) for way in (0, 1)
+        )
         backward += torch.from_numpy(weights.bias)
-        self.scores = torch.tanh(forward + backward) @ torch.from_numpy(weights.context)  # [T]
+        self.scores = row_product(torch.tanh(forward + backward), torch.from_numpy(weights.context)[None])[:, 0]  # [T]
         forward += torch.from_numpy(weights.bias)
         self._scored = torch.stack([backward, forward]).numpy().reshape(2, -1)
 
@@ -373,7 +375,7 @@ def _pass(network: HAN, batch: RaggedBatch) -> _Pass:
         sentence_vectors, _ = network.words(word_vectors, batch.sentence_lengths)
     sentence_vectors = sentence_vectors.detach().requires_grad_()
     with torch.enable_grad():
-        logits = network.read_out(network.sentences(sentence_vectors, batch.review_lengths)[0])
+        logits = network.logits(network.sentences(sentence_vectors, batch.review_lengths)[0])
         labels = logits.argmax(dim=1)
         whole = evidence(logits, labels)
         (gradients,) = torch.autograd.grad(whole.sum(), sentence_vectors)
@@ -397,10 +399,10 @@ def _left_out(network: HAN, batch: RaggedBatch) -> Tensor:
     without = edited(network.words, whole.word_vectors, batch.sentence_lengths, places, following=following)
     sentence_of, review_of = whole.sentence_of, whole.review_of[whole.sentence_of]
     arguments = (network.sentences, whole.sentence_vectors, batch.review_lengths)
-    logits = network.read_out(edited(*arguments, sentence_of, without))
+    logits = network.logits(edited(*arguments, sentence_of, without))
     only_word = (batch.sentence_lengths.to(places.device) == 1)[sentence_of]
     if only_word.any():  # without its only word, the sentence is gone
-        logits[only_word] = network.read_out(edited(*arguments, sentence_of[only_word]))
+        logits[only_word] = network.logits(edited(*arguments, sentence_of[only_word]))
         logits[only_word & (batch.review_lengths.to(places.device) == 1)[review_of]] = torch.nan
     return whole.evidence[review_of] - evidence(logits, whole.labels[review_of])
 
@@ -451,7 +453,7 @@ def _integrated_gradients(network: HAN, batch: RaggedBatch, *, steps: int, at_en
         inputs = (word_vectors * (1.0 if at_end else (step + 0.5) / steps)).requires_grad_()
         with torch.enable_grad():
             sentences, _ = network.words(inputs, batch.sentence_lengths)
-            logits = network.read_out(network.sentences(sentences, batch.review_lengths)[0])
+            logits = network.logits(network.sentences(sentences, batch.review_lengths)[0])
             total += torch.autograd.grad(evidence(logits, labels).sum(), inputs)[0]
     values: Tensor = (total * word_vectors).sum(dim=1) / steps
     return values
@@ -492,7 +494,7 @@ def _greedy_flip(network: HAN, vectors_SD: Tensor, label: int) -> Flip | None:
     own = torch.tensor([label], device=vectors_SD.device)
     while len(kept) > 1:
         arguments = (network.sentences, vectors_SD[kept], torch.tensor([len(kept)]))
-        logits = network.read_out(edited(*arguments, torch.arange(len(kept), device=kept.device)))
+        logits = network.logits(edited(*arguments, torch.arange(len(kept), device=kept.device)))
         weakest = int(evidence(logits, own.expand(len(kept))).argmin())
         kept = torch.cat([kept[:weakest], kept[weakest + 1 :]])
         answer = int(logits[weakest].argmax())
@@ -519,7 +521,7 @@ def _logits(network: HAN, vectors_SD: Tensor, kept: list[list[int]]) -> Tensor:
     """Logits [N, C] of one review with only the sentences `kept[n]`."""
     lengths = torch.tensor([len(places) for places in kept])
     places = torch.tensor([place for places in kept for place in places], device=vectors_SD.device)
-    logits: Tensor = network.read_out(network.sentences(vectors_SD[places], lengths)[0])
+    logits: Tensor = network.logits(network.sentences(vectors_SD[places], lengths)[0])
     return logits
 
 
@@ -572,5 +574,5 @@ def _without_spans(network: HAN, batch: RaggedBatch, whole: _Pass, spans: list[t
         inputs = network.word_vectors(RaggedBatch(token_ids=batch.token_ids[places], sentence_lengths=shorter, review_lengths=shorter))
     vectors, _ = network.words(inputs, shorter)
     place = sentences.to(vectors.device)
-    logits: Tensor = network.read_out(edited(network.sentences, whole.sentence_vectors, batch.review_lengths, place, vectors))
+    logits: Tensor = network.logits(edited(network.sentences, whole.sentence_vectors, batch.review_lengths, place, vectors))
     return logits

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 _WAYS = ("", "_reverse")  # suffixes of nn.GRU's parameters
+_FEWEST = 4  # rows and columns of a product that is rounded as a larger one
 _TOKENS_FOR_THREADS = 2_000  # a thread starts in 0.1 ms, the time of about 100 tokens
 
 
@@ -47,7 +48,7 @@ class RaggedGRU(nn.Module):
 
     def project(self, inputs_TE: Tensor) -> Tensor:
         """W_ih x + b_ih of both directions in one product: [T, 6H], gates r, z, n forwards, then backwards."""
-        return nn.functional.linear(inputs_TE, torch.cat(self.both_ways("weight_ih")), torch.cat(self.both_ways("bias_ih")))
+        return row_product(inputs_TE, torch.cat(self.both_ways("weight_ih")), torch.cat(self.both_ways("bias_ih")))
 
     def both_ways(self, kind: str) -> list[Tensor]:
         """The parameters `kind` (as `weight_hh`) of the forward and the backward direction."""
@@ -69,6 +70,21 @@ class RaggedGRU(nn.Module):
         states_2TH = _Recurrence.apply(projected_2T3, weight_2H3, bias_213, packing.batch_sizes.tolist())  # type: ignore[no-untyped-call]
         states = [way.index_select(0, positions) for way, positions in zip(states_2TH, packing.positions, strict=True)]
         return torch.cat(states, dim=1)
+
+
+def row_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`functional.linear`: rows [N, K] times weight [M, K], plus bias, where the result of a row does not depend on the other rows.
+
+    For fewer than 4 rows or columns BLAS adds in another order. So a text alone would have another rounding than in company.
+    """
+    num_rows, num_columns = len(rows), len(weight)
+    if num_columns < _FEWEST:
+        weight = nn.functional.pad(weight, (0, 0, 0, _FEWEST - num_columns))
+        bias = None if bias is None else nn.functional.pad(bias, (0, _FEWEST - num_columns))
+    if num_rows < _FEWEST:
+        rows = nn.functional.pad(rows, (0, 0, 0, _FEWEST - num_rows))
+    product = nn.functional.linear(rows, weight, bias)
+    return product if product.shape == (num_rows, num_columns) else product[:num_rows, :num_columns]
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from han.config import ModelConfig
-from han.model.gru import RaggedGRU, SortedRows, compiled, padded, recurrent_weights, run_in_threads
+from han.model.gru import RaggedGRU, SortedRows, compiled, padded, recurrent_weights, row_product, run_in_threads
 from han.model.ngrams import NgramTable
 from han.types import Attention, Float32s, RaggedBatch
 
@@ -58,8 +58,12 @@ class HAN(nn.Module):
         """`forward` of other inputs than the batch's own; of the batch only the lengths are read."""
         sentences_SD, word_attention = self.words(inputs_TE, batch.sentence_lengths)
         reviews_RD, sentence_attention = self.sentences(self.dropout(sentences_SD), batch.review_lengths)
-        logits = self.read_out(self.dropout(reviews_RD))
+        logits = self.logits(self.dropout(reviews_RD))
         return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=sentences_SD)
+
+    def logits(self, reviews_RD: Tensor) -> Tensor:
+        """[R, C] of review vectors; not changed by the other reviews of the batch."""
+        return row_product(reviews_RD, self.read_out.weight, self.read_out.bias)
 
     def word_vectors(self, batch: RaggedBatch) -> Tensor:
         """The input [T, E] of every token: its word vector, plus the projected weights of its n-grams if there is a table."""
@@ -92,7 +96,7 @@ class Level(nn.Module):
     def forward(self, inputs_TE: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors [rows, size], attention [T]) of T inputs that lie row after row; lengths: int64, on the CPU, all >= 1."""
         states_TD = self.gru(inputs_TE, lengths) if self.gru is not None else inputs_TE
-        scores_T = torch.tanh(self.attention(states_TD)) @ self.context
+        scores_T = self.scores(states_TD)
         rows_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(inputs_TE.device, non_blocking=True)
         attention_T = softmax_in_rows(scores_T.float(), rows_T, len(lengths))
         starts = (torch.cumsum(lengths, 0) - lengths).to(inputs_TE.device, non_blocking=True)
@@ -105,6 +109,10 @@ class Level(nn.Module):
             per_sample_weights=attention_T.to(states_TD.dtype),
         )
         return vectors, attention_T
+
+    def scores(self, states_TD: Tensor) -> Tensor:
+        """What the softmax of the attention reads, [T]: u . c of each state."""
+        return row_product(torch.tanh(row_product(states_TD, self.attention.weight, self.attention.bias)), self.context[None])[:, 0]
 
 
 def ngram_inputs(table: NgramTable, batch: RaggedBatch) -> Float32s:
@@ -155,7 +163,7 @@ class FoldedHAN:
         else:
             projected = self.sentences.project(vectors_SD)
             reviews_RD, sentence_attention = self.sentences(projected, np.arange(len(vectors_SD)), batch.review_lengths)
-        logits = self.network.read_out(reviews_RD)
+        logits = self.network.logits(reviews_RD)
         return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=vectors_SD)
 
 

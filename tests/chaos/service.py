@@ -22,7 +22,7 @@ from ray.util.state import list_actors
 from deploy.local import free_ports
 from han.data import samples
 from han.score.scorer import Scorer, as_json
-from han.types import AttentionDetail, Score
+from han.types import AttentionDetail, EffectDetail, Score
 from tests.helpers.serving import two_of_each, until
 
 ROOT = Path(__file__).parents[2]
@@ -161,14 +161,20 @@ class GoldenRequest:
 def golden(
     scorers: Sequence[Scorer], *, num_texts: int, size: int = 1, details: Sequence[AttentionDetail] = DETAILS
 ) -> list[GoldenRequest]:
-    """Requests of `size` bundled reviews, with the results of each scorer. A single text is sent without a list."""
+    """Requests of `size` bundled reviews, with each scorer's results as the service gives them: with effects where there is attention.
+
+    A single text is sent without a list.
+    """
     lines = samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:num_texts]
     texts = [json.loads(line)["text"] for line in lines]
     requests = []
     for number, first in enumerate(range(0, len(texts), size)):
         some, detail = texts[first : first + size], details[number % len(details)]
+        effects: EffectDetail = "none" if detail == "none" else "sentences"
         results = {
-            scorer.fingerprint: [as_json(score) for score in scorer.score(some, attention=detail) if isinstance(score, Score)]
+            scorer.fingerprint: [
+                as_json(score) for score in scorer.score(some, attention=detail, effects=effects) if isinstance(score, Score)
+            ]
             for scorer in scorers
         }
         body = json.dumps({"inputs": some[0] if size == 1 else some, "attention": detail}).encode()

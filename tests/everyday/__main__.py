@@ -393,7 +393,7 @@ def _beside_another_ray(folder: Path) -> str:
 
 def _interrupted(folder: Path) -> str:
     """SIGTERM ends a job with one line and exit code 4."""
-    job = _start(f"exec {HAN} score --input sample --out interrupted", folder)
+    job = _start(f"exec {HAN} score --input sample --score.num-actors 1 --out interrupted", folder)
     log = folder / f"{job.pid}.log"
     try:
         _until(lambda: "starting Ray" in log.read_text(), "the job did not start")
@@ -459,11 +459,12 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def _num_busy_actors(driver: int) -> int:
-    """Processes below the driver that score and run now."""
+    """Processes below the driver that score and run now: Ray's actors, or processes that the driver has forked."""
     busy = 0
     for child in psutil.Process(driver).children(recursive=True):
         try:
-            if "_Worker" in " ".join(child.cmdline()) or "MapWorker" in child.name():
+            forked = child.ppid() == driver and child.cmdline() == psutil.Process(driver).cmdline()
+            if forked or "_Worker" in " ".join(child.cmdline()) or "MapWorker" in child.name():
                 busy += child.cpu_times().user > 1.0
         except psutil.Error:
             continue

@@ -97,9 +97,13 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_large(folder: Path, num_reviews: int) -> None:
-    """large.csv: the bundled reviews again and again, each with an id of its own."""
+    """large.csv: long reviews, each of ten bundled ones, with the label and rating of the first."""
     reviews = [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
-    rows = ([f"r{row}", *(reviews[row % len(reviews)][name] for name in ("text", "label", "rating"))] for row in range(num_reviews))
+    texts = [" ".join(reviews[(first + more) % len(reviews)]["text"] for more in range(10)) for first in range(len(reviews))]
+    rows = (
+        [f"r{row}", texts[row % len(reviews)], *(reviews[row % len(reviews)][name] for name in ("label", "rating"))]
+        for row in range(num_reviews)
+    )
     _write_csv(folder / "large.csv", rows, ",")
 
 

@@ -215,8 +215,8 @@ def test_the_folded_network_scores_a_review_bit_for_bit_as_in_a_batch() -> None:
     batch = random_batch(7, num_reviews=20)
     folded = FoldedHAN(network())
     together, alone = folded(batch), [folded(part) for part in split(batch)]
-    assert torch.equal(torch.cat([part.word_attention for part in alone]), together.word_attention)
-    torch.testing.assert_close(torch.cat([part.logits for part in alone]), together.logits, atol=1e-6, rtol=0)
+    for name in ("word_attention", "sentence_attention", "logits"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in alone]), getattr(together, name))
 
 
 def test_the_folded_network_refuses_a_token_outside_the_vocabulary() -> None:

@@ -60,14 +60,13 @@ def golden(scorer: Scorer) -> list[tuple[str, dict[str, Any]]]:
     return [(text, as_json(score)) for text, score in zip(texts, scores, strict=True) if isinstance(score, Score)]
 
 
-def differ(one: Any, other: Any, tolerance: float = 1e-6) -> bool:
-    """Whether two answers differ by more than 1e-6 anywhere; effects, in nats, by more than 2e-5: sums of differences of logits."""
+def differ(one: Any, other: Any) -> bool:
+    """Whether two answers differ by more than 1e-6 anywhere, effects in nats included."""
     if isinstance(other, dict):
-        nats = {name for name in other if name in ("effect", "effects")}
-        return one.keys() != other.keys() or any(differ(one[name], other[name], 2e-5 if name in nats else tolerance) for name in other)
+        return one.keys() != other.keys() or any(differ(one[name], other[name]) for name in other)
     if isinstance(other, list):
-        return len(one) != len(other) or any(differ(each, its, tolerance) for each, its in zip(one, other, strict=True))
-    return abs(one - other) > tolerance if isinstance(other, float) else bool(one != other)
+        return len(one) != len(other) or any(differ(each, its) for each, its in zip(one, other, strict=True))
+    return abs(one - other) > 1e-6 if isinstance(other, float) else bool(one != other)
 
 
 def test_single_texts_and_lists_get_the_scores_of_the_scorer(service: Service, golden: list[tuple[str, dict[str, Any]]]) -> None:

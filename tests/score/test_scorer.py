@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from han.data import samples
 from han.model import artifact
 from han.score import scorer as scoring
 from han.score.scorer import Scorer
@@ -47,13 +49,34 @@ def numbers(answer: Score) -> list[float]:
     """Every number of a score that could depend on the other texts of a batch."""
     assert answer.sentences is not None
     attention = [sentence.attention for sentence in answer.sentences]
-    words = [word.attention for sentence in answer.sentences for word in sentence.words or ()]
-    return [*answer.probabilities.values(), *attention, *words]
+    words = [value for sentence in answer.sentences for word in sentence.words or () for value in (word.attention, word.effect)]
+    effects = [sentence.effect for sentence in answer.sentences]
+    if answer.effects is not None:
+        effects += [answer.effects.evidence, answer.effects.sum, answer.effects.interaction]
+    return [*answer.probabilities.values(), *attention, *(math.nan if value is None else value for value in words + effects)]
 
 
 def test_scores_are_in_the_order_of_the_texts(scorer: Scorer) -> None:
     found = scorer.score(TEXTS)
     assert [each.reason if isinstance(each, Refusal) else each.num_tokens for each in found] == [15, "empty_text", 2, 33, "too_long", 6]
+
+
+@pytest.mark.parametrize("detail", ["sentences", "words"])
+def test_the_effects_of_a_long_review_are_the_same_alone_and_in_company(detail: EffectDetail) -> None:
+    shipped = Scorer(artifact.load(artifact.find("imdb")))
+    reviews = [json.loads(line)["text"] for line in samples.REVIEWS.read_text(encoding="utf-8").splitlines()[:120]]
+    texts = [
+        "Great.",
+        " ".join(reviews[:60]),
+        "A fine film. Not dull at all.",
+        *reviews,
+    ]  # the sum over 300 sentences adds up their rounding
+    together = shipped.score(texts, effects=detail)
+    for text, beside in zip(texts[:20], together, strict=False):
+        (alone,) = shipped.score([text], effects=detail)
+        assert isinstance(alone, Score)
+        assert isinstance(beside, Score)
+        assert numbers(alone) == pytest.approx(numbers(beside), abs=1e-6, rel=0, nan_ok=True)
 
 
 def test_an_empty_list_of_texts_gives_no_scores(scorer: Scorer) -> None:
