@@ -376,7 +376,7 @@ class Online:
             )
 
     def r8_drained(self) -> None:
-        """Delete the application, then shut Serve down, while requests that take more than half a second are scored (see docs/serving.md)."""
+        """Delete the application, then shut Serve down, while requests of half a second are scored (see docs/serving.md)."""
         self._ended("R8", self.service.withdraw)
         self.service.shut_down()
 
