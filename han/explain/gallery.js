@@ -25,11 +25,10 @@ function arrange() {
   const key = order.value.replace("-", ""), sign = order.value.startsWith("-") ? -1 : 1;
   const value = (n) => (key ? sign * Number(reviews[n].dataset[key]) : n);
   const places = reviews.map((_, n) => n).sort((one, other) => value(one) - value(other) || one - other);
-  for (const all of [reviews, rows]) {
-    const moved = document.createDocumentFragment(), parent = all[0].parentNode;
-    places.forEach((n) => moved.append(all[n]));
-    parent.append(moved);
-  }
+  places.forEach((n, place) => { reviews[n].style.order = place + 1; }); // to move a million nodes would block the page for seconds
+  const moved = document.createDocumentFragment(), table = rows[0].parentNode;
+  places.forEach((n) => moved.append(rows[n]));
+  table.append(moved);
 }
 
 box.addEventListener("input", search);

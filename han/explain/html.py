@@ -71,7 +71,7 @@ def page(
             zip(reviews, known, list(places) or range(len(reviews)), strict=True), 1
         )
     )
-    body = f"""<main>
+    body = f"""<main{' class="sorted"' if many else ""}>
 <div class="han"><div class="top"><h1>{_safe(title)}</h1><p class="facts">{about}</p></div>
 {_key([score for _, _, score in reviews], drawn)}
 {_errors_switch(reviews, known)}{controls(_orders(places)) + _index(reviews, known) if many else ""}</div>

@@ -83,8 +83,10 @@ def written(folder: Path) -> str:
 
 
 def captions(opened: Page, part: str) -> list[str]:
-    """The texts of the visible elements."""
-    return [text.strip() for text in opened.locator(part).filter(visible=True).all_inner_texts()]
+    """The texts of the visible elements from the top of the page to its end."""
+    elements = opened.locator(part).filter(visible=True).all()
+    tops = [each.evaluate("element => element.getBoundingClientRect().top") for each in elements]
+    return [each.inner_text().strip() for _, each in sorted(zip(tops, elements, strict=True), key=lambda pair: pair[0])]
 
 
 @in_a_browser
