@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 _WAYS = ("", "_reverse")  # suffixes of nn.GRU's parameters
-_FEWEST = 4  # rows and columns of a product that is rounded as a larger one
+_FEWEST_ROWS, _FEWEST_COLUMNS = 12, 4  # of a product that is rounded as any larger one, with one or two threads (MKL)
 _TOKENS_FOR_THREADS = 2_000  # a thread starts in 0.1 ms, the time of about 100 tokens
 
 
@@ -75,14 +75,14 @@ class RaggedGRU(nn.Module):
 def row_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`functional.linear`: rows [N, K] times weight [M, K], plus bias, where the result of a row does not depend on the other rows.
 
-    For fewer than 4 rows or columns BLAS adds in another order. So a text alone would have another rounding than in company.
+    For few rows or columns BLAS adds in another order. So a text alone would have another rounding than in company.
     """
     num_rows, num_columns = len(rows), len(weight)
-    if num_columns < _FEWEST:
-        weight = nn.functional.pad(weight, (0, 0, 0, _FEWEST - num_columns))
-        bias = None if bias is None else nn.functional.pad(bias, (0, _FEWEST - num_columns))
-    if num_rows < _FEWEST:
-        rows = nn.functional.pad(rows, (0, 0, 0, _FEWEST - num_rows))
+    if num_columns < _FEWEST_COLUMNS:
+        weight = nn.functional.pad(weight, (0, 0, 0, _FEWEST_COLUMNS - num_columns))
+        bias = None if bias is None else nn.functional.pad(bias, (0, _FEWEST_COLUMNS - num_columns))
+    if num_rows < _FEWEST_ROWS:
+        rows = nn.functional.pad(rows, (0, 0, 0, _FEWEST_ROWS - num_rows))
     product = nn.functional.linear(rows, weight, bias)
     return product if product.shape == (num_rows, num_columns) else product[:num_rows, :num_columns]
 
