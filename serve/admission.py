@@ -40,18 +40,26 @@ class Admission:
             raise too_many_requests()
 
     @contextmanager
-    def admitted(self, tokens: int) -> Iterator[None]:
-        """Count `tokens` as pending while the body runs. Raises `Problem` 429."""
+    def pending(self, tokens: int) -> Iterator[int]:
+        """Count `tokens` as pending, and yield all that are. Raises `Problem` 429."""
         self.check()
         self._pending_tokens += tokens
         self._metrics.add("han_tokens_in_flight", tokens)
-        pending, began_s, answered = self._pending_tokens, time.monotonic(), False
         try:
-            yield
-            answered = True
+            yield self._pending_tokens
         finally:
             self._pending_tokens -= tokens
             self._metrics.add("han_tokens_in_flight", -tokens)
+
+    @contextmanager
+    def scored(self, tokens: int) -> Iterator[None]:
+        """`pending` while `tokens` are scored, which measures the rate."""
+        began_s, answered, pending = time.monotonic(), False, 0
+        try:
+            with self.pending(tokens) as pending:
+                yield
+            answered = True
+        finally:
             took_s = time.monotonic() - began_s
             # Little's law: rate = tokens in the system / time in it. A client that left early says nothing about the rate.
             if pending > self._options.batch_tokens and (answered or took_s > self._options.deadline_s / 2):
@@ -84,7 +92,7 @@ class Scoring:
                 message = f"{len(text):,} characters; max_characters is {self._max_characters:,}"
                 raise refused(Refusal(reason="too_long", message=message), field)
         request.state.texts, request.state.tokens = len(texts), sum(map(estimate_tokens, texts))
-        with self._admission.admitted(request.state.tokens):
+        with self._admission.scored(request.state.tokens):
             answers: Answers = await self._backend.score(texts, attention)
         request.state.retries, request.state.model = answers.retries, answers.model
         results: list[bytes] = []

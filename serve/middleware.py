@@ -12,17 +12,21 @@ import re
 import secrets
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission import Admission
+from serve.backend import CHARACTERS_A_TOKEN
 from serve.errors import INTERNAL, Problem
 from serve.keys import Keys
 from serve.metrics import Metrics
 from serve.options import Options
 
+_UNKNOWN_BYTES = 4_096  # expected of a body that is sent in chunks
+_MOST_EXPECTED_TOKENS = 4_096  # of a body; more would let a few slow uploads lock out all other clients
 CLIENT_LEFT = 499  # in logs and metrics only
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Paths that need no API key. Every other path does, also one that does not exist.
@@ -94,9 +98,11 @@ class Middleware:
             async with asyncio.timeout(self._options.deadline_s) as deadline:
                 if self._keys and not (path in _PUBLIC or path.startswith(_PUBLIC_FOLDER)):
                     self._keys.check(request.headers.get("authorization", ""))
-                if path in _SCORES:
-                    self._admission.check()  # before the body is read: a refusal has to cost little
-                request.state.body = await _read_body(request, self._options.max_body_bytes)
+                expected_bytes = _expected_bytes(request, self._options.max_body_bytes)
+                # A body counts before it is read. Under overload reading takes most of the time, and a refusal has to cost little.
+                expected_tokens = min(expected_bytes // CHARACTERS_A_TOKEN, _MOST_EXPECTED_TOKENS)
+                with self._admission.pending(expected_tokens) if path in _SCORES else nullcontext():
+                    request.state.body = await _read_body(request, self._options.max_body_bytes)
                 late = Problem(504, "deadline", f"no answer within {self._options.deadline_s:g} s; the work was cancelled")
                 watching = asyncio.create_task(_expire_on_disconnect(deadline, request.receive, response))
                 try:
@@ -146,17 +152,24 @@ class _Response:
         self.status, self._has_begun = CLIENT_LEFT, True
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = Problem(413, "too_large", f"the body is over {max_bytes:,} bytes: send several requests")
-    length = request.headers.get("content-length", "0")
+def _expected_bytes(request: Request, max_bytes: int) -> int:
+    length = request.headers.get("content-length", str(_UNKNOWN_BYTES))
     if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
+    return int(length)
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
     return bytes(body)
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(413, "too_large", f"the body is over {max_bytes:,} bytes: send several requests")
 
 
 async def _expire_on_disconnect(deadline: asyncio.Timeout, receive: Receive, response: _Response) -> None:

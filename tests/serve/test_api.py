@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -483,12 +483,12 @@ def test_admission_accepts_only_what_can_be_scored_well_before_the_deadline(monk
     monkeypatch.setattr("serve.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     counts, options = Metrics(), Options(max_waiting_tokens=1_000_000, batch_tokens=100, deadline_s=1)
     admission = Admission(options, counts)
-    with admission.admitted(5_000):
+    with admission.scored(5_000):
         admission.check()  # nothing is known yet
         now_s += 0.1
-    with admission.admitted(20_000):  # 50,000 a second: half the deadline is good for 25,000
+    with admission.scored(20_000):  # 50,000 a second: half the deadline is good for 25,000
         admission.check()
-        with admission.admitted(20_000):
+        with admission.scored(20_000):
             now_s += 0.1
             with pytest.raises(Problem):
                 admission.check()
@@ -508,6 +508,30 @@ def test_a_request_beyond_the_limit_is_refused_before_its_body_is_read() -> None
             return status
 
     assert asyncio.run(main()) == 429
+
+
+def test_bodies_that_are_still_read_count_by_their_declared_length() -> None:
+    fake = Fake()
+    app = fake.app(max_waiting_tokens=400)
+    rest = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"inputs": "good film'
+        await rest.wait()
+        yield b'"}' + b" " * 1_977
+
+    async def main() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            slow = asyncio.create_task(client.post(SCORE, content=body(), headers={**JSON, "content-length": "2000"}))
+            async with asyncio.timeout(10):
+                while "han_tokens_in_flight 500" not in text(fake.counts.state()):
+                    await asyncio.sleep(0.002)
+            beside = await client.post(SCORE, content=b"{no JSON", headers=JSON)
+            rest.set()
+            return [beside.status_code, (await slow).status_code]
+
+    assert asyncio.run(main()) == [429, 200]
+    assert "han_tokens_in_flight 0" in text(fake.counts.state())
 
 
 def test_a_request_beyond_the_limit_is_429_with_retry_after() -> None:
