@@ -363,17 +363,18 @@ class Batch:
 
     def d19_one_csv(self) -> None:
         """Two actors score one CSV file; the driver is killed half-way and the job resumes."""
-        dump, out = self.folder / "small.csv", self.folder / "d19"
-        csv.write_csv(pq.read_table(self.small), dump)
+        dump, out = self.folder / "dump.csv", self.folder / "d19"
+        csv.write_csv(pq.read_table(self.dump), dump)
         run = Run(self.cluster, dump, out)
-        fired = until(lambda: len(list(out.glob(".staging/records/*.json"))) >= 4, DEADLINE_S)
+        # The first actor records shards before the second one has loaded its model.
+        fired = until(lambda: len(scorers(self.cluster)) == 2 and len(list(out.glob(".staging/records/*.json"))) >= 4, DEADLINE_S)
         actors = len(scorers(self.cluster))
         run.kill()
         until(lambda: not scorers(self.cluster), 60)
         kept = len(list(out.glob(".staging/records/*.json")))
         redone = len(_begun(out, recorded=False))
         code, output = score(self.cluster, dump, out)
-        counts = oracle(self.small, out)
+        counts = oracle(self.dump, out)
         ok = fired and code == 0 and holds(counts) and actors == 2 and redone <= 2 and "were complete and were kept" in output
         reliability("D19", ok=ok, actors=actors, shards_kept=kept, shards_redone=redone, **counts)
 
