@@ -174,7 +174,7 @@ class Online:
     def r9_overload(self, seconds: float = 60) -> None:
         """Send five times what is scored. Some requests are answered in time, the others are refused at once.
 
-        The texts are long, so that scoring is what is short. Beyond some 200 requests/s on 2 cores, Serve's proxy itself is: then requests
+        The texts are long, so that scoring is what is short. Beyond some 170 requests/s on 2 cores, Serve's proxy itself is: then requests
         wait there, before the service sees them.
         """
         heavy = [_heavy(self.random, texts=16, characters=4_000, attention="sentences")]
