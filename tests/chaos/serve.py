@@ -380,7 +380,7 @@ class Online:
             )
 
     def r8_drained(self) -> None:
-        """Delete the application, then shut Serve down, while requests of half a second are scored (see docs/serving.md)."""
+        """Delete the application, then shut Serve down, while requests of a third of a second are scored (see docs/serving.md)."""
         self._ended("R8", self.service.withdraw)
         self.service.shut_down()
 
@@ -391,7 +391,7 @@ class Online:
 
     def _ended(self, name: str, end: Callable[[], None]) -> None:
         until(self.service.is_whole, 60)
-        slow = [_heavy(self.random, texts=5, characters=40_000, attention="sentences")]
+        slow = [_heavy(self.random, texts=3, characters=40_000, attention="sentences")]
         ready: Counter[int] = Counter()
         with self._load(self.mixed) as load, Load(self.service.score_url, slow, per_s=2) as heavy:
             _wait(load, 4.3)
