@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 _WAYS = ("", "_reverse")  # suffixes of nn.GRU's parameters
-_FEWEST_ROWS, _FEWEST_COLUMNS = 12, 4  # of a product that is rounded as any larger one, with one or two threads (MKL)
+_FEWEST_ROWS, _FEWEST_COLUMNS = 12, 16  # of a product that is rounded as any larger one, with one or two threads (MKL)
 _TOKENS_FOR_THREADS = 2_000  # a thread starts in 0.1 ms, the time of about 100 tokens
 
 
