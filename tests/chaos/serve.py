@@ -88,7 +88,7 @@ class Online:
         )
 
     def r1_control(self) -> None:
-        """Control: without retries such kills must make requests fail. A request takes so little time that only every second kill hits one."""
+        """Control: without retries, such kills must make requests fail. A request is short: about every second kill hits one."""
         self.service.deploy(retries=0)
         load, kills, wrong = self._under_kills(self.mixed, 90, 9)
         self.service.deploy()
