@@ -393,7 +393,7 @@ def _beside_another_ray(folder: Path) -> str:
 
 def _interrupted(folder: Path) -> str:
     """SIGTERM ends a job with one line and exit code 4."""
-    job = _start(f"exec {HAN} score --input sample --score.num-actors 1 --out interrupted", folder)
+    job = _start(f"exec {HAN} score --input sample --num-actors 1 --out interrupted", folder)
     log = folder / f"{job.pid}.log"
     try:
         _until(lambda: "starting Ray" in log.read_text(), "the job did not start")
