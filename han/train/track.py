@@ -232,6 +232,8 @@ class _Wandb:
         self.out, self.note = out, {"project": project, "id": run["id"], "epochs": 0}
         if run.get("wandb", {}).get("project") == project:
             self.note = run["wandb"]
+        if config.wandb_offline:
+            _wait_for_another_second(out / "wandb")
         self.run = wandb.init(
             project=name,
             entity=entity or None,
@@ -266,6 +268,13 @@ class _Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wait_for_another_second(runs: Path) -> None:
+    """W&B names the folder of an offline run by its second: a run that resumes within it would replace what is there."""
+    newest = max((int(run.stat().st_mtime) for run in runs.glob("offline-run-*")), default=0)
+    while 0 <= time.time() - newest < 1:
+        time.sleep(0.05)
 
 
 def _warn(name: str, error: Exception) -> None:
