@@ -183,8 +183,7 @@ class TrainConfig:
             raise Mistake(f"coverage is {self.coverage}: give a share above 0, at most 1")
         if self.semi_supervised and self.soft_labels is not None:
             raise Mistake("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
-        if not 0 <= self.adversarial < 1:
-            raise Mistake(f"adversarial is {self.adversarial}: give a share from 0, below 1")
+        _share_below_1("adversarial", self.adversarial)
         if self.learning_rate <= 0:
             raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
@@ -212,6 +211,7 @@ class SemiSupervisedConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
+        _share_below_1("teacher_adversarial", self.teacher_adversarial)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,3 +365,8 @@ def _at_least(config: object, **smallest: int) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise Mistake(f"{name} is {value}: give at least {bound}")
+
+
+def _share_below_1(name: str, share: float) -> None:
+    if not 0 <= share < 1:
+        raise Mistake(f"{name} is {share}: give a share from 0, below 1")

@@ -130,7 +130,7 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
 
     torch.set_num_threads(1)
     rows = out.with_suffix(".parquet")
-    if rows.exists() and pq.read_schema(rows).names != changes.SCHEMA.names:
+    if rows.exists() and not changes.is_table(rows):
         raise Mistake(f"{rows}, the table beside the page, is something else: give another --out")
     texts = [text for _, text, _ in reviews]
     answers = [load(name).score(texts, attention="words", effects="sentences") for name in (model, against)]

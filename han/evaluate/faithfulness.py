@@ -200,7 +200,7 @@ def greedy_order(network: HAN, batch: RaggedBatch, *, strongest_first: bool) -> 
     Half of the sentences of a review are ranked; the others have the value 0. The order is greedy, so a better one may exist.
     """
     vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
-    labels = network.read_out(network.sentences(vectors, batch.review_lengths)[0]).argmax(dim=1)
+    labels = network.logits(network.sentences(vectors, batch.review_lengths)[0]).argmax(dim=1)
     review_of = torch.from_numpy(_rows(batch, "sentences"))
     half = torch.ceil(batch.review_lengths * SHARES[-1] - 1e-9).long()
     values, kept = np.zeros(len(vectors)), torch.ones(len(vectors), dtype=torch.bool)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from han.explain.gallery import is_wrong
 from han.explain.html import EFFECTS_SWITCH, document, drawing, stylesheet
@@ -88,6 +90,14 @@ def table(changes: Sequence[Change]) -> pa.Table:
         for each in changes
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file was written with `table`."""
+    try:
+        return bool(pq.read_schema(path).names == SCHEMA.names)
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def summary(changes: Sequence[Change]) -> list[str]:

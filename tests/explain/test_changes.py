@@ -104,5 +104,8 @@ def test_the_job_writes_a_page_and_a_table_and_refuses_other_labels(tmp_path: Pa
     with pytest.raises(Mistake, match=r"page\.parquet, the table beside the page, is something else"):
         explain.main(job)
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 1
+    (tmp_path / "page.parquet").write_text("notes")
+    with pytest.raises(Mistake, match=r"page\.parquet, the table beside the page, is something else"):
+        explain.main(job)
     with pytest.raises(Mistake, match="only models of equal labels compare"):
         explain.main(dataclasses.replace(job, against=str(other)))
