@@ -244,11 +244,11 @@ def test_the_examples_of_the_documentation_run(service: Service) -> None:
 
 
 def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
-    """24 long texts through two ingresses and two replicas; the short one is answered while most of them wait."""
+    """24 requests of 8 long texts through two ingresses and two replicas; the short one is answered while most of them wait."""
     from ray import serve
 
-    long = "The film was good. " * 1_500  # of 7,125 tokens: scoring them takes longer than sending them
-    service.deploy(changed(service, max_waiting_tokens=24 * len(long))[0])
+    long = ["The film was good. " * 1_500] * 8  # 57,000 tokens: scoring them takes much longer than sending them
+    service.deploy(changed(service, max_waiting_tokens=24 * sum(map(len, long)))[0])
     until(lambda: serve.status().applications["han"].status == "RUNNING")
     before = settled(service)
 
