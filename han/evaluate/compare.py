@@ -183,7 +183,7 @@ def _rows(runs: Sequence[Compared], rows: Sequence[tuple[str, Sequence[str]]]) -
             f'<td class="best">{escape(value)} <b>best</b></td>' if best else f"<td>{escape(value)}</td>"
             for value, best in zip(values, best_of(runs, name), strict=True)
         )
-        drawn.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n')
+        drawn.append(f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}</th>{cells}</tr>\n')
     return "".join(drawn)
 
 

@@ -72,10 +72,10 @@ def _head(sweep: Sweep) -> str:
 def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
     """A warning: the development split chose the best trial, so its score is optimistic. Adds the scores of other seeds."""
     tried = len(sweep.ranked) + sum(trial.state == TrialState.PRUNED for trial in sweep.trials)
-    many = f"<strong>The best of {tried:,} is an optimist.</strong> The development split chose the trial, and" if tried > 1 else ""
+    many = f"<strong>The figure of the best of {tried:,} trials is optimistic.</strong> " if tried > 1 else ""
     sentences = [
-        f"{many or 'The development split chose the epoch:'} {'within it the epoch: ' if many else ''}"
-        "some of the figure is luck that other reviews will not repeat."
+        f"{many}The development reviews chose the {'trial and its epoch' if many else 'epoch'}, "
+        "so part of the figure is luck and does not repeat on other reviews."
     ]
     again = sweep.study.user_attrs.get("retrained")
     if isinstance(again, dict) and again.get("scores"):
@@ -87,11 +87,11 @@ def _caveat(sweep: Sweep, best: FrozenTrial) -> str:
         reached = f"its settings reached {metric}{mean}" + (f" on average, standard deviation {spread}" if len(scores) > 1 else "")
         sentences += [
             f"<strong>Trained again over {seeds}, {reached}</strong> ({', '.join(each)}): "
-            "that is what they are worth, and even that is of the split that chose them."
+            "a better estimate, although the same development reviews chose the settings."
         ]
     else:
-        sentences += ["What its settings are worth shows over other seeds: <code>--retrain 3</code>."]
-    sentences += ["No test split was opened; <code>jobs.evaluate</code> opens it, once, at the end."]
+        sentences += ["<code>--retrain 3</code> trains these settings with other seeds, for a better estimate."]
+    sentences += ["No test review was used; <code>han evaluate</code> measures the model on test reviews, once, at the end."]
     return f'<p class="caveat">{" ".join(sentences)}</p>'
 
 

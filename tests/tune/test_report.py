@@ -115,10 +115,10 @@ def test_the_page_shows_the_trials_and_the_best_one(study: optuna.Study) -> None
 
 def test_the_page_warns_that_the_best_of_many_is_optimistic(study: optuna.Study) -> None:
     text = Page(report(study)).text
-    assert "The best of 6 is an optimist." in text
-    assert "The development split chose" in text
+    assert "The figure of the best of 6 trials is optimistic." in text
+    assert "The development reviews chose the trial and its epoch" in text
     assert "--retrain 3" in text
-    assert "No test split was opened" in text
+    assert "No test review was used" in text
 
 
 def test_retrained_seeds_are_shown_with_mean_and_spread() -> None:
