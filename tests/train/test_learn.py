@@ -18,7 +18,7 @@ from han.config import ModelConfig, TrainConfig
 from han.model.network import HAN
 from han.model.ragged import token_batches
 from han.train import learn
-from han.train.learn import LabelledBatch, Learner, batches, read_soft_labels
+from han.train.learn import LabelledBatch, Learner, RowAdam, batches, read_soft_labels
 from han.types import Mistake, RaggedBatch
 
 NUM_WORDS, CLASSES = 40, 2
@@ -115,6 +115,23 @@ def test_a_learner_resumes_from_its_state_with_the_same_result() -> None:
     resumed.train_epoch(made, seed=2)
     for name, tensor in straight.state().items():
         torch.testing.assert_close(resumed.state()[name], tensor, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_step_of_the_embedding_is_that_of_sparse_adam(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    tables = [torch.nn.Parameter(torch.ones(30, 7, dtype=dtype)) for _ in range(2)]
+    optimisers = [kind([table], lr=0.01) for kind, table in zip((RowAdam, torch.optim.SparseAdam), tables, strict=True)]
+    for _ in range(20):
+        rows = torch.randperm(30, generator=generator)[:11]
+        gradient = torch.sparse_coo_tensor(rows[None], torch.randn(11, 7, generator=generator, dtype=dtype), (30, 7), check_invariants=True)
+        for table, optimiser in zip(tables, optimisers, strict=True):
+            table.grad = gradient.clone()
+            optimiser.step()
+    state, expected = (next(iter(optimiser.state.values())) for optimiser in optimisers)
+    assert state["step"] == expected["step"] == 20
+    torch.testing.assert_close(tables[0], tables[1])
+    torch.testing.assert_close([state["exp_avg"], state["exp_avg_sq"]], [expected["exp_avg"], expected["exp_avg_sq"]])
 
 
 def test_waiting_time_for_batches_is_counted() -> None:
