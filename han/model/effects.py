@@ -19,16 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from han.model.gru import SortedRows, compiled, padded, recurrent_weights, row_product, run_in_threads
-from han.model.network import HAN, Level
+from han.model.gru import row_product, run_in_threads
+from han.model.network import HAN, CompiledLevel, Level
 from han.model.ngrams import ORDERS
 from han.types import RaggedBatch
 
@@ -48,6 +46,8 @@ WordMethod: TypeAlias = Literal[
 class SentenceEffects:
     """Effects of all S sentences of R reviews, in nats. evidence = nothing + sum of effects + interaction, for each review."""
 
+    logits: Tensor  # float [R, C], of the whole reviews
+    attention: Tensor  # float [S], of the whole reviews
     labels: Tensor  # int64 [R], the predicted labels
     evidence: Tensor  # float [R], of the whole reviews
     nothing: Tensor  # float [R], of a review without any sentence: the bias of the read-out
@@ -70,18 +70,17 @@ def sentence_effects(
     vectors_SD: Tensor,
     review_lengths: Tensor,
     *,
-    logits_RC: Tensor | None = None,
-    weights: CompiledWeights | None = None,
+    compiled_level: CompiledLevel | None = None,
     reach: int = REACH,
 ) -> SentenceEffects:
     """The effect of every sentence of R reviews, from their sentence vectors.
 
-    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1; logits_RC: the
-    logits of the whole reviews where they are known; weights: of `network.sentences`, from `compile_weights`, where they are kept. Equal to
-    scoring the encoded review without the sentence's tokens, within the rounding of float32, for reviews of at most `reach + 1` sentences.
+    vectors_SD: output of `network.words`, all sentences end to end; review_lengths: int64 [R], on the CPU, all >= 1; compiled_level:
+    `CompiledLevel.of(network.sentences)`, where it is kept. Equal to scoring the encoded review without the sentence's tokens,
+    within the rounding of float32, for reviews of at most `reach + 1` sentences.
     """
-    rows = _Rows(network.sentences, vectors_SD, review_lengths, weights)
-    logits_RC = network.logits(rows.vectors()) if logits_RC is None else logits_RC
+    rows = _Rows(network.sentences, vectors_SD, review_lengths, compiled_level)
+    logits_RC = network.logits(rows.vectors())
     labels = logits_RC.argmax(dim=1)
     whole = evidence(logits_RC, labels)
     review_of = torch.repeat_interleave(torch.arange(len(review_lengths)), review_lengths).to(vectors_SD.device)
@@ -92,6 +91,8 @@ def sentence_effects(
     sums = torch.zeros_like(whole).index_add(0, review_of, effects)
     nothing = evidence(network.read_out.bias.expand(len(labels), -1), labels)
     return SentenceEffects(
+        logits=logits_RC,
+        attention=rows.softmax(),
         labels=labels,
         evidence=whole,
         nothing=nothing,
@@ -155,19 +156,19 @@ def _part(inputs: Tensor | None, part: slice) -> Tensor | None:
 class _Rows:
     """States, attention scores and sums of the unedited rows, which all edits of them share."""
 
-    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights | None = None) -> None:
+    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, compiled_level: CompiledLevel | None = None) -> None:
         self.level, self.inputs = level, inputs_TE
         device = inputs_TE.device
-        self.ends = torch.cumsum(lengths, 0)
-        self.first = torch.repeat_interleave(self.ends - lengths, lengths).to(device)  # [T], of the element's row
-        self.last = torch.repeat_interleave(self.ends - 1, lengths).to(device)
-        weights = weights or compile_weights(level)
-        self.compiled = _CompiledRows(level, inputs_TE, lengths, weights) if weights is not None else None
+        ends = torch.cumsum(lengths, 0)
+        self.starts = (ends - lengths).to(device)
+        self.first = torch.repeat_interleave(ends - lengths, lengths).to(device)  # [T], of the element's row
+        self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
+        kept = compiled_level or CompiledLevel.of(level)
+        self.compiled = _CompiledRows(kept, inputs_TE, lengths, self.first, self.last) if kept is not None else None
         if self.compiled is not None:
-            self.states, scores = self.compiled.states, self.compiled.scores
+            self.states = self.compiled.states
         else:
             self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
-            scores = level.scores(self.states)
         self.hidden = self.states.shape[1] // 2
         if level.gru is not None and self.compiled is None:
             ways = (slice(0, self.hidden), slice(self.hidden, None))
@@ -180,17 +181,27 @@ class _Rows:
             self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
         if level.gru is not None:
             self.weights = list(zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True))
+        if self.compiled is not None:
+            self.shift, self.sums = self.compiled.shift, self.compiled.sums
+            return
+        scores = level.scores(self.states)
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
         self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
-        shares = torch.exp(scores.double() - self.shift)
-        self.mass = torch.cat([shares[:, None] * self.states, shares[:, None]], dim=1)  # float64 [T, size + 1]
+        self.shares = torch.exp(scores.double() - self.shift)
+        self.mass = torch.cat([self.shares[:, None] * self.states, self.shares[:, None]], dim=1)  # float64 [T, size + 1]
         self.sums = torch.cat([self.mass.new_zeros(1, self.mass.shape[1]), torch.cumsum(self.mass, 0)])
+        self.totals = torch.zeros_like(self.mass).index_add(0, self.first, self.mass)  # at the first element of a row its sum
 
     def vectors(self) -> Tensor:
         """The vectors [rows, size] of the unedited rows."""
-        starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
-        return self._vectors(self.sums[self.ends.to(self.inputs.device)] - self.sums[starts.to(self.inputs.device)])
+        return self.compiled.read.vectors if self.compiled is not None else self._vectors(self.totals[self.starts])
+
+    def softmax(self) -> Tensor:
+        """The attention [T] of the unedited rows, which sums to 1 in each of them."""
+        if self.compiled is not None:
+            return self.compiled.read.attention
+        return (self.shares / self.totals[self.first, -1]).to(self.inputs.dtype)
 
     def half(self, way: int) -> Tensor:
         """States [T, H] of the forward (0) or the backward (1) direction."""
@@ -206,7 +217,7 @@ class _Rows:
         if self.compiled is not None and replacements is None and following is None:
             return self._vectors(self.compiled.without((places, places), [], self, reach))
         end = places if following is None else torch.minimum(places + FOLLOWING, last)  # of what changes its input
-        mass = self.mass.new_zeros(len(places), self.mass.shape[1])
+        mass = self.sums.new_zeros(len(places), self.sums.shape[1])
         starts = [self._before(way, places) for way in (0, 1)]
         if replacements is not None:
             projected = torch.split(self.level.gru.project(replacements), 3 * self.hidden, dim=1)
@@ -287,58 +298,24 @@ class _Rows:
         return torch.where(total > 0, mass[:, :-1] / total, 0.0).to(self.inputs.dtype)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompiledWeights:
-    """The weights of a `Level` with a GRU, laid out for the kernels."""
-
-    kernels: ModuleType
-    width: int  # elements of a SIMD vector
-    recurrent: tuple[NDArray[Any], NDArray[Any]]  # as `gru.recurrent_weights` returns them
-    attention: NDArray[Any]  # [2, H, Ap], the parts of the two directions
-    bias: NDArray[Any]  # [Ap]
-    context: NDArray[Any]  # [Ap]
-
-
-def compile_weights(level: Level) -> CompiledWeights | None:
-    """The weights of a level as they are now; None on a GPU, without a GRU or without the compiled kernels."""
-    kernels, dtype = compiled(), level.context.dtype
-    if kernels is None or level.gru is None or level.context.is_cuda or dtype not in (torch.float32, torch.float64):
-        return None
-    width = kernels.WIDTH[level.context.detach().numpy().dtype]
-    parts = (level.attention.weight.T, level.attention.bias, level.context)
-    weight, bias, context = (padded(part.detach().numpy(), width) for part in parts)
-    return CompiledWeights(
-        kernels=kernels,
-        width=width,
-        recurrent=recurrent_weights(level.gru.both_ways("weight_hh"), level.gru.both_ways("bias_hh"), width),
-        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
-        attention=weight.reshape(2, level.size // 2, -1),
-        bias=bias,
-        context=context,
-    )
-
-
 class _CompiledRows:
     """The states of the unedited rows, and the sums of edited ones, from the compiled kernels."""
 
-    def __init__(self, level: Level, inputs_TE: Tensor, lengths: Tensor, weights: CompiledWeights) -> None:
-        assert level.gru is not None  # noqa: S101 - `compile_weights` has checked it
-        self._weights = weights
-        self._projected = level.gru.project(inputs_TE).numpy().ravel()
-        total, hidden = len(inputs_TE), level.size // 2
-        states = np.zeros((total + 2) * 2 * hidden, self._projected.dtype)
-        rows = SortedRows.of(lengths)
-        arguments = (self._projected, rows.starts, rows.lengths, *weights.recurrent, weights.width)
-        run_in_threads(weights.kernels.forward, total, *arguments, after=(states, np.empty(0, states.dtype)))
-        self._states = states[: total * 2 * hidden].reshape(total, 2 * hidden)
-        self.states = torch.from_numpy(self._states)  # [T, 2H]
-        forward, backward = (
-            row_product(self.states.view(total, 2, hidden)[:, way], torch.from_numpy(weights.attention[way]).T) for way in (0, 1)
-        )
-        backward += torch.from_numpy(weights.bias)
-        self.scores = row_product(torch.tanh(forward + backward), torch.from_numpy(weights.context)[None])[:, 0]  # [T]
-        forward += torch.from_numpy(weights.bias)
-        self._scored = torch.stack([backward, forward]).numpy().reshape(2, -1)
+    def __init__(self, level: CompiledLevel, inputs_TE: Tensor, lengths: Tensor, first: Tensor, last: Tensor) -> None:
+        """first, last: int64 [T], the first and the last element of each element's row."""
+        self._level = level
+        self._projected = level.project(inputs_TE)
+        self.read = level(self._projected, np.arange(len(inputs_TE)), lengths, keep=True)
+        self.states = torch.from_numpy(self.read.states)  # [T, 2H]
+        attention, bias, _ = level.attention
+        # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
+        self._attention = attention.reshape(2, level.hidden, -1)
+        ways = self.states.view(len(inputs_TE), 2, level.hidden)
+        of_others = [row_product(ways[:, 1 - way], torch.from_numpy(self._attention[1 - way]).T, torch.from_numpy(bias)) for way in (0, 1)]
+        self._scored = torch.stack(of_others).numpy().reshape(2, -1)
+        shift, sums = np.empty(len(inputs_TE)), np.zeros((len(inputs_TE) + 1, 2 * level.hidden + 1))
+        level.kernels.sum_rows(self.read.states, self.read.scores, first.numpy(), last.numpy(), shift, sums)
+        self.shift, self.sums = torch.from_numpy(shift), torch.from_numpy(sums)
 
     def without(self, places: tuple[Tensor, Tensor], starts: Sequence[Tensor], rows: _Rows, reach: int) -> Tensor:
         """Sums, float64 [N, size + 1], of the elements beyond the places, in both directions.
@@ -346,13 +323,12 @@ class _CompiledRows:
         places: for both directions the last element [N] whose state is known; starts: the state [N, H] that it leaves; none if the element
         is taken out.
         """
-        begin = torch.stack(list(starts)).numpy() if starts else np.empty((2, 0, rows.hidden), self._states.dtype)
+        begin = torch.stack(list(starts)).numpy() if starts else np.empty((2, 0, rows.hidden), self.read.states.dtype)
         sums = np.zeros((len(places[0]), rows.sums.shape[1]))
-        arrays = (self._projected, self._states, self._scored, rows.shift.numpy(), rows.sums.numpy())
-        kept = self._weights
-        weights = (*kept.recurrent, kept.attention, kept.context, kept.width)
+        arrays = (self._projected, self.read.states, self._scored, rows.shift.numpy(), rows.sums.numpy())
+        weights = (*self._level.recurrent, self._attention, self._level.attention[2], self._level.width)
         edits = (rows.first.numpy(), rows.last.numpy(), torch.stack(places).numpy(), begin, reach, SAME_STATE)
-        run_in_threads(kept.kernels.run_edits, 10 * len(places[0]), *arrays, *weights, *edits, after=(sums,))
+        run_in_threads(self._level.kernels.run_edits, 10 * len(places[0]), *arrays, *weights, *edits, after=(sums,))
         return torch.from_numpy(sums)
 
 

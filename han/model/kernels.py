@@ -399,14 +399,15 @@ def _run_group(table, ids, starts, lengths, weights, bias, states, scratch, kept
 @njit(cache=True, nogil=True, error_model="numpy")
 def infer(  # type: ignore[no-untyped-def]
     table, ids, added, added_rows, starts, lengths, weights, bias, attention, attention_bias, context, rows, width, worker, num_workers,
-    vectors, shares,
+    vectors, shares, all_states, all_scores,
 ):  # fmt: skip
     """One level of a network without gradients: GRU, attention and weighted sums of every num_workers-th group, from `worker` on.
 
     table: [N, 6H] flat, W_ih x + b_ih of both directions; ids: [T], the row of a token; added: [T, F] and added_rows: [F, 6H], whose
     product is added to the tokens' rows, or empty; starts, lengths: [rows], sorted longest first;
     weights [2, H, 3Hp], bias [2, 3Hp], attention [2H, Ap], attention_bias [Ap], context [Ap], padded to whole SIMD vectors; rows: the
-    number of each sorted row in `vectors`. Fills vectors [rows, 2H] and shares [T], in the order of the tokens.
+    number of each sorted row in `vectors`. Fills vectors [rows, 2H] and shares [T], in the order of the tokens; and all_states [T, 2H] and
+    all_scores [T], what the softmax reads, unless they are empty.
     """
     hidden = weights.shape[1]
     depth, size = attention.shape
@@ -437,6 +438,10 @@ def infer(  # type: ignore[no-untyped-def]
             _scores(states, at[0], attention, attention_bias, context, scores[first:], depth, size)  # type: ignore[call-arg]
         for row in range(group, end):
             _weigh(states, scores, scratch[row - group], lengths[row], depth, vectors[rows[row]], shares[starts[row] :])
+            if len(all_scores) > 0:
+                first, last = scratch[row - group], scratch[row - group] + lengths[row]
+                all_scores[starts[row] : starts[row] + lengths[row]] = scores[first:last]
+                all_states[starts[row] : starts[row] + lengths[row]].ravel()[:] = states[first * depth : last * depth]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -624,6 +629,19 @@ def run_edits(  # type: ignore[no-untyped-def]
                         edits[row] = -1
                         num_alive -= 1
                 before[row], after[row] = after[row], before[row]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def sum_rows(states, scores, firsts, lasts, shifts, running):  # type: ignore[no-untyped-def]
+    """Fills `shifts` [T] and `running` [T + 1, 2H + 1] of `run_edits`, from the states [T, 2H] and the scores [T] of unedited rows."""
+    hidden = states.shape[1]
+    for place in range(len(scores)):
+        first = firsts[place]
+        shifts[place] = scores[place : lasts[place] + 1].max() if place == first else shifts[first]
+        share = math.exp(scores[place] - shifts[place])
+        for unit in range(hidden):
+            running[place + 1, unit] = running[place, unit] + share * states[place, unit]
+        running[place + 1, hidden] = running[place, hidden] + share
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -9,6 +9,7 @@ n-grams that end at it. n-grams do not cross sentences, and the two attentions r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ class HAN(nn.Module):
     def forward(self, batch: RaggedBatch) -> Attention:
         """Logits [R, C], word attention [T], sentence attention [S] of a batch whose token ids lie on this network's device."""
         return self.answer(self.inputs(batch), batch)
+
+    def read_words(self, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """The first half of `forward`: sentence vectors [S, D] and word attention [T]."""
+        vectors_SD, attention_T = self.words(self.inputs(batch), batch.sentence_lengths)
+        return vectors_SD, attention_T
 
     def inputs(self, batch: RaggedBatch) -> Tensor:
         """What the word level reads, [T, E]: `word_vectors`, in training after dropout."""
@@ -130,8 +136,8 @@ class FoldedHAN:
     def __init__(self, network: HAN) -> None:
         """network: on the CPU, float32 or float64; evaluation mode is assumed, dropout is left out."""
         self.network = network
-        self.words = _CompiledLevel(network.words)
-        self.sentences = _CompiledLevel(network.sentences) if network.sentences.gru is not None else None
+        self.words = CompiledLevel(network.words)
+        self.sentences = CompiledLevel(network.sentences) if network.sentences.gru is not None else None
         weight = network.embedding.weight
         self.table: NDArray[Any] | None = None
         if weight.shape[0] * 6 * self.words.hidden * weight.element_size() <= FOLDED_BYTES:
@@ -148,8 +154,8 @@ class FoldedHAN:
         return inputs.astype(self.network.embedding.weight.numpy().dtype, copy=False)
 
     @torch.inference_mode()
-    def __call__(self, batch: RaggedBatch) -> Attention:
-        """As `HAN.forward`. A token id outside the vocabulary is an IndexError."""
+    def read_words(self, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """As `HAN.read_words`. A token id outside the vocabulary is an IndexError."""
         ids = batch.token_ids.numpy()
         if ids.min() < 0 or ids.max() >= self.network.embedding.num_embeddings:
             raise IndexError(f"token ids from {ids.min()} to {ids.max()}, the vocabulary has {self.network.embedding.num_embeddings} words")
@@ -157,29 +163,51 @@ class FoldedHAN:
         if table is None:
             distinct, ids = np.unique(ids, return_inverse=True)
             table = self.words.project(self.network.embedding.weight[torch.from_numpy(distinct)])
-        vectors_SD, word_attention = self.words(table, ids, batch.sentence_lengths, self._ngram_inputs(batch), self.ngram_rows)
+        read = self.words(table, ids, batch.sentence_lengths, self._ngram_inputs(batch), self.ngram_rows)
+        return read.vectors, read.attention
+
+    @torch.inference_mode()
+    def __call__(self, batch: RaggedBatch) -> Attention:
+        """As `HAN.forward`. A token id outside the vocabulary is an IndexError."""
+        vectors_SD, word_attention = self.read_words(batch)
         if self.sentences is None:
             reviews_RD, sentence_attention = self.network.sentences(vectors_SD, batch.review_lengths)
         else:
-            projected = self.sentences.project(vectors_SD)
-            reviews_RD, sentence_attention = self.sentences(projected, np.arange(len(vectors_SD)), batch.review_lengths)
+            read = self.sentences(self.sentences.project(vectors_SD), np.arange(len(vectors_SD)), batch.review_lengths)
+            reviews_RD, sentence_attention = read.vectors, read.attention
         logits = self.network.logits(reviews_RD)
         return Attention(logits=logits, word_attention=word_attention, sentence_attention=sentence_attention, sentence_vectors=vectors_SD)
 
 
-class _CompiledLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRows:
+    """What a compiled level says of its rows."""
+
+    vectors: Tensor  # [rows, 2H]
+    attention: Tensor  # [T]
+    states: NDArray[Any]  # [T, 2H], empty unless asked for
+    scores: NDArray[Any]  # [T], what the softmax reads; empty unless asked for
+
+
+class CompiledLevel:
     """The weights of one `Level` with a GRU, laid out for the kernels."""
 
     def __init__(self, level: Level) -> None:
         assert level.gru is not None  # noqa: S101
         kernels = compiled()
         assert kernels is not None  # noqa: S101
-        self.gru, self.kernel = level.gru, kernels.infer
+        self.gru, self.kernels = level.gru, kernels
         weight = level.attention.weight.detach().numpy()
         self.hidden, self.width = weight.shape[1] // 2, kernels.WIDTH[weight.dtype]
         self.recurrent = recurrent_weights(self.gru.both_ways("weight_hh"), self.gru.both_ways("bias_hh"), self.width)
         attention = (weight.T, level.attention.bias.detach().numpy(), level.context.detach().numpy())
         self.attention = tuple(padded(array, self.width) for array in attention)
+
+    @classmethod
+    def of(cls, level: Level) -> CompiledLevel | None:
+        """The weights as they are now; None on a GPU, without a GRU or without the compiled kernels."""
+        can = compiled() is not None and level.gru is not None and not level.context.is_cuda
+        return cls(level) if can and level.context.dtype in (torch.float32, torch.float64) else None
 
     @torch.no_grad()
     def project(self, inputs: Tensor, *, bias: bool = True) -> NDArray[Any]:
@@ -194,20 +222,22 @@ class _CompiledLevel:
         lengths: Tensor,
         added: NDArray[Any] | None = None,
         added_rows: NDArray[Any] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(vectors [rows, 2H], attention [T]); ids: int64 [T], the row of `table` that is a token's input.
-
-        added: [T, F] and added_rows: [F, 6H]; the product is added to the tokens' inputs.
-        """
+        *,
+        keep: bool = False,
+    ) -> ReadRows:
+        """ids: int64 [T], the row of `table` that is a token's input; added: [T, F] and added_rows: [F, 6H], whose product is added to the
+        tokens' inputs; keep: also return states and scores."""
         if added is None or added_rows is None:
             added, added_rows = np.empty((0, 0), table.dtype), np.empty((0, 0), table.dtype)
         sorted_rows = SortedRows.of(lengths)
         vectors = np.empty((len(lengths), 2 * self.hidden), table.dtype)
         attention = np.empty(len(ids), table.dtype)
+        states, scores = np.empty((len(ids) * keep, 2 * self.hidden), table.dtype), np.empty(len(ids) * keep, table.dtype)
         rows = (sorted_rows.starts, sorted_rows.lengths)
         weights = (*self.recurrent, *self.attention, sorted_rows.rows, self.width)
-        run_in_threads(self.kernel, len(ids), table, ids, added, added_rows, *rows, *weights, after=(vectors, attention))
-        return torch.from_numpy(vectors), torch.from_numpy(attention)
+        filled = (vectors, attention, states, scores)
+        run_in_threads(self.kernels.infer, len(ids), table, ids, added, added_rows, *rows, *weights, after=filled)
+        return ReadRows(vectors=torch.from_numpy(vectors), attention=torch.from_numpy(attention), states=states, scores=scores)
 
 
 def softmax_in_rows(scores_T: Tensor, rows_T: Tensor, num_rows: int) -> Tensor:

@@ -7,7 +7,7 @@ reviews: batches hold no padding, and the rounding of float32 stays below 1e-6. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from han.model.artifact import Artifact
 from han.model.effects import Flip, WordMethod
 from han.model.gru import compiled
 from han.model.metrics import softmax
-from han.model.network import FoldedHAN
+from han.model.network import HAN, CompiledLevel, FoldedHAN
 from han.model.ragged import flat_batch, token_batches
 from han.types import (
     Attention,
@@ -92,8 +92,8 @@ class Scorer:
         self._unfamiliar_above, self._uncertain_below = model.unfamiliar_above, model.uncertain_below or 0.0
         network = model.network.to(device)
         self._trained = network.eval()
-        self._sentence_weights = effects.compile_weights(network.sentences)
-        self._network: Callable[[RaggedBatch], Attention] = FoldedHAN(network) if device == "cpu" and compiled() else network
+        self._sentence_level = CompiledLevel.of(network.sentences)
+        self._network: FoldedHAN | HAN = FoldedHAN(network) if device == "cpu" and compiled() else network
         self._device = device
         self._batch_tokens = batch_tokens
         self._encoder.warm_up()
@@ -178,35 +178,37 @@ class Scorer:
             words, sentences = _elements(rows, num_tokens), _elements(rows, review_lengths)
             batch = flat_batch(encoded.token_ids[words], encoded.sentence_lengths[sentences], review_lengths[rows])
             batch = dataclasses.replace(batch, token_ids=batch.token_ids.to(self._device))
-            with torch.inference_mode():
-                answer = self._network(batch)
+            answer = self._answer(batch) if computed is None else self._explain(computed, batch, rows, sentences, words, detail)
             logits[rows] = answer.logits.cpu().numpy()
             word_attention[words] = answer.word_attention.cpu().numpy()
             sentence_attention[sentences] = answer.sentence_attention.cpu().numpy()
-            if computed is not None:
-                self._fill_effects(computed, answer, batch, rows, sentences, words, detail)
         return logits, word_attention, sentence_attention, computed
 
-    def _fill_effects(
+    @torch.inference_mode()
+    def _answer(self, batch: RaggedBatch) -> Attention:
+        return self._network(batch)
+
+    def _explain(
         self,
         computed: ScoredEffects,
-        answer: Attention,
         batch: RaggedBatch,
         rows: NDArray[np.int64],
         sentences: NDArray[np.int64],
         words: NDArray[np.int64],
         detail: EffectDetail,
-    ) -> None:
-        of_sentences = effects.sentence_effects(
-            self._trained, answer.sentence_vectors, batch.review_lengths, logits_RC=answer.logits, weights=self._sentence_weights
-        )
-        computed.evidence[rows] = of_sentences.evidence.cpu().numpy()
-        computed.nothing[rows] = of_sentences.nothing.cpu().numpy()
-        computed.sums[rows] = of_sentences.sums.cpu().numpy()
-        computed.interaction[rows] = of_sentences.interaction.cpu().numpy()
-        computed.sentences[sentences] = of_sentences.effects.cpu().numpy()
+    ) -> Attention:
+        """Fill in the effects of a batch. Returns its answer, which the states of the effects contain."""
+        with torch.no_grad():
+            vectors, word_attention = self._network.read_words(batch)
+        of = effects.sentence_effects(self._trained, vectors, batch.review_lengths, compiled_level=self._sentence_level)
+        computed.evidence[rows] = of.evidence.cpu().numpy()
+        computed.nothing[rows] = of.nothing.cpu().numpy()
+        computed.sums[rows] = of.sums.cpu().numpy()
+        computed.interaction[rows] = of.interaction.cpu().numpy()
+        computed.sentences[sentences] = of.effects.cpu().numpy()
         if computed.words is not None:
             computed.words[words] = effects.word_effects(self._trained, batch, method=WORD_METHODS[detail]).cpu().numpy()
+        return Attention(logits=of.logits, word_attention=word_attention, sentence_attention=of.attention, sentence_vectors=vectors)
 
 
 def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
