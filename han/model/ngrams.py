@@ -66,21 +66,36 @@ class NgramTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Folds:
+    """The folds of the training reviews. Copies of a review share a fold."""
+
+    keys: Hashes  # [N], ascending, of reviews that follow another review
+    numbers: NDArray[np.uint8]  # [N], their folds
+
+    def of(self, token_ids: Int32s) -> int:
+        """The fold of a training review: that of the review that it follows, or the one of its own key."""
+        key = review_key(token_ids)
+        place = np.searchsorted(self.keys, np.uint32(key))
+        return int(self.numbers[place]) if place < len(self.keys) and self.keys[place] == key else key % FOLDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NgramTables:
     """The tables of a training. A review never reads weights that were fitted on it."""
 
     whole: NgramTable  # fitted on all training reviews; the table of the artifact
-    folds: tuple[NgramTable, ...]  # [FOLDS], fitted without one fold of the training reviews
+    by_fold: tuple[NgramTable, ...]  # [FOLDS], fitted without one fold of the training reviews
+    folds: Folds
 
     def inputs(self, token_ids: Int32s, sentence_lengths: Int32s, *, labelled: bool) -> Float32s:
         """The inputs [T, F] of one review in training. labelled: whether it is a training review with a label."""
-        table = self.folds[fold_of(token_ids)] if labelled else self.whole
+        table = self.by_fold[self.folds.of(token_ids)] if labelled else self.whole
         return table.inputs(token_ids.astype(np.int64), sentence_lengths.astype(np.int64))
 
 
-def fold_of(token_ids: Int32s) -> int:
-    """The fold of a training review; copies share a fold."""
-    return zlib.crc32(np.ascontiguousarray(token_ids).tobytes()) % FOLDS
+def review_key(token_ids: Int32s) -> int:
+    """A checksum of an encoded review."""
+    return zlib.crc32(np.ascontiguousarray(token_ids).tobytes())
 
 
 def ngram_hashes(token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Hashes:

@@ -3,12 +3,15 @@
 An n-gram of a review counts once. With two labels there is one column, label 1 against label 0; with more, each label against the others.
 A network that learnt from a review's own weights would trust them too much. So a training review reads weights that were fitted without
 its fold, and all other reviews read the weights of all training reviews.
+
+Reviews of one film, product or place share its rare names. In different folds, they would tell each other's labels by these names, and the
+network would trust n-grams more than reviews of something new deserve. So reviews with similar rare words share a fold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,15 +21,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from scipy import optimize, sparse, special
 
-from han.model.ngrams import FOLDS, ORDERS, Hashes, NgramTable, NgramTables, fold_of, ngram_hashes
+from han.model.ngrams import FOLDS, ORDERS, Folds, Hashes, NgramTable, NgramTables, ngram_hashes, review_key
 from han.storage import replace_file
 from han.train.encoded import EncodedFolder, read_windows
-from han.types import Float32s
+from han.types import Float32s, Int32s
 
 MIN_COUNTS = (3, 3, 4)  # of a unigram, bigram and trigram in all text
 STRENGTH = 0.5  # C of the logistic regression; 0.3 to 1 give the same log loss on IMDB within 0.0001
 IN_NETWORK = 400_000  # n-grams with the largest weights; on IMDB they hold 98% of the sum of all weights
 ITERATIONS = 100
+RARE = (4, 30)  # training reviews that have a rare word, at least and at most
+SIMILARITY = 0.3  # cosine of the rare words of two reviews, from which they share a fold
+LARGEST_GROUP = 60  # reviews that share a fold because they are similar: a chain of similar pairs could become long
+SIMILAR_ROWS = 2_000  # reviews that are compared with all others at once, which bounds the memory
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -38,6 +45,8 @@ class NgramModel:
     hashes: Hashes  # [N], ascending
     weights: Float32s  # [1 + FOLDS, N, K]
     biases: Float32s  # [1 + FOLDS, K]
+    fold_keys: Hashes = field(default_factory=lambda: np.empty(0, np.uint32))  # `Folds`; files of older versions have none
+    fold_numbers: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def logits(self, table: pa.Table) -> Float32s:
         """Logits [R, C] of encoded reviews by part 0."""
@@ -51,10 +60,10 @@ class NgramModel:
         scale = self.weights[0][largest > 0].std()
         scaled = (self.weights[:, kept] / scale).astype(np.float16).astype(np.float32)
         whole, *folds = (NgramTable.of(self.hashes[kept], part) for part in scaled)
-        return NgramTables(whole=whole, folds=tuple(folds))
+        return NgramTables(whole=whole, by_fold=tuple(folds), folds=Folds(keys=self.fold_keys, numbers=self.fold_numbers))
 
     def write(self, path: Path) -> None:
-        arrays = {"hashes": self.hashes, "weights": self.weights, "biases": self.biases}
+        arrays = asdict(self)
         replace_file(path, lambda temporary: temporary.write_bytes(save(arrays)))
 
     @staticmethod
@@ -69,7 +78,9 @@ def fit_ngrams(folder: EncodedFolder, report: Callable[[int, int], None]) -> Ngr
     hashes = np.intersect1d(hashes, _distinct(train), assume_unique=True)  # a weight needs a label
     presence = _presence(train, hashes)
     labels = train["label"].to_numpy()
-    folds = np.array([fold_of(row.values.to_numpy()) for row in train["token_ids"]])
+    token_ids = [row.values.to_numpy() for row in train["token_ids"]]
+    similar = similar_folds(token_ids)
+    folds = np.array([similar.of(ids) for ids in token_ids])
     columns = [1] if len(folder.labels) == 2 else list(range(len(folder.labels)))
     weights = np.zeros((1 + FOLDS, len(hashes), len(columns)), np.float32)
     biases = np.zeros((1 + FOLDS, len(columns)), np.float32)
@@ -78,7 +89,49 @@ def fit_ngrams(folder: EncodedFolder, report: Callable[[int, int], None]) -> Ngr
         for place, label in enumerate(columns):
             weights[part, :, place], biases[part, place] = _fit(presence[rows], labels[rows] == label)
             report(part * len(columns) + place + 1, weights.shape[0] * len(columns))
-    return NgramModel(hashes=hashes, weights=weights, biases=biases)
+    return NgramModel(hashes=hashes, weights=weights, biases=biases, fold_keys=similar.keys, fold_numbers=similar.numbers)
+
+
+def similar_folds(token_ids: Sequence[Int32s]) -> Folds:
+    """Folds in which similar reviews are together. Pairs are joined in the order of their similarity, into groups of limited size."""
+    leaders, sizes = np.arange(len(token_ids)), np.ones(len(token_ids), np.int64)
+
+    def leader(row: int) -> int:
+        while leaders[row] != row:
+            leaders[row] = row = leaders[leaders[row]]
+        return row
+
+    rows, others, similarities = _similar_pairs(token_ids)
+    for pair in np.argsort(-similarities, kind="stable"):
+        one, other = sorted((leader(rows[pair]), leader(others[pair])))
+        if one != other and sizes[one] + sizes[other] <= LARGEST_GROUP:
+            leaders[other] = one
+            sizes[one] += sizes[other]
+    followers = [row for row in range(len(token_ids)) if leader(row) != row]
+    keys = np.array([review_key(token_ids[row]) for row in followers], np.uint32)
+    numbers = np.array([review_key(token_ids[leader(row)]) % FOLDS for row in followers], np.uint8)
+    distinct, first = np.unique(keys, return_index=True)
+    return Folds(keys=distinct, numbers=numbers[first])
+
+
+def _similar_pairs(token_ids: Sequence[Int32s]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Pairs of reviews whose rare words, weighted by their rarity, have at least the cosine `SIMILARITY`: rows, other rows, cosines."""
+    distinct = [np.unique(ids) for ids in token_ids]
+    words = np.concatenate([np.empty(0, np.int32), *distinct])
+    numbers = np.bincount(words)
+    rare = (numbers[words] >= RARE[0]) & (numbers[words] <= RARE[1]) & (words > 0)
+    reviews = np.repeat(np.arange(len(distinct)), [len(ids) for ids in distinct])[rare]
+    rarity = np.log(len(distinct) / numbers[words[rare]])
+    norms = np.sqrt(np.bincount(reviews, rarity**2, minlength=len(distinct)))
+    matrix = sparse.csr_matrix((rarity / norms[reviews], (reviews, words[rare])), shape=(len(distinct), len(numbers)))
+    rows, others, cosines = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+    for first in range(0, len(distinct), SIMILAR_ROWS):
+        products = sparse.triu(matrix[first : first + SIMILAR_ROWS] @ matrix.T, k=first + 1).tocoo()
+        close = products.data >= SIMILARITY
+        rows.append(products.row[close] + first)
+        others.append(products.col[close])
+        cosines.append(products.data[close])
+    return np.concatenate(rows).astype(np.int64), np.concatenate(others).astype(np.int64), np.concatenate(cosines)
 
 
 def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_]) -> tuple[Floats, float]:

@@ -9,7 +9,7 @@ import torch
 from han.config import ModelConfig
 from han.model import ngrams
 from han.model.network import HAN, FoldedHAN
-from han.model.ngrams import FOLDS, ORDERS, NgramTable, NgramTables, fold_of, ngram_hashes
+from han.model.ngrams import FOLDS, ORDERS, Folds, NgramTable, NgramTables, ngram_hashes, review_key
 from han.model.ragged import flat_batch
 from han.types import RaggedBatch
 
@@ -101,6 +101,7 @@ def test_a_labelled_review_reads_weights_that_were_fitted_without_its_fold() -> 
     ids, lengths = np.array([3, 4, 5], np.int32), np.array([3], np.int32)
     hashes = np.unique(ngram_hashes(ids.astype(np.int64), lengths.astype(np.int64)))[1:]
     tables = [NgramTable.of(hashes, np.full((len(hashes), 1), float(number))) for number in range(1 + FOLDS)]
-    known = NgramTables(whole=tables[0], folds=tuple(tables[1:]))
-    assert known.inputs(ids, lengths, labelled=True).max() == 1 + fold_of(ids)
+    folds = Folds(keys=np.empty(0, np.uint32), numbers=np.empty(0, np.uint8))
+    known = NgramTables(whole=tables[0], by_fold=tuple(tables[1:]), folds=folds)
+    assert known.inputs(ids, lengths, labelled=True).max() == 1 + review_key(ids) % FOLDS
     assert known.inputs(ids, lengths, labelled=False).max() == 0

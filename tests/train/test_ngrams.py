@@ -1,15 +1,17 @@
 """The weights of n-grams, the pretraining's targets and the mixture of teachers, against plain loops."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.numpy import save
 
-from han.model.ngrams import FOLDS, fold_of
+from han.model.ngrams import FOLDS
 from han.train import ngrams
-from han.train.ngrams import NgramModel
+from han.train.ngrams import LARGEST_GROUP, NgramModel, similar_folds
 from han.train.pretrain import CONTEXT, SMOOTHING, _Context
 from han.train.semi_supervised import mixture, teacher_epochs
 
@@ -52,7 +54,9 @@ def test_ngrams_tell_labels_that_differ_in_a_bigram(fitted: NgramModel) -> None:
 
 def test_the_weights_of_a_fold_are_fitted_without_its_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
     table = reviews(200)
-    folds = np.array([fold_of(np.array(ids, np.int32)) for ids in table["token_ids"].to_pylist()])
+    token_ids = [np.array(ids, np.int32) for ids in table["token_ids"].to_pylist()]
+    similar = similar_folds(token_ids)
+    folds = np.array([similar.of(ids) for ids in token_ids])
     changed = table.set_column(
         1, "label", pa.array(np.where(folds == 2, 1 - table["label"].to_numpy(), table["label"].to_numpy()), pa.int32())
     )
@@ -62,6 +66,31 @@ def test_the_weights_of_a_fold_are_fitted_without_its_reviews(monkeypatch: pytes
         models.append(ngrams.fit_ngrams(Folder(), lambda done, total: None))  # type: ignore[arg-type]
     parts = [np.array_equal(models[0].weights[part], models[1].weights[part]) for part in range(1 + FOLDS)]
     assert parts == [part == 1 + 2 for part in range(1 + FOLDS)]
+
+
+def test_reviews_with_the_same_rare_words_share_a_fold() -> None:
+    generator = np.random.default_rng(4)
+    films = [list(range(100 + 3 * film, 103 + 3 * film)) for film in range(50)]  # three names, each in the 6 reviews of a film
+    token_ids = [np.array([*generator.integers(1, 20, 10), *names], np.int32) for names in films for _ in range(6)]
+    token_ids.append(token_ids[0].copy())
+    folds = similar_folds(token_ids)
+    by_film = np.array([folds.of(ids) for ids in token_ids[:-1]]).reshape(50, 6)
+    assert (by_film == by_film[:, :1]).all()
+    assert set(by_film[:, 0].tolist()) == set(range(FOLDS))
+    assert folds.of(token_ids[-1]) == by_film[0, 0]
+
+
+def test_a_group_of_similar_reviews_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "RARE", (1, 1_000))
+    token_ids = [np.array([1, 2, 3, row], np.int32) for row in range(10, 10 + 20 * LARGEST_GROUP)]
+    folds = similar_folds(token_ids)
+    assert np.bincount([folds.of(ids) for ids in token_ids]).max() < 0.5 * len(token_ids)
+
+
+def test_folds_of_a_file_without_groups_are_those_of_the_reviews_themselves(fitted: NgramModel, tmp_path: Path) -> None:
+    (tmp_path / "old.safetensors").write_bytes(save({"hashes": fitted.hashes, "weights": fitted.weights, "biases": fitted.biases}))
+    tables = NgramModel.read(tmp_path / "old.safetensors").tables()
+    assert tables.folds.of(np.array([5, 6, 7], np.int32)) == zlib.crc32(np.array([5, 6, 7], np.int32).tobytes()) % FOLDS
 
 
 def test_a_model_of_ngrams_is_read_as_it_was_written(fitted: NgramModel, tmp_path: Path) -> None:
