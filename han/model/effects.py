@@ -166,26 +166,28 @@ class _Rows:
         kept = compiled_level or CompiledLevel.of(level)
         self.compiled = _CompiledRows(kept, inputs_TE, lengths, self.first, self.last) if kept is not None else None
         if self.compiled is not None:
-            self.states = self.compiled.states
+            self.states, self.shift, self.sums = self.compiled.states, self.compiled.shift, self.compiled.sums
         else:
-            self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
+            self._read(level, inputs_TE, lengths)
         self.hidden = self.states.shape[1] // 2
-        if level.gru is not None and self.compiled is None:
-            ways = (slice(0, self.hidden), slice(self.hidden, None))
+        if level.gru is not None:
+            self.weights = list(zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True))
+
+    def _read(self, level: Level, inputs_TE: Tensor, lengths: Tensor) -> None:
+        """The states and sums without the compiled kernels."""
+        self.states = level.gru(inputs_TE, lengths) if level.gru is not None else inputs_TE
+        if level.gru is not None:
+            hidden = self.states.shape[1] // 2
+            ways = (slice(0, hidden), slice(hidden, None))
             # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
             self.attention = [level.attention.weight[:, way].T for way in ways]
-            projected = torch.split(level.gru.project(inputs_TE), 3 * self.hidden, dim=1)
+            projected = torch.split(level.gru.project(inputs_TE), 3 * hidden, dim=1)
             others = [self.states[:, way] for way in reversed(ways)]
             scored = [torch.addmm(level.attention.bias, other, self.attention[1 - way]) for way, other in enumerate(others)]
             # What a step of each direction reads of an element, side by side, because most of the time goes into reading it.
             self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
-        if level.gru is not None:
-            self.weights = list(zip(*map(level.gru.both_ways, ("weight_hh", "bias_hh")), strict=True))
-        if self.compiled is not None:
-            self.shift, self.sums = self.compiled.shift, self.compiled.sums
-            return
         scores = level.scores(self.states)
-        row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+        row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(inputs_TE.device)
         highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
         self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
         self.shares = torch.exp(scores.double() - self.shift)
