@@ -76,13 +76,14 @@ def main(job: Explain) -> None:
         _compare(job, out, model, cli.model(job.against))
         return
     reviews = list(islice(_read(job), job.num_reviews if job.order == "input" else job.candidates))
-    import torch
+    with cli.loading():
+        import torch
 
-    from han.explain.html import page
-    from han.score import load
+        from han.explain.html import page
+        from han.score import load
 
-    torch.set_num_threads(1)  # few reviews keep one core busy; more threads only wait for each other
-    scorer = load(model)
+        torch.set_num_threads(1)  # few reviews keep one core busy; more threads only wait for each other
+        scorer = load(model)
     answers = scorer.score([text for _, text, _ in reviews], attention="words", effects="exact_words" if len(reviews) == 1 else "sentences")
     both = list(zip(reviews, answers, strict=True))
     scored = [(name, text, answer, _label(label, scorer.labels)) for (name, text, label), answer in both if not isinstance(answer, Refusal)]

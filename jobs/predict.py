@@ -41,13 +41,14 @@ class Predict:
 def main(job: Predict) -> None:
     model = cli.model(job.model)
     texts = [_text(argument) for argument in job.texts or ("-",)]
-    import torch
+    with cli.loading():
+        import torch
 
-    from han.explain.terminal import terminal
-    from han.score import as_json, load
+        from han.explain.terminal import terminal
+        from han.score import as_json, load
 
-    torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
-    scorer = load(model)
+        torch.set_num_threads(1)  # a few reviews keep one core busy; more threads only wait for each other
+        scorer = load(model)
     answers = scorer.score(texts, attention=job.attention, effects=_effects(job))
     refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
     if refusal is not None:

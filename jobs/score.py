@@ -59,9 +59,10 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     cli.show(f"score {source} -> {out}", job)
     _check(source, out, model, job)
     print("loading the model", flush=True)
-    from han.score import batch_job, publish
-    from han.score.worker import local_scorer
-    from jobs.progress import Rows
+    with cli.loading():
+        from han.score import batch_job, publish
+        from han.score.worker import local_scorer
+        from jobs.progress import Rows
 
     plan = batch_job.plan(source, out, model=model, columns=job.columns, config=job.pool, output=job.output, limit=job.limit)
     if job.dry_run:
