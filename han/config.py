@@ -204,7 +204,7 @@ class SemiSupervisedConfig:
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
     student_epochs: int = 2
     """passes of the model over all reviews with the labels of the teachers"""
-    pretraining_passes: int = 1
+    pretraining_passes: int = 3
     """passes over all text that pretrain the word GRU"""
     stages: str | None = None
     """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.ti
 
 MODEL = ModelConfig(word_hidden=8, word_attention=8, sentence_hidden=8, sentence_attention=8)
 TRAIN = TrainConfig(learning_rate=0.01, batch_tokens=8_192, semi_supervised=True)
-RECIPE = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1)
+RECIPE = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: 
     assert set(model.provenance["semi_supervised"]) == {"n-grams", "teacher 1", "teacher 2", "all"}
     stages = tmp_path / "run" / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.glob("*.*")}
-    shared = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, stages=str(stages))
+    shared = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1, stages=str(stages))
     again = fit(folder.path, tmp_path / "other", MODEL, TrainConfig(**_fields(TRAIN) | {"seed": 2}), recipe=shared)
     assert {path: path.stat().st_mtime_ns for path in stages.glob("*.*")} == before
     assert artifact.load(again.artifact).fingerprint != model.fingerprint
