@@ -204,13 +204,15 @@ class SemiSupervisedConfig:
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
     student_epochs: int = 2
     """passes of the model over all reviews with the labels of the teachers"""
+    students: int = 2
+    """trainings of the model in another order of the reviews, whose weights are averaged; each costs as much as the first"""
     pretraining_passes: int = 3
     """passes over all text that pretrain the word GRU"""
     stages: str | None = None
     """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""
 
     def __post_init__(self) -> None:
-        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
+        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, students=1, pretraining_passes=1)
         _share_below_1("teacher_adversarial", self.teacher_adversarial)
 
 

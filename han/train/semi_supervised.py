@@ -4,7 +4,7 @@
   pretraining          the word GRU learns to predict the next and the previous words of all text (`train.pretrain`)
   teachers             networks that start from that GRU and learn the labelled reviews; every second one reads no n-grams
   soft labels          of every unlabelled review, by a weighted sum of the logits of the n-grams and the teachers
-  student              the model: it starts from teacher 1 and learns all reviews with these labels
+  students             the model: it starts from teacher 1 and learns all reviews with these labels, several times; the mean of the weights
 
 The result of a stage is a file or a run in the folder of stages, written at once. A killed run resumes after the last finished stage, and
 within a teacher or the student after the last epoch. The student is the only network that is kept: one HAN with n-gram inputs.
@@ -67,14 +67,16 @@ class Student:
     model: ModelConfig
     train: TrainConfig
     start: Start
+    others: tuple[Path, ...]  # artifacts of the other students, whose weights are averaged with this one's
 
 
 def teach(
-    folder: EncodedFolder, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig, *, fit: Fit
+    folder: EncodedFolder, out: Path, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig, *, fit: Fit
 ) -> Student:
-    """Run all stages before the student that are not finished yet, and return the student's training.
+    """Run all stages before the last student that are not finished yet, and return the last student's training.
 
-    stages: the folder of the stages; several runs may share it. A `Mistake` is raised if it holds stages of other data or settings.
+    out: the folder of the run; stages: the folder of the stages; several runs may share it. A `Mistake` is raised if it holds stages of
+    other data or settings.
     """
     if not folder.num_reviews("unlabelled"):
         raise Mistake(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
@@ -103,10 +105,16 @@ def teach(
     plan.begin("soft labels")
     if not soft_labels.exists():
         _label(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
-    plan.begin("student")
     student = dataclasses.replace(_supervised(train, recipe.student_epochs), soft_labels=str(soft_labels))
+    dropped = dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT)
     kept = Start(ngrams=str(ngrams), weights=str(runs[0].artifact / "model.safetensors"))
-    return Student(model=dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT), train=student, start=kept)
+    others = []
+    for number in range(2, recipe.students + 1):
+        plan.begin(f"student {number - 1} of {recipe.students}")
+        own = dataclasses.replace(student, seed=1_000 * train.seed + 500 + number)
+        others.append(fit(folder.path, out / "students" / str(number), dropped, own, start=kept).artifact)
+    plan.begin(f"student {recipe.students} of {recipe.students}")
+    return Student(model=dropped, train=student, start=kept, others=tuple(others))
 
 
 def summary(stages: Path) -> dict[str, Any]:
@@ -126,7 +134,7 @@ def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: Train
         "encoding": folder.fingerprint,
         "data_fingerprint": folder.data_fingerprint,
         "model": as_json(model),
-        "recipe": {name: own[name] for name in own if name not in ("student_epochs", "stages")},
+        "recipe": {name: own[name] for name in own if name not in ("student_epochs", "students", "stages")},
         "batch_tokens": train.batch_tokens,
         "learning_rate": train.learning_rate,
     }
@@ -154,7 +162,7 @@ class _Plan:
             *(recipe.pretraining_passes * of_all * cost for cost in dict.fromkeys(wider)),
             *(of_teacher * cost for cost in wider),
             sum(wider) * LABELLING * unlabelled * tokens,
-            recipe.student_epochs * of_all * (2 if train.adversarial else 1),
+            *[recipe.student_epochs * of_all * (2 if train.adversarial else 1)] * recipe.students,
         ]
         self.rate: float = TOKENS_PER_S * train.num_workers * train.cpus_per_worker
         self.number, self.began = 0, time.monotonic()
