@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from han.config import ModelConfig, TrainConfig, read_json
 from han.storage import write_json
 from han.train.encoded import ROWS_PER_GROUP
-from han.train.semi_supervised import teacher_epochs
+from han.train.semi_supervised import enough_epochs
 
 PRETRAINED = f"words-{ModelConfig().word_hidden}.safetensors"  # as `train.semi_supervised` names it in its folder of stages
 
@@ -73,7 +73,7 @@ def run(folder: Path, recipe: str, seed: int, test: str, *, pretrained: Path) ->
     counts = read_json(folder / "data" / "encoding.json")["counts"]
     tokens = counts["words_counted"] / (counts["train"] + counts["unlabelled"]) * counts["train"]
     config = TrainConfig()
-    epochs = teacher_epochs(tokens, config.batch_tokens, config.epochs)  # as many steps as a teacher has
+    epochs = enough_epochs(tokens, config.batch_tokens, config.epochs)  # as many steps as a teacher has
     stages = folder / "stages"
     if recipe == "supervised":
         flags = ["--train.epochs", str(epochs), "--train.patience", str(epochs)]

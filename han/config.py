@@ -197,22 +197,20 @@ class SemiSupervisedConfig:
     teachers: int = 4
     """networks that label the unlabelled reviews, beside the n-grams"""
     teacher_hidden: int | None = None
-    """units in each direction of the word GRU of the teachers but the first, from which the model starts; the default is the model's"""
+    """units in each direction of the word GRU of the teachers but the first; the default is the model's"""
     teacher_adversarial: float = 0.0
     """--train.adversarial of the teachers"""
     teacher_epochs: int = 3
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
-    student_epochs: int = 2
-    """passes of the model over all reviews with the labels of the teachers"""
-    students: int = 2
-    """trainings of the model in another order of the reviews, whose weights are averaged; each costs as much as the first"""
+    student_epochs: int = 3
+    """passes of the model over all reviews with the labels of the teachers; few reviews get more passes"""
     pretraining_passes: int = 3
     """passes over all text that pretrain the word GRU"""
     stages: str | None = None
     """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""
 
     def __post_init__(self) -> None:
-        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, students=1, pretraining_passes=1)
+        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
         _share_below_1("teacher_adversarial", self.teacher_adversarial)
 
 

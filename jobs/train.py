@@ -57,10 +57,8 @@ def main(job: Train) -> None:
     )
     cli.write_settings(job, out)
     best = run.best
-    students = job.semi_supervised.students if job.train.semi_supervised else 1
-    chosen = f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}" if students == 1 else f"average of {students} students"
     print(
-        f"{chosen}, development accuracy {best['accuracy']:.2%}, "
+        f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
         f"log loss {best['log_loss']:.4f} on {best['num_reviews']:,} reviews; model in {run.artifact}"
     )
     from han.model import metrics

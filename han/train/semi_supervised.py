@@ -4,7 +4,7 @@
   pretraining          the word GRU learns to predict the next and the previous words of all text (`train.pretrain`)
   teachers             networks that start from that GRU and learn the labelled reviews; every second one reads no n-grams
   soft labels          of every unlabelled review, by a weighted sum of the logits of the n-grams and the teachers
-  students             the model: it starts from teacher 1 and learns all reviews with these labels, several times; the mean of the weights
+  student              the model: it starts from that GRU and learns all reviews with these labels
 
 The result of a stage is a file or a run in the folder of stages, written at once. A killed run resumes after the last finished stage, and
 within a teacher or the student after the last epoch. The student is the only network that is kept: one HAN with n-gram inputs.
@@ -41,8 +41,8 @@ from han.train.ngrams import NgramModel, fit_ngrams
 from han.train.pretrain import pretrain
 from han.types import Float32s, Mistake
 
-TEACHER_STEPS = 300  # at least, so that a teacher of few reviews is trained to its end
-MOST_TEACHER_EPOCHS = 40
+LEAST_STEPS = 300  # so that a network of few reviews is trained to its end
+MOST_EPOCHS = 40
 STUDENT_DROPOUT = 0.1  # soft labels are a weaker reason to overfit than labels
 PROGRESS_EVERY_S = 10.0
 TOKENS_PER_S = 60_000  # in training, for each CPU; only for the first estimate of the time
@@ -67,16 +67,14 @@ class Student:
     model: ModelConfig
     train: TrainConfig
     start: Start
-    others: tuple[Path, ...]  # artifacts of the other students, whose weights are averaged with this one's
 
 
 def teach(
-    folder: EncodedFolder, out: Path, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig, *, fit: Fit
+    folder: EncodedFolder, stages: Path, model: ModelConfig, train: TrainConfig, recipe: SemiSupervisedConfig, *, fit: Fit
 ) -> Student:
-    """Run all stages before the last student that are not finished yet, and return the last student's training.
+    """Run all stages before the student that are not finished yet, and return the student's training.
 
-    out: the folder of the run; stages: the folder of the stages; several runs may share it. A `Mistake` is raised if it holds stages of
-    other data or settings.
+    stages: the folder of the stages; several runs may share it. A `Mistake` is raised if it holds stages of other data or settings.
     """
     if not folder.num_reviews("unlabelled"):
         raise Mistake(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
@@ -105,16 +103,11 @@ def teach(
     plan.begin("soft labels")
     if not soft_labels.exists():
         _label(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
-    student = dataclasses.replace(_supervised(train, recipe.student_epochs), soft_labels=str(soft_labels))
-    dropped = dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT)
-    kept = Start(ngrams=str(ngrams), weights=str(runs[0].artifact / "model.safetensors"))
-    others = []
-    for number in range(2, recipe.students + 1):
-        plan.begin(f"student {number - 1} of {recipe.students}")
-        own = dataclasses.replace(student, seed=1_000 * train.seed + 500 + number)
-        others.append(fit(folder.path, out / "students" / str(number), dropped, own, start=kept).artifact)
-    plan.begin(f"student {recipe.students} of {recipe.students}")
-    return Student(model=dropped, train=student, start=kept, others=tuple(others))
+    plan.begin("student")
+    student = dataclasses.replace(_supervised(train, plan.student_epochs), soft_labels=str(soft_labels))
+    # Not from a teacher, which knows the labelled reviews by heart.
+    kept = Start(ngrams=str(ngrams), weights=str(words[model]))
+    return Student(model=dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT), train=student, start=kept)
 
 
 def summary(stages: Path) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: Train
         "encoding": folder.fingerprint,
         "data_fingerprint": folder.data_fingerprint,
         "model": as_json(model),
-        "recipe": {name: own[name] for name in own if name not in ("student_epochs", "students", "stages")},
+        "recipe": {name: own[name] for name in own if name not in ("student_epochs", "stages")},
         "batch_tokens": train.batch_tokens,
         "learning_rate": train.learning_rate,
     }
@@ -153,8 +146,9 @@ class _Plan:
     def __init__(self, folder: EncodedFolder, train: TrainConfig, recipe: SemiSupervisedConfig, teachers: Sequence[ModelConfig]) -> None:
         labelled, unlabelled = folder.num_reviews("train"), folder.num_reviews("unlabelled")
         tokens = folder.counts["words_counted"] / (labelled + unlabelled)  # a review
-        self.teacher_epochs = teacher_epochs(labelled * tokens, train.batch_tokens, recipe.teacher_epochs)
+        self.teacher_epochs = enough_epochs(labelled * tokens, train.batch_tokens, recipe.teacher_epochs)
         of_all = (labelled + unlabelled) * tokens
+        self.student_epochs = enough_epochs(of_all, train.batch_tokens, recipe.student_epochs)
         of_teacher = self.teacher_epochs * labelled * tokens * (2 if recipe.teacher_adversarial else 1)
         wider = [_arithmetic(teacher, folder) / _arithmetic(teachers[0], folder) for teacher in teachers]
         self.costs = [
@@ -162,7 +156,7 @@ class _Plan:
             *(recipe.pretraining_passes * of_all * cost for cost in dict.fromkeys(wider)),
             *(of_teacher * cost for cost in wider),
             sum(wider) * LABELLING * unlabelled * tokens,
-            *[recipe.student_epochs * of_all * (2 if train.adversarial else 1)] * recipe.students,
+            self.student_epochs * of_all * (2 if train.adversarial else 1),
         ]
         self.rate: float = TOKENS_PER_S * train.num_workers * train.cpus_per_worker
         self.number, self.began = 0, time.monotonic()
@@ -182,9 +176,9 @@ def _arithmetic(model: ModelConfig, folder: EncodedFolder) -> int:
     return 6 * hidden * (size + hidden) + 2 * hidden * model.word_attention
 
 
-def teacher_epochs(num_tokens: float, batch_tokens: int, epochs: int) -> int:
-    """Passes of a teacher: `epochs`, or more where the labelled reviews are few."""
-    return max(epochs, min(MOST_TEACHER_EPOCHS, math.ceil(TEACHER_STEPS * batch_tokens / num_tokens)))
+def enough_epochs(num_tokens: float, batch_tokens: int, epochs: int) -> int:
+    """Passes of a training over so many tokens: `epochs`, or more where the reviews are few."""
+    return max(epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS * batch_tokens / num_tokens)))
 
 
 @ray.remote

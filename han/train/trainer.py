@@ -49,7 +49,6 @@ from han.types import Mistake
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
-AVERAGED = "averaged.json"  # development metrics of the mean of several students
 DIVERGED = "diverged.json"
 
 
@@ -58,7 +57,7 @@ class Run:
     """A finished run."""
 
     artifact: Path
-    best: dict[str, Any]  # the best epoch's line of history; of averaged students, with the figures of their average
+    best: dict[str, Any]  # the best epoch's line of history
     history: list[dict[str, Any]]
 
 
@@ -99,10 +98,9 @@ def fit(
     (out / DIVERGED).unlink(missing_ok=True)
     claim(out, track)
     stages = Path(recipe.stages) if recipe.stages is not None else out / "stages"
-    others: tuple[Path, ...] = ()
     if train.semi_supervised:
-        student = teach(folder, out, stages, model, train, recipe, fit=fit)
-        model, train, start, others = student.model, student.train, student.start, student.others
+        student = teach(folder, stages, model, train, recipe, fit=fit)
+        model, train, start = student.model, student.train, student.start
         request |= {"model": as_json(model), "train": as_json(train), "start": dataclasses.asdict(start)}
     resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.gpu else {})
     TorchTrainer(
@@ -121,17 +119,14 @@ def fit(
     ).fit()
     if (out / DIVERGED).exists():
         raise Mistake(read_json(out / DIVERGED)["message"])
-    taught = summary(stages) if train.soft_labels == str(stages / "soft-labels.parquet") else None
-    _write_artifact(out, folder, model, train, start, taught, others)
+    _write_artifact(out, folder, model, start, summary(stages) if train.soft_labels == str(stages / "soft-labels.parquet") else None)
     return read_run(out)
 
 
 def read_run(out: Path) -> Run:
     """The result of a finished run, from its folder."""
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    best = history[best_epoch(history)]
-    averaged = read_json(out / AVERAGED) if (out / AVERAGED).exists() else {}
-    return Run(artifact=out / "artifact", best=best | averaged, history=history)
+    return Run(artifact=out / "artifact", best=history[best_epoch(history)], history=history)
 
 
 def work(request: dict[str, Any]) -> None:
@@ -225,17 +220,13 @@ def _tables(start: Start | None) -> NgramTables | None:
 
 
 def _line(epoch: int, seen: Seen, train_s: float, logits: Any, labels: Any, names: tuple[str, ...], coverage: float) -> dict[str, Any]:
-    """One line of history."""
-    learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
-    return {"epoch": epoch, **_figures(logits, labels, names, coverage), **learnt}
-
-
-def _figures(logits: Any, labels: Any, names: tuple[str, ...], coverage: float) -> dict[str, Any]:
-    """Development metrics of the logits after the temperature that is fitted on them, that temperature, and a threshold."""
+    """One line of history. Development metrics use the logits after the temperature that was fitted on them."""
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature)
+    figures = metrics.measure(probabilities, labels, label_names=names)
     chosen = {"temperature": temperature, "uncertain_below": float(np.quantile(probabilities.max(axis=1), 1 - coverage))}
-    return metrics.measure(probabilities, labels, label_names=names) | chosen
+    learnt = {"train_loss": seen.loss, "reviews_per_s": seen.num_reviews / train_s, "train_s": train_s}
+    return {"epoch": epoch, **figures, **chosen, **learnt}
 
 
 def _checkpoint(tensors: dict[str, Tensor], history: list[dict[str, Any]], rank: int) -> None:
@@ -313,46 +304,24 @@ class _Journal:
         )
 
 
-def _write_artifact(
-    out: Path,
-    folder: EncodedFolder,
-    model: ModelConfig,
-    train: TrainConfig,
-    start: Start | None,
-    taught: dict[str, Any] | None,
-    others: Sequence[Path],
-) -> None:
-    """Write the best epoch's network, or its average with those of other artifacts. Its logits are calibrated by a temperature."""
+def _write_artifact(out: Path, folder: EncodedFolder, model: ModelConfig, start: Start | None, stages: dict[str, Any] | None) -> None:
+    """Write the best epoch's network. Its temperature is divided into the read-out, so its logits are calibrated."""
     run = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
     history = read_run(out).history
     best = history[best_epoch(history)]
     tensors = load_file(out / "checkpoints" / f"epoch-{run['epoch']:03d}" / "state.safetensors")
     network = build(folder, model, start, _tables(start))
     network.load_state_dict({name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")})
-    _calibrate(network, best["temperature"])
-    if others:
-        states = [network.state_dict(), *(load_file(path / "model.safetensors") for path in others)]
-        network.load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
-        learner = Learner(network, train, num_reviews=1, device=torch.device("cpu"))
-        answers = learner.evaluate(batches(read_windows(folder, "development"), train.batch_tokens, None))
-        averaged = _figures(*answers, folder.labels, train.coverage)
-        write_json(out / AVERAGED, averaged)
-        _calibrate(network, averaged["temperature"])
-        best = best | averaged
+    for parameter in network.read_out.parameters():
+        parameter.data /= best["temperature"]
     artifact.save(
         out / "artifact",
         encoder=folder.encoder,
         network=network,
         labels=folder.labels,
         metrics={"development": best, "temperature": best["temperature"], "uncertain_below": best["uncertain_below"]},
-        provenance=_provenance(out, folder) | ({"semi_supervised": taught} if taught is not None else {}),
+        provenance=_provenance(out, folder) | ({"semi_supervised": stages} if stages is not None else {}),
     )
-
-
-def _calibrate(network: HAN, temperature: float) -> None:
-    """Divide the temperature into the read-out."""
-    for parameter in network.read_out.parameters():
-        parameter.data /= temperature
 
 
 def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:

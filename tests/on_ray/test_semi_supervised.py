@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from han.config import ModelConfig, PrepareConfig, SemiSupervisedConfig, TrainConfig
 from han.data.samples.planted import write_jsonl
@@ -27,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.ti
 
 MODEL = ModelConfig(word_hidden=8, word_attention=8, sentence_hidden=8, sentence_attention=8)
 TRAIN = TrainConfig(learning_rate=0.01, batch_tokens=8_192, semi_supervised=True)
-RECIPE = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1, students=2)
+RECIPE = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +54,9 @@ def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: 
     assert model.uncertain_below is not None
     assert 0 < model.uncertain_below < 1
     assert set(model.provenance["semi_supervised"]) == {"n-grams", "teacher 1", "teacher 2", "all"}
-    other = artifact.load(tmp_path / "run" / "students" / "2" / "artifact").network
-    last = load_file(tmp_path / "run" / "checkpoints" / "epoch-001" / "state.safetensors")
-    torch.testing.assert_close(model.network.embedding.weight, (other.embedding.weight + last["best.embedding.weight"]) / 2)
-    assert model.metrics["development"]["log_loss"] == first.best["log_loss"] != first.history[0]["log_loss"]
     stages = tmp_path / "run" / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.glob("*.*")}
-    shared = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1, students=2, stages=str(stages))
+    shared = SemiSupervisedConfig(teachers=2, teacher_epochs=1, student_epochs=1, pretraining_passes=1, stages=str(stages))
     again = fit(folder.path, tmp_path / "other", MODEL, TrainConfig(**_fields(TRAIN) | {"seed": 2}), recipe=shared)
     assert {path: path.stat().st_mtime_ns for path in stages.glob("*.*")} == before
     assert artifact.load(again.artifact).fingerprint != model.fingerprint

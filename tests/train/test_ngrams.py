@@ -13,7 +13,7 @@ from han.model.ngrams import FOLDS
 from han.train import ngrams
 from han.train.ngrams import LARGEST_GROUP, NgramModel, similar_folds
 from han.train.pretrain import CONTEXT, SMOOTHING, _Context
-from han.train.semi_supervised import mixture, teacher_epochs
+from han.train.semi_supervised import enough_epochs, mixture
 
 LABELS = (0, 1)
 
@@ -139,6 +139,6 @@ def test_a_mixture_gives_no_weight_to_a_teacher_that_guesses() -> None:
 
 
 def test_few_reviews_get_more_epochs() -> None:
-    assert teacher_epochs(6_000_000, 16_384, 3) == 3
-    assert teacher_epochs(500_000, 16_384, 3) == 10
-    assert teacher_epochs(1_000, 16_384, 3) == 40
+    assert enough_epochs(6_000_000, 16_384, 3) == 3
+    assert enough_epochs(500_000, 16_384, 3) == 10
+    assert enough_epochs(1_000, 16_384, 3) == 40
