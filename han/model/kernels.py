@@ -686,10 +686,11 @@ def _mix(value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, inputs):  # type: ignore[no-untyped-def]
-    """Fills inputs float32 [T, orders * K] with the weights of the n-grams that end at each token (see `ngrams.NgramTable`)."""
+def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, left_out, inputs):  # type: ignore[no-untyped-def]
+    """Fills inputs float32 [T, F] with the weights of the n-grams that end at each token, but of the first `left_out` orders (see
+    `ngrams.NgramTable`)."""
     num_columns = weights.shape[1]
-    orders = inputs.shape[1] // num_columns
+    orders = left_out + inputs.shape[1] // num_columns
     inputs[:] = 0
     first = 0
     for length in sentence_lengths:
@@ -700,13 +701,15 @@ def ngram_inputs(token_ids, sentence_lengths, hashes, bucket_starts, weights, in
                 if word == 0:
                     break
                 mixed = _mix(mixed + np.uint64(word))
+                if order < left_out:
+                    continue
                 wanted = np.uint32(max(mixed >> np.uint64(32), np.uint64(1)))
                 bucket = wanted >> np.uint32(16)
                 for place in range(bucket_starts[bucket], bucket_starts[bucket + 1]):
                     if hashes[place] >= wanted:
                         if hashes[place] == wanted:
                             for column in range(num_columns):
-                                inputs[last, order * num_columns + column] = weights[place, column]
+                                inputs[last, (order - left_out) * num_columns + column] = weights[place, column]
                         break
         first += length
 

@@ -141,28 +141,39 @@ class FoldedHAN:
         weight = network.embedding.weight
         self.table: NDArray[Any] | None = None
         if weight.shape[0] * 6 * self.words.hidden * weight.element_size() <= FOLDED_BYTES:
-            self.table = self.words.project(weight)
+            self.table = self._project(np.arange(len(weight)))
         # The projection of an n-gram input and the input projection of the GRU are one product.
         self.ngram_rows = None
-        if network.ngram_projection is not None:
-            self.ngram_rows = self.words.project(network.ngram_projection, bias=False).reshape(len(network.ngram_projection), -1)
+        if network.ngram_projection is not None and network.ngrams is not None:
+            longer = network.ngram_projection[network.ngrams.weights.shape[1] :]
+            self.ngram_rows = self.words.project(longer, bias=False).reshape(len(longer), -1)
+
+    @torch.no_grad()
+    def _project(self, word_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """The projected inputs of words: their vectors, and their inputs from unigrams, which depend on nothing else."""
+        vectors = self.network.embedding.weight[torch.from_numpy(word_ids)]
+        if self.network.ngrams is not None and self.network.ngram_projection is not None:
+            unigrams = torch.from_numpy(self.network.ngrams.unigrams(word_ids)).to(vectors)
+            vectors = torch.addmm(vectors, unigrams, self.network.ngram_projection[: unigrams.shape[1]])
+        return self.words.project(vectors)
 
     def _ngram_inputs(self, batch: RaggedBatch) -> NDArray[Any] | None:
+        """The inputs of the longer n-grams."""
         if self.network.ngrams is None:
             return None
-        inputs = ngram_inputs(self.network.ngrams, batch) if batch.ngrams is None else batch.ngrams.numpy()
+        inputs = self.network.ngrams.inputs(batch.token_ids.numpy(), batch.sentence_lengths.numpy(), left_out=1)
         return inputs.astype(self.network.embedding.weight.numpy().dtype, copy=False)
 
     @torch.inference_mode()
     def read_words(self, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-        """As `HAN.read_words`. A token id outside the vocabulary is an IndexError."""
+        """As `HAN.read_words`, where the network looks up the n-grams itself. A token id outside the vocabulary is an IndexError."""
         ids = batch.token_ids.numpy()
         if ids.min() < 0 or ids.max() >= self.network.embedding.num_embeddings:
             raise IndexError(f"token ids from {ids.min()} to {ids.max()}, the vocabulary has {self.network.embedding.num_embeddings} words")
         table = self.table
         if table is None:
             distinct, ids = np.unique(ids, return_inverse=True)
-            table = self.words.project(self.network.embedding.weight[torch.from_numpy(distinct)])
+            table = self._project(distinct)
         read = self.words(table, ids, batch.sentence_lengths, self._ngram_inputs(batch), self.ngram_rows)
         return read.vectors, read.attention
 

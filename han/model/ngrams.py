@@ -46,14 +46,22 @@ class NgramTable:
         """F, the inputs of a token: ORDERS x K."""
         return ORDERS * int(self.weights.shape[1])
 
-    def inputs(self, token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Float32s:
-        """The inputs of T tokens, float32 [T, F]. token_ids: int64 [T]; sentence_lengths: int64 [S], sum T."""
+    def inputs(self, token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64], *, left_out: int = 0) -> Float32s:
+        """The inputs of T tokens, float32 [T, F]. token_ids: int64 [T]; sentence_lengths: int64 [S], sum T.
+
+        left_out: shortest n-grams whose inputs are not returned: 1 leaves out those of the unigrams.
+        """
+        first = left_out * int(self.weights.shape[1])
         kernels = compiled()
         if kernels is None:
-            return self._inputs_without_compiler(token_ids, sentence_lengths)
-        inputs = np.empty((len(token_ids), self.num_inputs), np.float32)
-        kernels.ngram_inputs(token_ids, sentence_lengths, self.hashes, self.bucket_starts, self.weights, inputs)
+            return self._inputs_without_compiler(token_ids, sentence_lengths)[:, first:]
+        inputs = np.empty((len(token_ids), self.num_inputs - first), np.float32)
+        kernels.ngram_inputs(token_ids, sentence_lengths, self.hashes, self.bucket_starts, self.weights, left_out, inputs)
         return inputs
+
+    def unigrams(self, word_ids: NDArray[np.int64]) -> Float32s:
+        """The inputs of the unigrams alone, float32 [N, K]."""
+        return self.inputs(word_ids, np.ones(len(word_ids), np.int64))[:, : self.weights.shape[1]]
 
     def _inputs_without_compiler(self, token_ids: NDArray[np.int64], sentence_lengths: NDArray[np.int64]) -> Float32s:
         hashes = ngram_hashes(token_ids, sentence_lengths)
