@@ -255,7 +255,7 @@ def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
     async def main() -> tuple[int, int]:
         async with httpx.AsyncClient(base_url=service.url, timeout=30, limits=httpx.Limits(max_connections=40)) as client:
             longs = [asyncio.create_task(client.post("/v1/score", json={"inputs": long, "attention": "none"})) for _ in range(24)]
-            await asyncio.wait(longs, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0.3)  # they are sent; the first of them is complete when most of all texts are scored
             short = (await client.post("/v1/score", json={"inputs": "good film", "attention": "none"})).status_code
             return short, sum(not each.done() for each in longs) + 0 * len(await asyncio.gather(*longs))
 
