@@ -94,7 +94,7 @@ def run(
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Without garbage collection: while modules and a model are loaded, it finds nothing and takes a fifth of the time."""
+    """Without garbage collection, which finds nothing and costs time while modules and a model are loaded."""
     gc.disable()
     try:
         yield
