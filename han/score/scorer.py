@@ -22,7 +22,7 @@ from han.model.artifact import Artifact
 from han.model.effects import Flip, WordMethod
 from han.model.gru import compiled
 from han.model.metrics import softmax
-from han.model.network import HAN, CompiledLevel, FoldedHAN
+from han.model.network import HAN, FoldedHAN
 from han.model.ragged import flat_batch, token_batches
 from han.types import (
     Attention,
@@ -92,8 +92,8 @@ class Scorer:
         self._unfamiliar_above, self._uncertain_below = model.unfamiliar_above, model.uncertain_below or 0.0
         network = model.network.to(device)
         self._trained = network.eval()
-        self._sentence_level = CompiledLevel.of(network.sentences)
         self._network: FoldedHAN | HAN = FoldedHAN(network) if device == "cpu" and compiled() else network
+        self._sentence_level = self._network.sentences if isinstance(self._network, FoldedHAN) else None
         self._device = device
         self._batch_tokens = batch_tokens
         self._encoder.warm_up()
@@ -200,15 +200,15 @@ class Scorer:
         """Fill in the effects of a batch. Returns its answer, which the states of the effects contain."""
         with torch.no_grad():
             vectors, word_attention = self._network.read_words(batch)
-        of = effects.sentence_effects(self._trained, vectors, batch.review_lengths, compiled_level=self._sentence_level)
-        computed.evidence[rows] = of.evidence.cpu().numpy()
-        computed.nothing[rows] = of.nothing.cpu().numpy()
-        computed.sums[rows] = of.sums.cpu().numpy()
-        computed.interaction[rows] = of.interaction.cpu().numpy()
-        computed.sentences[sentences] = of.effects.cpu().numpy()
+        found = effects.sentence_effects(self._trained, vectors, batch.review_lengths, compiled_level=self._sentence_level)
+        computed.evidence[rows] = found.evidence.cpu().numpy()
+        computed.nothing[rows] = found.nothing.cpu().numpy()
+        computed.sums[rows] = found.sums.cpu().numpy()
+        computed.interaction[rows] = found.interaction.cpu().numpy()
+        computed.sentences[sentences] = found.effects.cpu().numpy()
         if computed.words is not None:
             computed.words[words] = effects.word_effects(self._trained, batch, method=WORD_METHODS[detail]).cpu().numpy()
-        return Attention(logits=of.logits, word_attention=word_attention, sentence_attention=of.attention, sentence_vectors=vectors)
+        return Attention(logits=found.logits, word_attention=word_attention, sentence_attention=found.attention, sentence_vectors=vectors)
 
 
 def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
