@@ -31,6 +31,7 @@ STRENGTH = 0.5  # C of the logistic regression; 0.3 to 1 give the same log loss 
 IN_NETWORK = 400_000  # n-grams with the largest weights; on IMDB they hold 98% of the sum of all weights
 ITERATIONS = 100
 RARE = (4, 30)  # training reviews that have a rare word, at least and at most
+RARE_SHARE = 0.05  # of the training reviews, at most: among few reviews common words have small numbers too
 SIMILARITY = 0.3  # cosine of the rare words of two reviews, from which they share a fold
 LARGEST_GROUP = 60  # reviews that share a fold because they are similar: a chain of similar pairs could become long
 SIMILAR_ROWS = 2_000  # reviews that are compared with all others at once, which bounds the memory
@@ -119,7 +120,8 @@ def _similar_pairs(token_ids: Sequence[Int32s]) -> tuple[NDArray[np.int64], NDAr
     distinct = [np.unique(ids) for ids in token_ids]
     words = np.concatenate([np.empty(0, np.int32), *distinct])
     numbers = np.bincount(words)
-    rare = (numbers[words] >= RARE[0]) & (numbers[words] <= RARE[1]) & (words > 0)
+    most = min(RARE[1], int(RARE_SHARE * len(distinct)))
+    rare = (numbers[words] >= RARE[0]) & (numbers[words] <= most) & (words > 0)
     reviews = np.repeat(np.arange(len(distinct)), [len(ids) for ids in distinct])[rare]
     rarity = np.log(len(distinct) / numbers[words[rare]])
     norms = np.sqrt(np.bincount(reviews, rarity**2, minlength=len(distinct)))

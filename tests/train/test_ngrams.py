@@ -80,11 +80,26 @@ def test_reviews_with_the_same_rare_words_share_a_fold() -> None:
     assert folds.of(token_ids[-1]) == by_film[0, 0]
 
 
-def test_a_group_of_similar_reviews_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngrams, "RARE", (1, 1_000))
-    token_ids = [np.array([1, 2, 3, row], np.int32) for row in range(10, 10 + 20 * LARGEST_GROUP)]
+def test_few_reviews_are_not_similar_by_their_common_words() -> None:
+    generator = np.random.default_rng(5)
+    token_ids = [np.unique(generator.integers(1, 40, 30)).astype(np.int32) for _ in range(25)]
     folds = similar_folds(token_ids)
-    assert np.bincount([folds.of(ids) for ids in token_ids]).max() < 0.5 * len(token_ids)
+    assert len({folds.of(ids) for ids in token_ids}) == FOLDS
+
+
+def test_a_group_of_similar_reviews_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each review shares 7 of its 8 words with the next one, so that all are one chain."""
+    token_ids = [np.arange(row, row + 8, dtype=np.int32) for row in range(1, 1 + 20 * LARGEST_GROUP)]
+    numbers = [
+        np.bincount([folds.of(ids) for ids in token_ids]).max() for folds in (similar_folds(token_ids), _unlimited(monkeypatch, token_ids))
+    ]
+    assert numbers[0] < 0.5 * len(token_ids)
+    assert numbers[1] == len(token_ids)
+
+
+def _unlimited(monkeypatch: pytest.MonkeyPatch, token_ids: list[np.ndarray]) -> ngrams.Folds:
+    monkeypatch.setattr(ngrams, "LARGEST_GROUP", len(token_ids))
+    return similar_folds(token_ids)
 
 
 def test_folds_of_a_file_without_groups_are_those_of_the_reviews_themselves(fitted: NgramModel, tmp_path: Path) -> None:
