@@ -90,16 +90,11 @@ def test_few_reviews_are_not_similar_by_their_common_words() -> None:
 def test_a_group_of_similar_reviews_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each review shares 7 of its 8 words with the next one, so that all are one chain."""
     token_ids = [np.arange(row, row + 8, dtype=np.int32) for row in range(1, 1 + 20 * LARGEST_GROUP)]
-    numbers = [
-        np.bincount([folds.of(ids) for ids in token_ids]).max() for folds in (similar_folds(token_ids), _unlimited(monkeypatch, token_ids))
-    ]
-    assert numbers[0] < 0.5 * len(token_ids)
-    assert numbers[1] == len(token_ids)
-
-
-def _unlimited(monkeypatch: pytest.MonkeyPatch, token_ids: list[np.ndarray]) -> ngrams.Folds:
+    limited = similar_folds(token_ids)
     monkeypatch.setattr(ngrams, "LARGEST_GROUP", len(token_ids))
-    return similar_folds(token_ids)
+    whole = similar_folds(token_ids)
+    assert np.bincount([limited.of(ids) for ids in token_ids]).max() < 0.5 * len(token_ids)
+    assert len({whole.of(ids) for ids in token_ids}) == 1
 
 
 def test_folds_of_a_file_without_groups_are_those_of_the_reviews_themselves(fitted: NgramModel, tmp_path: Path) -> None:
