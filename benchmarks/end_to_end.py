@@ -3,7 +3,7 @@
 Each pipeline scores a small and a large part of the same reviews. The difference gives reviews/s after start-up, and the intercept gives
 the start-up time. The pipelines alternate and medians are compared, because the machine may be shared:
 
-- this checkout's `jobs.score`;
+- this checkout's `jobs.score`, and the same with the effects of sentences;
 - an earlier commit's `jobs.score`, exported with `git archive` into a temporary folder;
 - a straightforward Ray Data pipeline: NLTK and `nn.GRU` over packed sentences in an actor pool, then `write_parquet`.
 """
@@ -29,6 +29,7 @@ from tests.chaos.repeated import Repeated
 ROOT = Path(__file__).parents[1]
 SMALL = 5_000  # reviews: enough for every actor to have work
 SHARD_ROWS = 2_500
+WITH_EFFECTS = "with effects"
 
 
 class PeakMemory(Repeated):
@@ -89,10 +90,10 @@ def main() -> None:
 
 
 def measure(data: Path, folder: Path, *, before: str, rounds: int, limit: int) -> list[Result]:
-    """Results of every pipeline, this checkout's first."""
+    """Results of every pipeline, this checkout's first: without effects, then with."""
     parts = {size: _part(data, folder, size) for size in (SMALL, limit)}
-    pipelines: dict[str, Callable[[Path, Path], Sequence[str]]] = {"this checkout": _ours}
-    environments = {"this checkout": _environment(ROOT), "straightforward": _environment(ROOT)}
+    pipelines: dict[str, Callable[[Path, Path], Sequence[str]]] = {"this checkout": _ours, WITH_EFFECTS: _with_effects}
+    environments = {name: _environment(ROOT) for name in (*pipelines, "straightforward")}
     if before:
         pipelines[before] = _ours
         environments[before] = _environment(_export(before, folder / "before"))
@@ -117,6 +118,10 @@ def _part(data: Path, folder: Path, size: int) -> Path:
 
 def _ours(part: Path, out: Path) -> Sequence[str]:
     return [sys.executable, "-m", "jobs.score", "--input", str(part), "--out", str(out)]
+
+
+def _with_effects(part: Path, out: Path) -> Sequence[str]:
+    return [*_ours(part, out), "--effects", "sentences"]
 
 
 def _straightforward(part: Path, out: Path) -> Sequence[str]:

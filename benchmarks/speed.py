@@ -8,6 +8,8 @@ figures into docs/numbers and the picture docs/speed.svg.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,9 @@ import han
 from benchmarks import end_to_end, network, text
 from benchmarks.numbers import Number, record
 from han.explain import charts
+from han.model import artifact
+from han.model.network import HAN
+from han.score.scorer import Scorer
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "make bench DATA=imdb/test.parquet"
@@ -104,6 +109,26 @@ def single(data: Path) -> list[Number]:
     return [number("93-one-review", "one IMDB review in process, text to attention, one core: p50", p50, f"p95 {p95}")]
 
 
+def recipe(data: Path, repeats: int) -> list[Number]:
+    """Scoring by the shipped model beside the same HAN without n-grams: what the semi-supervised recipe costs."""
+    torch.set_num_threads(1)
+    shipped = artifact.load(artifact.find("imdb"))
+    words, size = shipped.network.embedding.weight.shape
+    plain = dataclasses.replace(
+        shipped, network=HAN(shipped.network.config, num_words=words, embedding_size=size, num_classes=len(shipped.labels))
+    )
+    reviews = pq.read_table(data, columns=["text"]).slice(0, 2_000)["text"].to_pylist()
+    scorers = {name: Scorer(model) for name, model in (("shipped", shipped), ("plain", plain))}
+    runs = {name: functools.partial(scorer.score_flat, reviews) for name, scorer in scorers.items()}
+    seconds = network.medians(runs, repeats)
+    share = seconds["plain"] / seconds["shipped"]
+    sizes = f"{size}/{plain.network.config.word_hidden}/{plain.network.config.word_attention}"
+    rates = ", ".join(f"{name} {len(reviews) / taken:,.0f} reviews/s" for name, taken in seconds.items())
+    print(f"scoring by the shipped model: {share:.2f} times a plain HAN {sizes} ({rates})", flush=True)
+    what = f"scoring by the shipped model, one core, processor time: times a plain HAN {sizes}, text to attention"
+    return [number("23-plain-han", what, f"{share:.2f} times", f"aim 0.6; {rates}")]
+
+
 def first_answers(folder: Path, rounds: int) -> list[Number]:
     """Seconds from command to prompt: help, one text, the bundled reviews."""
 
@@ -130,13 +155,15 @@ def pipelines(data: Path, folder: Path, bars: list[Bars], *, before: str, rounds
     print(f"{limit:,} reviews to Parquet with word attention")
     for result in results:
         result.show()
-    ours, *others = results
+    ours, with_effects, *others = results
     rates = {network.OURS: ours.reviews_per_s, **{other.name: other.reviews_per_s for other in others}}
     bars.append(("Raw text to Parquet, 2 cores", rates))
     ratios = ", ".join(f"{ours.reviews_per_s / other.reviews_per_s:.1f} times {other.name}" for other in others)
     memory = ", ".join(f"{result.name} {result.peak_mb:,.0f} MB" for result in results)
     job, rate = f"`jobs.score` over {limit:,} IMDB reviews with word attention", f"{ours.reviews_per_s:,.0f} reviews/s"
+    effects = with_effects.reviews_per_s / ours.reviews_per_s
     return [
+        number("29-effects-speed", f"{job}: reviews/s with the effects of sentences, times without", f"{effects:.2f} times", "aim 0.75"),
         number("95-end-to-end", f"{job}, raw text to Parquet on 2 cores, once started", rate, ratios),
         number("95-end-to-end-start", f"{job}: seconds beyond the scoring itself", f"{ours.start_s:.1f} s"),
         number("95-end-to-end-memory", f"{job}: peak memory of all processes", f"{ours.peak_mb:,.0f} MB", memory),
@@ -165,7 +192,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="rounds of the pipelines")
     parser.add_argument("--limit", type=int, default=25_000, help="reviews of the pipelines")
     parser.add_argument("--before", default=BEFORE, help="earlier commit to compare with; empty leaves it out")
-    parser.add_argument("--only", choices=("text", "network", "one", "first", "pipelines"), nargs="*", help="sections; all without it")
+    parser.add_argument(
+        "--only", choices=("text", "network", "one", "recipe", "first", "pipelines"), nargs="*", help="sections; all without it"
+    )
     parser.add_argument("--record", action="store_true", help="write docs/numbers and docs/speed.svg")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,6 +205,7 @@ def main() -> None:
             "first": lambda: first_answers(folder, 3),
             "text": lambda: texts(data, bars),
             "one": lambda: single(data),
+            "recipe": lambda: recipe(data, arguments.repeats),
             "network": lambda: networks(data, bars, arguments.repeats),
             "pipelines": lambda: pipelines(data, folder, bars, before=arguments.before, rounds=arguments.rounds, limit=arguments.limit),
         }
