@@ -42,8 +42,8 @@ COLUMNS = {
     "num_tokens": "tokens read",
     "num_unknown": "tokens outside the vocabulary",
     "num_characters_cut": "characters of the text that were cut by `max_sentences` and `max_tokens`",
-    "effects": "what the sentences are worth to the predicted label, in nats: `evidence` is the label's logit against all others, which is "
-    "`nothing` (of an empty text) plus `sum` (of the effects of the sentences) plus `interaction`; null without `--effects`",
+    "effects": "effects of the sentences on the predicted label, in nats: `evidence` (the log-odds of the label) is `nothing` (the "
+    "evidence of an empty text) plus `sum` (of the effects of the sentences) plus `interaction`; null without `--effects`",
     "unfamiliar": "whether the share of unknown tokens is above 30% (or the artifact's `unfamiliar_above`): do not trust the answer",
     "uncertain": "whether `probability` is below the artifact's `uncertain_below`; false for an artifact without it",
     "model": "fingerprint of the artifact",
@@ -112,13 +112,15 @@ def kind(module: ModuleType) -> type[Any]:
 
 
 def _jobs() -> str:
-    parts = ["## Jobs\n\n`python -m jobs.NAME` runs a job, like `han NAME`. A flag with a dot belongs to a group of settings.\n"]
+    parts = [
+        "## Jobs\n\n`han NAME` runs a job; `python -m jobs.NAME` runs the same code. A flag with a dot belongs to a group of settings.\n"
+    ]
     for name, module in modules().items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # tyro offers no other way to list the flags
             parser = tyro.extras.get_parser(kind(module), config=cli.STYLE)
         description = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
-        parts.append(f"### jobs.{name}\n\n{description}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
+        parts.append(f"### han {name}\n\n{description}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
     return "\n".join(parts)
 
 
@@ -142,7 +144,7 @@ def _exit_codes() -> str:
     codes = [(str(code), "every job", meaning) for code, meaning in sorted(cli.EXIT_CODES.items())]
     for name, module in modules().items():
         own = {value for constant, value in vars(module).items() if constant.startswith("EXIT_") and isinstance(value, int)}
-        codes += [(str(code), f"jobs.{name}", "see its description") for code in sorted(own)]
+        codes += [(str(code), f"han {name}", "see its description") for code in sorted(own)]
     return f"## Exit codes\n\n{_table(('code', 'of', 'meaning'), codes)}"
 
 
@@ -159,7 +161,7 @@ def _files() -> str:
         "## Files\n\n### Columns that scoring adds (`scores/*.parquet`), after those of the input\n\n"
         f"{answers}\nReasons in `_quarantine/*.jsonl`: {reasons}.\n"
         f"\n### Columns of an encoded folder (`train/`, `development/`, `unlabelled/`)\n\n{encoded}"
-        f"\n### Figures of `jobs.evaluate` (`metrics.json`)\n\n{_figures([*measured, *EVALUATED])}"
+        f"\n### Figures of `han evaluate` (`metrics.json`)\n\n{_figures([*measured, *EVALUATED])}"
         f"\n### Figures of an epoch on the development split (`history.jsonl` of a run)\n\n{_figures(history)}"
     )
 
@@ -186,8 +188,9 @@ def _serving() -> str:
         for name, field in Options.model_fields.items()
     ]
     return (
-        "## Options of the service\n\n`serve run serve.app:build name=value`, `make serve ARGS='name=value'`, or `args` in "
-        f"`serve/config.yaml`.\n\n{_table(('option', 'type', 'default', ''), options)}"
+        "## Options of the service\n\nThey are set by `serve run serve.app:build name=value` or by `args` in `serve/config.yaml`. "
+        "`han serve` and `make serve` have flags instead, for example `make serve ARGS='--num-replicas 2'`.\n\n"
+        f"{_table(('option', 'type', 'default', ''), options)}"
         f"\n## Failures over HTTP\n\n{_table(('status', 'code and meaning'), [(str(code), meaning) for code, meaning in MEANINGS.items()])}"
     )
 

@@ -1,7 +1,7 @@
 """The settings, as frozen dataclasses. A field is a flag, a key of config.json and a parameter that a sweep may vary.
 
 `PrepareConfig` decides how text is encoded and is part of an encoding's fingerprint. `ModelConfig` and `TrainConfig` decide what is
-trained. `ScoreConfig` decides how fast reviews are scored, never the result.
+trained. `ScoreConfig` decides how fast reviews are scored, not their scores.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class TrainConfig:
     epochs: int = 5
     """maximum passes over the training reviews"""
     patience: int = 3
-    """training stops after so many epochs without a better development accuracy"""
+    """training stops after this many epochs without a better development accuracy"""
     batch_tokens: int = 16_384
     """tokens in a step over all workers (16,384 are about 60 IMDB reviews)"""
     learning_rate: float = 1e-3
@@ -156,8 +156,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     """maximum norm of a step's gradient"""
     adversarial: float = 0.0
-    """train also on word vectors moved against the network (Miyato et al. 2017), by this share of the norm of the review's vectors; 0 for
-    none; 0.02 is usual, and a step costs twice as much"""
+    """size of adversarial changes to the word vectors (Miyato et al. 2017), as a share of the norm of the review's vectors; 0 turns them
+    off; 0.02 is usual; a step takes twice as long"""
     num_workers: int = 1
     """data-parallel processes"""
     cpus_per_worker: int = 1
@@ -175,7 +175,7 @@ class TrainConfig:
     """also learn from the unlabelled reviews: fits n-grams, pretrains the word GRU on all text, trains teachers, and trains the model on
     the teachers' answers; a killed run resumes after its last finished stage"""
     coverage: float = 0.9
-    """share of the development reviews whose answers are not called uncertain; sets the threshold in the model"""
+    """share of the development reviews that are not flagged as uncertain; sets the model's threshold"""
 
     def __post_init__(self) -> None:
         _at_least(self, epochs=1, patience=1, batch_tokens=1, num_workers=1, cpus_per_worker=1, max_failures=0)
@@ -195,11 +195,11 @@ class SemiSupervisedConfig:
     """How the unlabelled reviews are used with --train.semi-supervised."""
 
     teachers: int = 4
-    """networks that label the unlabelled reviews, beside the n-grams"""
+    """number of teacher networks; the n-gram model labels the unlabelled reviews too"""
     teacher_hidden: int | None = None
-    """units in each direction of the word GRU of the teachers but the first; the default is the model's"""
+    """units of the word GRU in each direction, for all teachers except the first; the default is the model's"""
     teacher_adversarial: float = 0.0
-    """--train.adversarial of the teachers"""
+    """--train.adversarial for the teachers"""
     teacher_epochs: int = 3
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
     student_epochs: int = 3
@@ -207,7 +207,7 @@ class SemiSupervisedConfig:
     pretraining_passes: int = 3
     """passes over all text that pretrain the word GRU"""
     stages: str | None = None
-    """folder of the stages' results; the default is stages in the folder of the run; runs of several seeds may share one"""
+    """folder of the stages' results; the default is `stages` in the folder of the run; runs with different seeds may share it"""
 
     def __post_init__(self) -> None:
         _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
@@ -216,7 +216,7 @@ class SemiSupervisedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackConfig:
-    """Trackers that receive the metrics of a run, beside its folder and TensorBoard. They may change when a run resumes."""
+    """Trackers that receive the metrics of a run, in addition to TensorBoard. They may change when a run resumes."""
 
     mlflow: str | None = None
     """MLflow's tracking URI: http://host:5000, or sqlite:////folder/mlflow.db; needs han-on-ray[mlflow]"""
@@ -237,13 +237,13 @@ class SweepConfig:
     """How a search space is searched."""
 
     trials: int
-    """number of settings to try; the first is what the flags say"""
+    """number of settings to try; the first trial uses the flags as given"""
     seed: int = 1
     """seed of the search; --train.seed is the seed of each training"""
     sampler: Literal["tpe", "random", "gp", "nsgaii"] = "tpe"
     """Optuna's sampler"""
     reduction_factor: int = 4
-    """successive halving (ASHA): one in so many trials continues after grace, grace x factor, ... epochs; 1 stops no trial early"""
+    """ASHA: after grace, grace x factor, ... epochs, 1 of this many trials continues; 1 turns early stopping off"""
     grace: int = 1
     """epochs before a trial may be stopped"""
     cost: bool = False
@@ -257,7 +257,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
-    """How a dump is scored. These settings never change a score."""
+    """How a dump is scored. These settings do not change the scores."""
 
     num_actors: int | None = None
     """scoring processes; None uses one for each CPU"""
@@ -266,7 +266,7 @@ class ScoreConfig:
     gpu: bool = False
     """use one GPU for each process"""
     stall_s: float = 300.0
-    """seconds without progress in a batch (a fifth of that for a single record) after which a worker counts as hung and is stopped"""
+    """a worker without progress for this many seconds (a fifth of them for a single record) is stopped as hung"""
 
     def __post_init__(self) -> None:
         _at_least(self, num_actors=1, batch_tokens=1)
@@ -306,9 +306,9 @@ class CorpusConfig:
     """What a corpus view lists."""
 
     min_count: int | None = None
-    """least occurrences of a word or phrase for a label; None: 1 for every 200 reviews, at least 2 and at most 20"""
+    """minimum occurrences of a word or phrase for a label; None: 1 for every 200 reviews, at least 2 and at most 20"""
     rows: int = 200
-    """so many words and so many phrases of each label are on the page, for each order in which it can sort them"""
+    """number of words, and number of phrases, of each label on the page, for each of its sort orders"""
 
     def __post_init__(self) -> None:
         _at_least(self, min_count=1, rows=1)
@@ -320,7 +320,7 @@ def as_json(config: object) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
-    """The dataclass `kind` from `as_json`'s dicts. A name the tree does not have is a `Mistake`, a missing one takes its default."""
+    """The dataclass `kind` from `as_json`'s dicts. An unknown name is a `Mistake`; a missing one has its default."""
     hints = get_type_hints(kind)
     if kind is TextConfig:  # version 0.1.0 had no such setting
         values = {"tags": "any", **values}

@@ -25,7 +25,7 @@ class Compare:
     """Show the settings in which runs differ, and their metrics."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """folders of runs, finished or not, or of a sweep, which means all its trials"""
+    """folders of runs, finished or not; a folder of a sweep means all its trials"""
     out: str | None = None
     """also write a page with the curves, e.g. compare.html; an existing file is not replaced"""
 

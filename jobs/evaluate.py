@@ -39,13 +39,14 @@ class Evaluate:
     gpu: bool = False
     """use one GPU for each process"""
     faithfulness: bool = False
-    """also measure whether attention and effects rank first what the answer depends on"""
+    """also measure whether attention and effects rank first the parts that the answer depends on"""
     faithfulness_reviews: int = 1_000
-    """random reviews of the faithfulness report"""
+    """number of random reviews in the faithfulness report"""
     faithfulness_words: int = 200
-    """as many of them are measured at the level of words too: about 1 s a review on one CPU"""
+    """for this many of them, words are measured too (about 1 s a review on one CPU)"""
     rationales: str | None = None
-    """a split in the ERASER layout, such as movies/val.jsonl: measure whether attention and effects rank first what people marked"""
+    """a split in the ERASER layout, such as movies/val.jsonl: measure whether attention and effects rank first the evidence that people
+    marked"""
 
 
 def main(job: Evaluate) -> None:
@@ -147,7 +148,9 @@ def _measure_rationales(split: Path, out: Path, job: Evaluate) -> None:
                 *("{:.3f} ({:.3f} to {:.3f})".format(each["mean"], *each["interval"]) for each in of_method.values()),
             )
         Console().print(table)
-    print(f"{figures['evidence']:.1%} of the tokens are marked; {figures['refused']:,} documents refused; {out / RATIONALES}")
+    print(
+        f"{figures['evidence']:.1%} of the tokens are marked; {figures['refused']:,} documents refused; all figures in {out / RATIONALES}"
+    )
 
 
 def _faithfulness(parts: str, figures: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Attention drawn on reviews, or the words that did most in all of them: `han explain --input sample --out attention.html`."""
+"""Attention drawn on reviews, or the words with the largest effects in all of them: `han explain --input sample --out attention.html`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OUR_PAGE = 'class="han-page"'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explain:
-    """Draw the attention of a model on the text of reviews; with --corpus list the words and phrases that did most for each label."""
+    """Draw the attention of a model on the text of reviews; with --corpus list words and phrases by their total effect for each label."""
 
     input: str | None = None
     """reviews: a file, a glob or a folder of Parquet, CSV or JSONL (.gz, .zst), an aclImdb folder or archive, or `sample`; with --corpus
@@ -43,7 +43,7 @@ class Explain:
     """the page, by default attention.html; with --corpus the folder of the table and the page, by default corpus; only output of this
     program is replaced"""
     corpus: bool = False
-    """list the words and phrases that did most for each label over all scored reviews: a page, and a table in Parquet"""
+    """list the words and phrases with the largest total effect for each label over all scored reviews: a page, and a table in Parquet"""
     corpus_view: Annotated[CorpusConfig, tyro.conf.arg(name="")] = field(default_factory=CorpusConfig)
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
@@ -52,9 +52,9 @@ class Explain:
     num_reviews: int = 20
     """number of reviews to draw"""
     order: Order = "input"
-    """which reviews, first to last; `wrong` needs labels, `most_changed` means the largest effect of one sentence"""
+    """order of the reviews, and so which are drawn; `wrong` needs labels; `most_changed` sorts by the largest effect of one sentence"""
     candidates: int = 1_000
-    """reviews of the start of the input to choose from, unless --order is input; with --against, always"""
+    """number of reviews, from the start of the input, to choose from; not used with --order input, except with --against"""
     seed: int = 0
     """seed of --order random"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -71,7 +71,7 @@ def main(job: Explain) -> None:
     if (job.input is None) == (job.text is None):
         raise Mistake("give either --input (reviews to draw) or --text (one review)")
     if out.exists() and not (out.is_file() and _OUR_PAGE in out.read_text(encoding="utf-8", errors="replace")):
-        raise Mistake(f"--out {out} is something else: give a new file")
+        raise Mistake(f"--out {out} exists and is not a page of this program: give a new file")
     if job.against is not None:
         _compare(job, out, model, cli.model(job.against))
         return
@@ -117,10 +117,12 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
     from han.model import artifact
 
     if job.order != "input":
-        raise Mistake("--against has an order of its own, the largest change first: leave out --order")
+        raise Mistake("--against always draws the largest changes first: leave out --order")
     labels, others = (artifact.read_labels(artifact.find(name)) for name in (model, against))
     if sorted(labels) != sorted(others):
-        raise Mistake(f"{model} has the labels {', '.join(labels)}, {against} has {', '.join(others)}: only models of equal labels compare")
+        raise Mistake(
+            f"{model} has the labels {', '.join(labels)}, {against} has {', '.join(others)}: give two models with the same labels"
+        )
     reviews = list(islice(_read(job), job.candidates))
     import pyarrow.parquet as pq
     import torch
@@ -132,7 +134,7 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
     torch.set_num_threads(1)
     rows = out.with_suffix(".parquet")
     if rows.exists() and not changes.is_table(rows):
-        raise Mistake(f"{rows}, the table beside the page, is something else: give another --out")
+        raise Mistake(f"{rows}, the file for the table of changes, exists and is not such a table: give another --out")
     texts = [text for _, text, _ in reviews]
     answers = [load(name).score(texts, attention="words", effects="sentences") for name in (model, against)]
     compared = [

@@ -47,7 +47,7 @@ def main(job: Models) -> None:
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     if any(row[4].endswith("*") for row in rows):
-        print("* the highest development accuracy; it is comparable only between models of the same data")
+        print("* the highest development accuracy; compare it only between models of the same data")
     if not any("test" in version.metrics for version in versions):
         print(f"next: {cli.command('evaluate')} --model {folder / 'best'} --data <labelled test reviews> --out evaluation")
 

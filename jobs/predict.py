@@ -33,7 +33,7 @@ class Predict:
     attention: AttentionDetail = "words"
     """detail of the attention"""
     effects: Literal["none", "sentences", "exact_words"] = "sentences"
-    """effects: the evidence that is lost without each sentence, or without each word too; and what to take out for another label"""
+    """print the effect of each sentence, or of each word too, and the smallest removals found that change the label"""
     json: bool = False
     """print one JSON object for each review, with the fields of the scores in Parquet"""
 

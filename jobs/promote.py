@@ -1,4 +1,4 @@
-"""Make a model the best of a folder of models: `han promote run`; `--model models/best` then names it."""
+"""Make a model the best of a folder of models, so that `--model models/best` names it: `han promote run`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Score:
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: int | None = None
-    """score only the first so many records"""
+    """score only this many records, the first ones"""
     via: Literal["pool", "serve"] = "pool"
     """where reviews are scored: in a pool of processes of this job, or in the replicas of the deployed service"""
     application: str = "han"
@@ -52,7 +52,7 @@ class Score:
 
 
 def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpoint: str | None = None) -> None:
-    """ask: makes what an actor scores with, unless `via` says otherwise; failpoint: where a process is to die (see `Failpoint`)."""
+    """ask: makes the scorer of an actor, unless `via` is serve; failpoint: where a process is to die (see `Failpoint`)."""
     out = cli.path(job.out, "--out")
     source = job.input if job.input == "sample" else cli.path(job.input, "--input")
     model = cli.model(job.model)
@@ -90,7 +90,8 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     quarantined = f"{counts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
     print(f"{counts['rows_in']:,} records in = {counts['scored']:,} scored + {quarantined}; {counts['num_tokens']:,} tokens")
     if scores.flagged:
-        print(f"of {counts['scored']:,} scored records {' and '.join(f'{number:,} {flag}' for flag, number in scores.flagged.items())}")
+        flagged = [f"{number:,} {'is' if number == 1 else 'are'} {flag}" for flag, number in scores.flagged.items()]
+        print(f"of {counts['scored']:,} scored records, {' and '.join(flagged)}")
     if scores.accuracy is not None:
         print(f"{scores.accuracy:.2%} of {scores.num_labelled:,} labelled records have the predicted label")
     if scores.rows_now:
@@ -101,7 +102,7 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
 
 
 def _processes_here(plan: Plan) -> int | None:
-    """How many processes score the input without Ray; None if Ray is wanted, or worth its start."""
+    """The number of processes that score the input without Ray; None if Ray was requested or the input is large."""
     from han.score import batch_job
 
     if cli.has_ray() or not batch_job.fits_here(plan):

@@ -32,7 +32,7 @@ class Serve:
     api_keys_file: str | None = None
     """file with one API key a line"""
     deadline_s: float = 5.0
-    """seconds until a request is answered, at the latest"""
+    """maximum seconds until a request is answered"""
 
 
 def main(job: Serve) -> None:

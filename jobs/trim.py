@@ -21,11 +21,11 @@ class Trim:
     model: str
     """folder of a run, a sweep or an artifact, or models/best after `promote`"""
     data: str
-    """the encoded folder it was trained on, for its development split"""
+    """the encoded folder that the model was trained on, for its development split"""
     out: str
     """the smaller artifact: a new folder"""
     num_words: int = 35_000
-    """number of words to keep"""
+    """number of words to keep, the most frequent ones"""
 
 
 def main(job: Trim) -> None:
@@ -40,7 +40,7 @@ def main(job: Trim) -> None:
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
         raise Mistake(
-            f"{data} is encoded as {folder.fingerprint}, the model reads {model.encoder.fingerprint}: give the data it was trained on"
+            f"{data} has the encoding {folder.fingerprint}, the model has {model.encoder.fingerprint}: give the data it was trained on"
         )
     encoder, network = artifact.trim(model, job.num_words)
     before, after = _development(folder, model.network), _development(folder, network)

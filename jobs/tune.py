@@ -24,7 +24,7 @@ class Tune:
     """Search settings with Ray Tune and Optuna. A trial is a training as `train` runs it. The same command resumes a killed sweep."""
 
     data: tuple[str, ...]
-    """encoded folders, from `prepare`; several folders with the same development reviews make the word vectors a choice"""
+    """encoded folders, from `prepare`; with several folders of the same development reviews, the sweep also chooses the folder"""
     out: str
     """the folder of the sweep: new, or from the same command"""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
@@ -35,7 +35,7 @@ class Tune:
     concurrent: int | None = None
     """maximum number of trials at once; None uses what fits the CPUs and GPUs"""
     retrain: int = 0
-    """train the best settings again with so many other seeds: the best of many trials is optimistic"""
+    """train the best settings again with this many other seeds, because the figure of the best of many trials is optimistic"""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)

@@ -31,7 +31,7 @@ _CHECKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verify:
-    """Check a finished folder of `score` against everything it promises, without Ray.
+    """Check all guarantees of a finished folder of scores, without Ray.
 
     Exit code 0: all checks hold. 1: a check fails, and the output says what and where. 2: there is no finished folder.
     """
@@ -56,7 +56,9 @@ def main(job: Verify) -> None:
     for kind in get_args(Kind):
         checked, broken = verdict.checked.get(kind, 0), verdict.broken.get(kind, 0)
         if checked or broken:
-            print(f"{'BROKEN' if broken else 'ok':<6} {checked:>13,} {_CHECKS[kind]}{f' (problems: {broken:,})' if broken else ''}")
+            what, _, rule = _CHECKS[kind].partition(": ")
+            what = what.removesuffix("s") if checked == 1 else what
+            print(f"{'BROKEN' if broken else 'ok':<6} {checked:>13,} {what}: {rule}{f' (problems: {broken:,})' if broken else ''}")
     for note in verdict.notes:
         print(f"note: {note}")
     if verdict.listing is None or verdict.num_problems:

@@ -196,7 +196,9 @@ MISTAKES: Sequence[Step] = (
     mistake("ML engineer", "promote: nothing to promote", f"{HAN} promote", "give one of"),
     mistake("ML engineer", "models: no such folder", f"{HAN} models --models nope", "there is no folder"),
     mistake("analyst", "explain: no such input", f"{HAN} explain --input nope --out x.html", "nope is missing"),
-    mistake("analyst", "explain: a page of somebody else", f"{HAN} explain --input sample --out page.html", "is something else"),
+    mistake(
+        "analyst", "explain: a page of somebody else", f"{HAN} explain --input sample --out page.html", "is not a page of this program"
+    ),
     mistake("analyst", "predict: no such model", f"{HAN} predict --model nope hello", "no model at"),
     mistake("application developer", "serve: no such model", f"{HAN} serve --model nope", "no model at"),
     mistake("application developer", "serve: no such file of keys", f"{HAN} serve --api-keys-file nope", "--api-keys-file"),

@@ -101,11 +101,11 @@ def test_the_job_writes_a_page_and_a_table_and_refuses_other_labels(tmp_path: Pa
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 40
     explain.main(job)  # its own table is replaced
     pq.write_table(pa.table({"text": ["mine"]}), tmp_path / "page.parquet")
-    with pytest.raises(Mistake, match=r"page\.parquet, the table beside the page, is something else"):
+    with pytest.raises(Mistake, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
         explain.main(job)
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 1
     (tmp_path / "page.parquet").write_text("notes")
-    with pytest.raises(Mistake, match=r"page\.parquet, the table beside the page, is something else"):
+    with pytest.raises(Mistake, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
         explain.main(job)
-    with pytest.raises(Mistake, match="only models of equal labels compare"):
+    with pytest.raises(Mistake, match="give two models with the same labels"):
         explain.main(dataclasses.replace(job, against=str(other)))

@@ -22,8 +22,8 @@ def test_the_summary_counts_flagged_records(tmp_path: Path, capfd: pytest.Captur
     texts = ["A superb film, I loved every minute of it.", "Zyxq qwvk.", "Jumalauta olipa kehnonlainen elokuvanen."]
     output = printed(tmp_path, texts, capfd)
     (line,) = [line for line in output.splitlines() if "unfamiliar" in line]
-    assert line.startswith("of 3 scored records ")
-    assert line.endswith("2 unfamiliar")
+    assert line.startswith("of 3 scored records, ")
+    assert line.endswith("2 are unfamiliar")
     assert line in printed(tmp_path, texts, capfd), "a job that is complete already"
 
 

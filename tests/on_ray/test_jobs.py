@@ -95,7 +95,7 @@ def test_a_page_is_written_and_another_file_is_not_overwritten(call: Call, tiny_
     call("explain", "--input", "sample", "--model", tiny_model, "--out", page, "--num-reviews", 3)
     assert page.read_text().count("<article") == 3
     page.write_text("mine")
-    assert "is something else" in call("explain", "--input", "sample", "--model", tiny_model, "--out", page, mistake=True)
+    assert "is not a page of this program" in call("explain", "--input", "sample", "--model", tiny_model, "--out", page, mistake=True)
 
 
 def test_the_corpus_view_on_ray_equals_the_one_without_ray(
@@ -170,7 +170,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: P
     sums = (folder / "SHA256SUMS").read_text().splitlines()
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "SHA256SUMS").write_text("".join(f"{digest if 'safetensors' in line else line[:64]}{line[64:]}\n" for line in sums))
-    with pytest.raises(Mistake, match="of two models"):
+    with pytest.raises(Mistake, match="from two models"):
         artifact.load(folder)
 
 

@@ -16,10 +16,10 @@ def test_the_reference_has_every_job_and_every_exit_code() -> None:
     page = reference.render()
     runnable = [path.stem for path in (ROOT / "jobs").glob("*.py") if "cli.run(" in path.read_text(encoding="utf-8")]
     assert len(runnable) >= 9
-    assert [name for name in runnable if f"### jobs.{name}\n" not in page] == []
-    for module in reference.modules().values():
-        codes = [value for name, value in vars(module).items() if name.startswith("EXIT_") and isinstance(value, int)]
-        assert [code for code in codes if f"| {code} | {module.__name__} |" not in page] == []
+    assert [name for name in runnable if f"### han {name}\n" not in page] == []
+    for name, module in reference.modules().items():
+        codes = [value for constant, value in vars(module).items() if constant.startswith("EXIT_") and isinstance(value, int)]
+        assert [code for code in codes if f"| {code} | han {name} |" not in page] == []
 
 
 def test_the_runbook_explains_every_exit_code() -> None:
