@@ -1,4 +1,4 @@
-"""The nouns: every value that crosses a file, with its dtype, shape and unit.
+"""Values that cross packages, each with its dtype, shape and unit.
 
 Letters in shapes: T tokens, S sentences, R reviews, E embedding, H hidden, D = 2H, A attention, C classes, V vocabulary.
 A token is a word or a run of punctuation; id 0 is `<unk>`. Nothing is padded, so no value has a pad id or a mask.
@@ -29,12 +29,12 @@ class Mistake(ValueError):
 
 
 class TooManyBad(Exception):
-    """More records cannot be scored than the user puts up with. One line, like a `Mistake`."""
+    """More records cannot be scored than `--max-bad-ratio` allows. One line, like a `Mistake`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a text is not scored; the same rule at every door (see `encode`)."""
+    """Why a text is not scored; the same rule on every path (see `encode`)."""
 
     reason: Reason
     message: str  # one line that does not repeat the text
@@ -52,7 +52,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One review as numbers: all that the network reads, and the way back to the raw text."""
+    """One review as numbers: all that the network reads, and the spans in the raw text."""
 
     token_ids: Int32s  # [T], 0 is <unk>
     spans: Int32s  # [T, 2], as in Tokens
@@ -91,7 +91,7 @@ class RaggedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """What the network says of a RaggedBatch."""
+    """The outputs of the network for a RaggedBatch."""
 
     logits: Tensor  # float [R, C]
     word_attention: Tensor  # float [T], sums to 1 in each sentence
@@ -183,7 +183,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removals:
-    """What has to be taken out of one review so that its label is another (see `model.effects`)."""
+    """Removals that change the label of one review (see `model.effects`)."""
 
     sentences: Removal | None  # the smallest set of sentences; None if none was found
     all_sets_tried: bool  # where `sentences` is None: whether no set exists

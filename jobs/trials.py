@@ -1,4 +1,4 @@
-"""How far a sweep is: a table that a terminal and a job's log show alike."""
+"""Progress of a sweep: a table, the same on a terminal and in a job's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVERY_S = 30.0  # a trial takes minutes
 
 @dataclass(slots=True, kw_only=True)
 class Trials:
-    """A reporter of a sweep: a row of a table for each trial that has ended, and now and then how far all are."""
+    """A reporter of a sweep: a row of a table for each trial that has ended, and a summary line at least every 30 s."""
 
     total: int
     clock: Callable[[], float] = time.monotonic
@@ -42,7 +42,7 @@ class Trials:
         counts = sweep.counts(study)
         over = counts["done"] + counts["stopped"] + counts["failed"]
         line = (
-            f"  {over} of {self.total} trials over: {counts['done']} done, {counts['stopped']} stopped early, {counts['failed']} failed; "
+            f"  {over} of {self.total} trials ended: {counts['done']} done, {counts['stopped']} stopped early, {counts['failed']} failed; "
         )
         line += f"{counts['running']} running"
         if counts["done"]:

@@ -1,4 +1,4 @@
-"""A running application as the scorer of a batch job: `jobs.score --via serve`."""
+"""A running application as the scorer of a batch job: `han score --via serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a deadline, a bounded body, the key check, security headers, one line of log, one count.
+"""Applied to every request: an id, a deadline, a bounded body, the key check, security headers, one line of log, one count.
 
 Plain ASGI around the whole app, so it holds whatever the routes do and whatever a client's headers ask of Serve's proxy.
 """
@@ -26,7 +26,7 @@ from serve.metrics import Metrics
 from serve.options import Options
 
 _UNKNOWN_BYTES = 4_096  # expected of a body that is sent in chunks
-_MOST_EXPECTED_TOKENS = 4_096  # of a body; more would let a few slow uploads lock out all other clients
+_MOST_EXPECTED_TOKENS = 4_096  # of a body; more would let a few slow uploads block all other clients
 CLIENT_LEFT = 499  # in logs and metrics only
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Paths that need no API key. Every other path does, also one that does not exist.

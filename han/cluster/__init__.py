@@ -1,4 +1,4 @@
-"""What the rest asks of Ray itself: whether a job fits the cluster, metrics for Prometheus, options of Ray Data."""
+"""Functions about Ray itself: whether a job fits the cluster, metrics for Prometheus, options of Ray Data."""
 
 from typing import TYPE_CHECKING
 

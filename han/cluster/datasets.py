@@ -1,4 +1,4 @@
-"""The options of Ray Data that every use of it here shares."""
+"""Options of Ray Data, shared by all datasets of this project."""
 
 from __future__ import annotations
 

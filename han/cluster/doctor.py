@@ -87,18 +87,20 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
     yield Finding(about="nodes", seen=f"{len(nodes)} up, with {_amounts(_total(nodes))}")
     for node in nodes:
         if node.problem:
-            remedy = f"look at the logs of {node.name}, or stop it so that another one takes its place"
+            remedy = f"look at the logs of {node.name}, or stop it, so that another node replaces it"
             yield Finding(about="nodes", seen=f"{node.name} does not answer: {node.problem}", remedy=remedy)
 
 
 def _auth(cluster: Cluster) -> Finding:
     if cluster.status in (401, 403):
-        return Finding(about="auth", seen=f"the jobs API refuses who has no token ({cluster.status})")
+        return Finding(about="auth", seen=f"the jobs API refuses requests without a token ({cluster.status})")
     if cluster.status is None:
         return Finding(
-            about="auth", seen="the dashboard did not answer", remedy="start the head with its dashboard: jobs cannot be submitted without"
+            about="auth",
+            seen="the dashboard did not answer",
+            remedy="start the head with its dashboard: without it, no job can be submitted",
         )
-    seen = f"the jobs API answers {cluster.status} without a token: whoever reaches it runs code on every node"
+    seen = f"the jobs API answers {cluster.status} without a token: whoever reaches it can run code on every node"
     return Finding(about="auth", seen=seen, remedy="stop the cluster and start every node with RAY_AUTH_MODE=token (see docs/runbook.md)")
 
 
@@ -106,7 +108,7 @@ def _listens(cluster: Cluster) -> Finding:
     host = (cluster.dashboard or "").rpartition(":")[0]
     if host.startswith("127.") or host in ("localhost", "[::1]", "::1", ""):
         return Finding(about="dashboard", seen=f"on loopback ({cluster.dashboard or 'none'})")
-    seen = f"it listens on {cluster.dashboard}, beyond its own machine, and does not encrypt"
+    seen = f"it listens on {cluster.dashboard}, beyond its own machine, without encryption"
     return Finding(
         about="dashboard", seen=seen, remedy="start the head with --dashboard-host=127.0.0.1 and reach it through ssh (make attach)"
     )
@@ -131,7 +133,7 @@ def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
     wrong = [node for node in nodes if abs(node.skew_s) - node.skew_within_s > MAX_SKEW_S]
     for node in wrong:
         seen = f"{node.name} is {abs(node.skew_s):,.0f} s {'ahead' if node.skew_s > 0 else 'behind'}"
-        yield Finding(about="clocks", seen=seen, remedy="let every node keep its time by NTP (timedatectl set-ntp true)")
+        yield Finding(about="clocks", seen=seen, remedy="synchronise the clock of every node by NTP (timedatectl set-ntp true)")
     if not wrong:
         within = max((node.skew_within_s for node in nodes), default=0.0)
         yield Finding(about="clocks", seen=f"within {MAX_SKEW_S:.0f} s of each other (measured to within {within:.1f} s)")
@@ -140,11 +142,11 @@ def _clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
 def _disks(nodes: Sequence[Node]) -> Iterator[Finding]:
     full = [node for node in nodes if node.temp_free_mb < MIN_DISK_MB or node.temp_used > MAX_DISK_USED]
     for node in full:
-        seen = f"{node.name} has {node.temp_free_mb:,.0f} MB left for {node.temp}, {node.temp_used:.0%} are used"
-        remedy = f"make room: Ray writes logs there and spills objects, and makes none once {MAX_DISK_USED:.0%} are used"
+        seen = f"{node.name} has {node.temp_free_mb:,.0f} MB left for {node.temp}, {node.temp_used:.0%} is used"
+        remedy = f"free some space: Ray writes logs and spills objects there, and stops placing objects above {MAX_DISK_USED:.0%}"
         yield Finding(about="disk", seen=seen, remedy=remedy)
     if nodes and not full:
-        yield Finding(about="disk", seen=f"at least {min(node.temp_free_mb for node in nodes):,.0f} MB free for Ray's own on every node")
+        yield Finding(about="disk", seen=f"at least {min(node.temp_free_mb for node in nodes):,.0f} MB free for Ray's files on every node")
 
 
 def _memory(nodes: Sequence[Node]) -> Iterator[Finding]:
@@ -168,7 +170,7 @@ def _places(nodes: Sequence[Node]) -> Iterator[Finding]:
             elif observed.free_mb is not None and observed.free_mb < MIN_DISK_MB:
                 good = False
                 seen = f"{place.path} has {observed.free_mb:,.0f} MB left, less than {MIN_DISK_MB:,.0f}"
-                yield Finding(about=place.flag, seen=seen, remedy="make room there, or give another folder")
+                yield Finding(about=place.flag, seen=seen, remedy="free some space there, or give another folder")
         contents = {observed.content for observed in seen_by.values() if not observed.problem}
         if len(contents) > 1:
             seen = f"{place.path} differs: " + "; ".join(
@@ -201,9 +203,7 @@ def _misfit(need: Need, bundle: Bundle, nodes: Sequence[Node]) -> Finding:
         seen = f"needs {_amounts({short: needed[short]})}, the cluster has {_amounts({short: available.get(short, 0)})}"
     else:
         largest = {kind: max((node.resources.get(kind, 0) for node in nodes), default=0) for kind in bundle}
-        seen = (
-            f"one of its processes needs {_amounts(bundle)} on one node, and no node has so much left (the largest has {_amounts(largest)})"
-        )
+        seen = f"one of its processes needs {_amounts(bundle)} on one node, and no node has that much (the largest has {_amounts(largest)})"
     return Finding(about=need.job, seen=seen, remedy=f"{need.lower}, or add nodes (those that an autoscaler would add do not count yet)")
 
 

@@ -214,7 +214,7 @@ def expansion(path: str) -> float:
 
 
 def identity(path: str) -> tuple[int | str, ...]:
-    """What changes when a file does: its size in bytes, its time of modification in ns and, in a bucket, its ETag. Empty: no such file."""
+    """The identity of a file: its size in bytes, its time of modification in ns and, in a bucket, its ETag. Empty: no such file."""
     system, name = filesystem(path)
     info = system.get_file_info(name)
     if info.type == pa.fs.FileType.NotFound:
@@ -226,7 +226,7 @@ def identity(path: str) -> tuple[int | str, ...]:
 
 
 def members_identity(members: Iterable[Member]) -> tuple[int | str, ...]:
-    """What changes when a folder does: the number of its files, and a digest of their names, sizes and times of modification."""
+    """The identity of a folder: the number of its files, and a digest of their names, sizes and times of modification."""
     listed = sorted(members)
     return len(listed), hashlib.sha256(repr([tuple(member) for member in listed]).encode(errors="surrogateescape")).hexdigest()
 

@@ -1,6 +1,6 @@
 """Plausibility: do attention and effects point at what people marked as evidence? On data in the ERASER layout (DeYoung et al. 2020).
 
-A split is one file; its documents lie beside it:
+A split is one file; its documents are beside it:
 
   SPLIT.jsonl   {"annotation_id": ID, "evidences": [[{"docid": ID, "start_token": N, "end_token": N}, ...], ...]}, one document a line
   docs/ID       the document, or docs.jsonl with {"docid": ID, "document": text}; tokens are separated by spaces and line ends
@@ -70,7 +70,7 @@ def _documents(folder: Path) -> Callable[[str], str]:
         return texts.__getitem__
     docs = folder / "docs"
     if not docs.is_dir():
-        raise Mistake(f"{folder} has no docs folder and no docs.jsonl: the documents of a split lie beside it")
+        raise Mistake(f"{folder} has no docs folder and no docs.jsonl: put the documents of a split beside it")
 
     def read_document(name: str) -> str:
         path = docs / name

@@ -84,13 +84,13 @@ def roll_back(models: Path) -> dict[str, Any]:
     If nothing was promoted before, or that version is damaged, it is a `Mistake` and nothing changes.
     """
     if _read_pointer(models) is None:
-        raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to go back from")
+        raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to roll back")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
         now = read_object(models / POINTER)
         before: dict[str, Any] | None = now["previous"]
         if before is None:
-            raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to go back to")
+            raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to roll back to")
         artifact.load(models / before["version"])
         _point(folder, before)
     return before
@@ -229,7 +229,7 @@ def _read_pointer(models: Path) -> dict[str, Any] | None:
         return None
     pointer = read_object(models / POINTER)
     if missing := {"version", "fingerprint", "date", "metrics", "previous"} - set(pointer):
-        raise Mistake(f"{models / POINTER} has no {', '.join(sorted(missing))}: it was not written by jobs.promote, give another folder")
+        raise Mistake(f"{models / POINTER} has no {', '.join(sorted(missing))}: it was not written by han promote, give another folder")
     return pointer
 
 

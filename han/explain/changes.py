@@ -101,7 +101,7 @@ def is_table(path: Path) -> bool:
 
 
 def summary(changes: Sequence[Change]) -> list[str]:
-    """What changed over all reviews, as sentences."""
+    """A summary of the changes over all reviews, as sentences."""
     number = sum(each.changed for each in changes)
     low, high = wilson(number, len(changes))
     lines = [

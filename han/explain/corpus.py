@@ -1,8 +1,8 @@
-"""The words and phrases that did most for each label, over a finished folder of scores with effects of words.
+"""The words and phrases with the largest total effect for each label, over a finished folder of scores with effects of words.
 
 The reviews are cut into shares of some thousands. Three passes read them: the first counts, the second sums what is frequent, the third
 takes the excerpts of the examples (see `phrases`). Shares run in forked processes of this machine, or as tasks on Ray, which join their
-results in a tree; nobody holds all reviews, and all results have bounded sizes.
+results in a tree. No process holds all reviews, and all results have bounded sizes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """What the words and phrases did."""
+    """The effects of the words and phrases of a corpus."""
 
     table: pa.Table  # of SCHEMA, by label, then the largest sum first
     model: str
@@ -115,7 +115,7 @@ _Merge: TypeAlias = Callable[[Sequence[Any]], Any]
 
 
 def fits_here(scores: Scores) -> bool:
-    """Whether forked processes of this machine read the scores in less time than Ray needs to start and to end, or not much more."""
+    """Whether forked processes of this machine read the scores about as fast as Ray would, with its start and end."""
     return sys.platform == "linux" and "://" not in scores.place and scores.num_reviews <= _ROWS_HERE
 
 

@@ -36,18 +36,18 @@ _Row: TypeAlias = dict[str, Any]  # of `corpus.SCHEMA`, and `strength`
 
 
 def page(corpus: Corpus, *, rows: int) -> str:
-    """The page. rows: so many words and phrases of each label are drawn, for each order."""
+    """The page. rows: number of words, and number of phrases, of each label that are drawn for each order."""
     drawn = {label: _rows(corpus.table.filter(pc.equal(corpus.table["label"], label)), rows) for label in corpus.num_reviews}
     sections = "".join(_section(corpus, label, drawn[label]) for label in corpus.num_reviews if corpus.num_reviews[label])
     body = f"""<main class="corpus">
-<div class="han"><h1>What did most for each label</h1>
+<div class="han"><h1>Words and phrases with the largest effect for each label</h1>
 {_head(corpus, rows)}
 {_filters(corpus)}</div>
 <div class="labels han">
 {sections}</div></main>"""
     own = files("han.explain")
     style, script = (own.joinpath(f"corpus.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return document(body, title="What did most for each label", style=stylesheet() + style, script=script)
+    return document(body, title="Words and phrases with the largest effect for each label", style=stylesheet() + style, script=script)
 
 
 def _head(corpus: Corpus, rows: int) -> str:
@@ -60,8 +60,8 @@ def _head(corpus: Corpus, rows: int) -> str:
     return f"""<p class="facts">{num_reviews:,} reviews · model <code>{safe(corpus.model)}</code></p>
 <p class="note">The <strong>effect</strong> of a word is the evidence (log-odds of the predicted label, in nats) that the review has
 because of it: positive for the label, negative against it. <strong>{_method(corpus.methods)}</strong> The effect of a phrase is the sum of
-its words. The <strong>sum</strong> is over all reviews with the predicted label; the <strong>mean</strong> is of one occurrence. The first
-order, sum and frequency, is the sum divided by the root of the occurrences: words that are only frequent come later.</p>
+its words. The <strong>sum</strong> is over all reviews with the predicted label; the <strong>mean</strong> is of one occurrence. At first
+the rows are sorted by the sum divided by the square root of the occurrences: words that are only frequent come later.</p>
 <p class="note">Listed: the first {rows:,} words and {rows:,} phrases of each label in each order, each with {frequent}. Phrases whose
 first or last word adds little are left out here; <code>{WORDS}</code>, beside this page, has all. Open a row for examples, the largest
 effects first.</p>"""
@@ -119,7 +119,7 @@ def _section(corpus: Corpus, label: str, rows: Sequence[_Row]) -> str:
     count = corpus.num_reviews[label]
     return f"""<section class="{label_class(label, labels)}" data-label="{labels.index(label)}">
 <h2><bdi>{safe(label)}</bdi></h2><p class="facts">{count:,} review{"s" * (count != 1)} with this predicted label</p>
-{table if rows else '<p class="note">No word or phrase has so many occurrences and speaks for this label.</p>'}
+{table if rows else '<p class="note">No word or phrase that speaks for this label has enough occurrences.</p>'}
 <button type="button" hidden>Show more</button></section>
 """
 

@@ -1,11 +1,11 @@
 """Words and phrases of scored reviews as flat arrays: counted, then summed. No Python code runs for a single review or word.
 
 A word is a word of the scores (a token of the model), in lower case. Its effect is that of the scores: positive for the review's label. A
-phrase is two or three words in a row inside a sentence; its effect is the sum of their effects. Marks end a phrase, but words that touch a
-joining mark are one word of a phrase, and also a phrase alone: don't, well-made, 10/10.
+phrase is two or three words in a row inside a sentence; its effect is the sum of their effects. Punctuation ends a phrase, but words joined
+by a mark count as one word of a phrase, and are also listed alone: don't, well-made, 10/10.
 
-Two passes keep the memory flat. The first counts all in a `Sketch` of fixed size, which never counts too few. The second sums only what the
-sketch says is frequent, so all figures are exact, and what is left out has fewer occurrences than `Frequent.at_least`. Words and phrases
+Two passes bound the memory. The first counts all in a `Sketch` of fixed size, whose counts are never too low. The second sums only what is
+frequent in the sketch, so all figures are exact, and what is left out has fewer occurrences than `Frequent.at_least`. Words and phrases
 are told apart by hashes of 64 bits.
 """
 
@@ -67,7 +67,7 @@ class Occurrences:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frequent:
-    """The words and the phrases that are worth a place in a table."""
+    """The words and the phrases that are frequent enough for a table."""
 
     buckets: Mask  # [2 kinds, 2 rows, BUCKETS]
     at_least: tuple[int, int]  # words and phrases with so many occurrences are all among them
@@ -176,7 +176,7 @@ class Sketch:
         return Sketch(counts)
 
     def frequent(self, min_count: int) -> Frequent:
-        """What may occur `min_count` times, or more often where that would be too many."""
+        """The words and phrases that may occur `min_count` times; a higher count is used if these are too many."""
         at_least = tuple(max(min_count, _least(self._counts[kind, 0])) for kind in (0, 1))
         buckets = np.stack([self._counts[kind] >= least for kind, least in enumerate(at_least)])
         return Frequent(buckets=buckets, at_least=(at_least[0], at_least[1]))
@@ -260,7 +260,7 @@ def empty(num_labels: int) -> Table:
 
 
 def _units(piece: Piece, hashed: Callable[[Rows, Rows], Keys]) -> tuple[Occurrences, Mask, Rows]:
-    """What a phrase is made of: words, words joined by marks, and other marks; whether each is a word, and its sentence."""
+    """The units of phrases: words, words joined by marks, and other marks; whether each is a word, and its sentence."""
     num = len(piece.starts)
     firsts = piece.characters[piece.starts]
     letters, place = np.unique(firsts, return_inverse=True)

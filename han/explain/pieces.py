@@ -1,4 +1,4 @@
-"""What every drawing of a Score shares: the text in pieces, the scale of its shades, and numbers and facts as text.
+"""Shared by all drawings of a Score: the text in pieces, the scale of its shades, and numbers and facts as text.
 
 A word's shade is its share of the whole review (word attention x sentence attention), divided by the largest such share in that review.
 Spans are code points of the raw text.
@@ -72,13 +72,13 @@ def balance(effects: Effects, label: str) -> str:
     """Returns how the effects add up to the evidence, as text."""
     evidence = f"evidence for {label} {signed(effects.evidence)}"
     if effects.sum is None:
-        return f"{evidence}; the only sentence has no effect, because nothing would be left"
+        return f"{evidence}; a review of one sentence has no sentence effects"
     parts = f"{signed(effects.nothing)} without text, {signed(effects.sum)} from the sentences one by one"
     return f"{evidence} = {parts}, {signed(effects.interaction)} from their interaction (nats)"
 
 
 def removal_notes(text: str, score: Score, removals: Removals) -> list[str]:
-    """Returns as sentences what has to be taken out of the review so that the network gives another label."""
+    """Returns the removals that change the label of the review, as sentences."""
     num_sentences = len(score.sentences or ())
     notes = []
     if removals.sentences is not None:
@@ -88,7 +88,7 @@ def removal_notes(text: str, score: Score, removals: Removals) -> list[str]:
         notes.append(f"Without {parts} of {num_sentences} the label is {removals.sentences.label}: {_quoted(text, spans)}. {limit}")
     elif num_sentences > 1:
         tried = "Every choice was tried" if removals.all_sets_tried else "Not every choice was tried"
-        notes.append(f"No sentences were found without which the label is another. {tried}; at least one sentence stays.")
+        notes.append(f"No removal of sentences was found that changes the label. {tried}; at least one sentence stays.")
     if removals.phrase is not None:
         notes.append(
             f"Without the words {_quoted(text, removals.phrase.spans)} the label is {removals.phrase.label}. No shorter phrase does that."
@@ -125,7 +125,7 @@ def warnings(score: Score) -> list[str]:
 
 
 def label_class(label: str, labels: Sequence[str]) -> str:
-    """Returns the class of the colour of a label: the same on the page, in HTML and in a notebook. A label has it wherever it stands."""
+    """Returns the class of the colour of a label: the same on the page, in HTML and in a notebook."""
     if label in ("negative", "positive"):
         return f"l{int(label == 'positive')}"
     return f"l{2 + list(labels).index(label) % 4}"

@@ -221,7 +221,10 @@ def load(folder: Path) -> Artifact:
     figures = read_checked(folder / "metrics.json", _Metrics)
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
-        raise Mistake(f"{folder} encodes as {encoder.fingerprint}, its weights learnt {config['encoder']}: its files are of two models")
+        raise Mistake(
+            f"{folder}: its text files have the fingerprint {encoder.fingerprint}, its weights were trained with {config['encoder']}: "
+            "they are from two models"
+        )
     ngrams = _read_ngrams(folder / "ngrams.safetensors") if "ngrams.safetensors" in sums else None
     network = _without_weights(
         from_json(ModelConfig, config["model"]),
@@ -324,14 +327,14 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
 
 def resolve(model: str) -> str:
-    """`model` under a name that means the same model on every node for the whole job: models/best may move meanwhile."""
+    """`model` under a name that means the same model on every node for the whole job, even if models/best changes meanwhile."""
     return model if model == "imdb" else str(find(model))
 
 
 def _promoted(models: Path) -> Path:
     pointer = models / f"{BEST}.json"
     if not pointer.is_file():
-        raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): python -m jobs.promote RUN --models {models}")
+        raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): run han promote RUN --models {models}")
     version = read_object(pointer).get("version")
     if not isinstance(version, str) or Path(version).name != version or not (models / version / "SHA256SUMS").is_file():
         raise Mistake(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
@@ -423,7 +426,7 @@ def _read_ngrams(path: Path) -> NgramTable:
     if shapes != {"hashes": ("uint32", 1), "weights": ("float16", 2)} or len(arrays["hashes"]) != len(arrays["weights"]):
         raise Mistake(f"{path} has {shapes}: it must have hashes uint32 [N] and weights float16 [N, K]")
     if not (arrays["hashes"][1:] > arrays["hashes"][:-1]).all():
-        raise Mistake(f"{path}: its hashes do not ascend")
+        raise Mistake(f"{path}: its hashes are not in ascending order")
     if not np.isfinite(arrays["weights"]).all():
         raise Mistake(f"{path}: a weight is not finite")
     return NgramTable.of(arrays["hashes"], arrays["weights"].astype(np.float32))
@@ -480,7 +483,7 @@ def _check_shapes(folder: Path, network: HAN, weights: dict[str, torch.Tensor]) 
     actual = {name: list(tensor.shape) for name, tensor in weights.items()}
     if actual.get("embedding.weight", [0])[0] != expected["embedding.weight"][0]:
         rows, words = actual.get("embedding.weight", [0])[0], expected["embedding.weight"][0]
-        raise Mistake(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are of two models")
+        raise Mistake(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are from two models")
     for name in sorted(set(expected) | set(actual)):
         if expected.get(name) != actual.get(name):
             raise Mistake(f"{folder}/model.safetensors has {name} of {actual.get(name)}, config.json wants {expected.get(name)}")

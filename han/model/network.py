@@ -57,7 +57,7 @@ class HAN(nn.Module):
         return vectors_SD, attention_T
 
     def inputs(self, batch: RaggedBatch) -> Tensor:
-        """What the word level reads, [T, E]: `word_vectors`, in training after dropout."""
+        """The inputs of the word level, [T, E]: `word_vectors`, in training after dropout."""
         return self._dropped(self.word_vectors(batch), batch.sentence_lengths)
 
     def answer(self, inputs_TE: Tensor, batch: RaggedBatch) -> Attention:
@@ -117,7 +117,7 @@ class Level(nn.Module):
         return vectors, attention_T
 
     def scores(self, states_TD: Tensor) -> Tensor:
-        """What the softmax of the attention reads, [T]: u . c of each state."""
+        """The inputs of the softmax of the attention, [T]: u . c of each state."""
         return row_product(torch.tanh(row_product(states_TD, self.attention.weight, self.attention.bias)), self.context[None])[:, 0]
 
 
@@ -192,7 +192,7 @@ class FoldedHAN:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadRows:
-    """What a compiled level says of its rows."""
+    """The outputs of a compiled level for its rows."""
 
     vectors: Tensor  # [rows, 2H]
     attention: Tensor  # [T]

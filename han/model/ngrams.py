@@ -1,4 +1,4 @@
-"""What n-grams say of a label: weights of uni-, bi- and trigrams, which the network reads beside the word vectors.
+"""Weights of uni-, bi- and trigrams for a label, which the network reads in addition to the word vectors.
 
 An n-gram is at most `ORDERS` consecutive words of one sentence. It is known by a 32-bit hash of its word ids, so the table needs no text.
 Of every token, the inputs are the weights of the n-grams that end at it: first of the unigram, for each column, then of the bigram, then

@@ -75,7 +75,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a job would take, from a sample of its input."""
+    """The expected time and output of a job, from a sample of its input."""
 
     num_rows: int
     is_exact: bool  # whether rows are known, not estimated from bytes

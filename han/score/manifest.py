@@ -86,11 +86,11 @@ def find(out: str) -> Folder:
     """The folder at a path or URI. A folder that is missing or not finished is a `Mistake`."""
     system, path = filesystem(out.rstrip("/") or "/")
     if system.get_file_info(path).type != pyarrow.fs.FileType.Directory:
-        raise Mistake(f"{out} is no folder: give the --out of a finished jobs.score")
+        raise Mistake(f"{out} is no folder: give the --out of a finished han score")
     files = {info.path.removeprefix(f"{path}/"): info for info in system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))}
     sizes = {name: info.size for name, info in files.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
-        raise Mistake(f"{out} has no {SUCCESS}, so no jobs.score has finished there: run that jobs.score again first")
+        raise Mistake(f"{out} has no {SUCCESS}, so han score has not finished there: run the same han score again first")
     return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in files))
 
 
@@ -131,7 +131,7 @@ def read_listing(folder: Folder) -> Listing:
             parts=tuple(_part(record) for record in manifest["parts"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST}: is not as jobs.score writes it: {type(error).__name__} {error}") from None
+        raise Damaged(f"{MANIFEST}: is not as han score writes it: {type(error).__name__} {error}") from None
 
 
 def _part(record: dict[str, Any]) -> Part:

@@ -421,7 +421,7 @@ def _refuse_links(out: Folder) -> None:
     staged = [f"{STAGING}/{name}" for name in ("lock", "job.json", *_STAGED)]
     for name in (STAGING, SCORES, QUARANTINE, MANIFEST, SUCCESS, *staged):
         if out.is_link(name):
-            raise Mistake(f"{out.place}/{name} is a symbolic link, and jobs.score does not write through links: remove it")
+            raise Mistake(f"{out.place}/{name} is a symbolic link, and han score does not write through links: remove it")
 
 
 def _check_unclaimed(out: Folder, job: Job) -> bool:
@@ -491,7 +491,7 @@ def _record(folder: Folder, name: str) -> Record:
 
 
 def _damaged(folder: Folder, name: str) -> Mistake:
-    return Mistake(f"{folder.place}/{name} is not a file that jobs.score wrote, or it is damaged: give a new --out, or remove the old one")
+    return Mistake(f"{folder.place}/{name} is not a file that han score wrote, or it is damaged: give a new --out, or remove the old one")
 
 
 def _encodings(schema: pa.Schema, answers: Sequence[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class BatchState(Enum):
 
 
 class RecordState(Enum):
-    """What is known of a record that was scored on its own."""
+    """The state of a record that is scored on its own."""
 
     UNTRIED = "untried"  # it has tries left
     POISON = "poison"  # it killed its worker in every try

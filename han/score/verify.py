@@ -74,7 +74,7 @@ def verify(out: str, *, unique_ids: bool, report: Report) -> Verdict:
         checked=dict(findings.checked),
         broken=dict(findings.broken),
         problems=tuple(findings.problems),
-        notes=(f"{STAGING} is left of a run that was killed: the same jobs.score, run again, removes it",) if folder.has_staging else (),
+        notes=(f"{STAGING} is left of a run that was killed: run the same han score again to remove it",) if folder.has_staging else (),
         listing=listing,
     )
 

@@ -1,4 +1,4 @@
-"""What the tokeniser knows of each code point, as one table of numbers.
+"""The properties of each code point that the tokeniser uses, as one table of numbers.
 
 The low 11 bits of an entry are the classes below, the other 21 are the code point in lower case. `\\w`, `\\s` and `\\d` are those of the
 `regex` package, which NLTK uses; case and white space are Python's. The classes of punctuation repeat the patterns of

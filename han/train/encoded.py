@@ -69,7 +69,7 @@ class EncodedFolder:
 def read_encoded(path: Path) -> EncodedFolder:
     """Read a folder that `prepare` wrote and check its fingerprint; anything else is a `Mistake`."""
     if not (path / "encoding.json").exists():
-        raise Mistake(f"{path} is not an encoded folder (no encoding.json): give what `python -m jobs.prepare --out` wrote")
+        raise Mistake(f"{path} is not an encoded folder (no encoding.json): give the --out folder of han prepare")
     encoding = read_json(path / "encoding.json")
     config = from_json(PrepareConfig, encoding["config"])
     punkt = read_json(path / "punkt.json") if (path / "punkt.json").exists() else None
@@ -77,7 +77,7 @@ def read_encoded(path: Path) -> EncodedFolder:
     if encoder.fingerprint != encoding["fingerprint"]:
         raise Mistake(
             f"{path} was encoded as {encoding['fingerprint']}, but its vocabulary, Punkt parameters and text settings encode as "
-            f"{encoder.fingerprint}: a file was changed; run jobs.prepare again"
+            f"{encoder.fingerprint}: a file was changed; run han prepare again"
         )
     embedding = load_file(path / "vectors.safetensors")["vectors"]
     if len(embedding) != len(encoder.vocab):

@@ -359,7 +359,7 @@ def _check_soft_labels(folder: EncodedFolder, path: Path) -> None:
         example = f", as {missing[0]}" if missing else ""
         raise Mistake(
             f"{path} has probabilities for {len(unlabelled) - len(missing):,} of the {len(unlabelled):,} unlabelled reviews of "
-            f"{folder.path}{example}: score all of them, e.g. with jobs.score"
+            f"{folder.path}{example}: score all of them, e.g. with han score"
         )
 
 

@@ -60,7 +60,7 @@ def _head(sweep: Sweep) -> str:
     facts += f" · {started:%Y-%m-%d}" if started else ""
     head = f'<h1>Sweep <bdi>{safe(sweep.study.study_name)}</bdi></h1><p class="facts">{facts}</p>'
     if sweep.best is None:
-        return head + '<p class="verdict">No trial came to its end</p><p class="note">The table says of each why.</p>'
+        return head + '<p class="verdict">No trial completed</p><p class="note">The table gives the reason for each.</p>'
     best, first = sweep.best, next((trial for trial in sweep.trials if trial.number == 0), None)
     verdict = f'<p class="verdict">{safe(sweep.metrics[0])} {sweep.formatted(best.values[0])}'
     verdict += f' <span class="number">trial <a href="#trial-{best.number}">{best.number}</a></span></p>'

@@ -79,10 +79,10 @@ BROKEN: list[tuple[str, Cluster, Doctor, str, str]] = [
         "a full disk",
         with_node(temp_free_mb=120.0, temp_used=0.99),
         Doctor(),
-        "node1 has 120 MB left for /var/ray, 99% are used",
-        "make room",
+        "node1 has 120 MB left for /var/ray, 99% is used",
+        "free some space: Ray writes",
     ),
-    ("a full output", with_node(places=(IN, replace(OUT, free_mb=12.0))), Doctor(), "/shared/run has 12 MB left", "make room there"),
+    ("a full output", with_node(places=(IN, replace(OUT, free_mb=12.0))), Doctor(), "/shared/run has 12 MB left", "free some space there"),
     (
         "other content",
         with_node(places=(replace(IN, content="3 entries"), OUT)),

@@ -116,7 +116,7 @@ def test_rollback_goes_back_step_by_step_until_the_first_version(runs: tuple[Pat
     assert registry.roll_back(tmp_path / "models") == pointers[1]
     assert best(tmp_path / "models") == fingerprint(runs[1])
     assert registry.roll_back(tmp_path / "models") == pointers[0]
-    with pytest.raises(Mistake, match=r"first model promoted in .*: there is nothing to go back to"):
+    with pytest.raises(Mistake, match=r"first model promoted in .*: there is nothing to roll back to"):
         registry.roll_back(tmp_path / "models")
     assert best(tmp_path / "models") == fingerprint(runs[0])
 
@@ -129,7 +129,7 @@ def test_a_rolled_back_version_can_be_promoted_again(runs: tuple[Path, ...], tmp
 
 
 def test_rollback_without_a_promotion_is_a_mistake_that_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no model was promoted in .*nothing to go back from"):
+    with pytest.raises(Mistake, match=r"no model was promoted in .*nothing to roll back"):
         registry.roll_back(tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
@@ -280,7 +280,7 @@ def test_a_pointer_to_a_missing_version_is_a_mistake(version: object, runs: tupl
 
 
 def test_models_best_without_a_promotion_is_a_mistake_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no model was promoted in .*python -m jobs\.promote RUN"):
+    with pytest.raises(Mistake, match=r"no model was promoted in .*run han promote RUN"):
         artifact.find(str(tmp_path / "best"))
 
 

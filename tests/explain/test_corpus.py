@@ -271,7 +271,7 @@ def test_a_view_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:
 def test_a_view_without_a_frequent_word_or_without_a_label_has_a_page(tmp_path: Path) -> None:
     reviews = [review for review in some_reviews(40) if review["label"] == "positive"]
     scores = write(tmp_path / "scores", reviews)
-    assert "No word or phrase has so many occurrences" in page(view(scores, min_count=10_000), rows=10)
+    assert "No word or phrase that speaks for this label has enough occurrences" in page(view(scores, min_count=10_000), rows=10)
     drawn = page(view(scores, min_count=2), rows=10)
     assert drawn.count("<section") == 1
     assert f"{len(reviews)} reviews with this predicted label" in drawn

@@ -65,11 +65,11 @@ def test_a_sweep_is_a_table_of_trials_with_a_summary_line(capsys: pytest.Capture
     show(study)  # nothing new, nothing said
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["trial", "state", "epochs", "accuracy", "log", "loss", "trained", "settings"]
-    assert shown[1] == "  0 of 4 trials over: 0 done, 0 stopped early, 0 failed; 3 running"
+    assert shown[1] == "  0 of 4 trials ended: 0 done, 0 stopped early, 0 failed; 3 running"
     assert shown[2].split() == ["0", "done", "1", "80.00%", "0.4000", "6", "s", "learning_rate=0.001"]
     assert shown[3].split() == ["1", "stopped", "early", "1", "80.00%", "0.4000", "6", "s", "learning_rate=0.001"]
     assert shown[4].split() == ["2", "failed", "0", "learning_rate=0.001", "no", "memory"]
-    assert shown[5].split("over: ")[1] == "1 done, 1 stopped early, 1 failed; 0 running; best 80.00% (trial 0); about 0 min left"
+    assert shown[5].split("ended: ")[1] == "1 done, 1 stopped early, 1 failed; 0 running; best 80.00% (trial 0); about 0 min left"
     assert len(shown) == 6
 
 

@@ -277,5 +277,5 @@ def test_a_table_whose_hashes_do_not_ascend_is_refused(tmp_path: Path) -> None:
     arrays = load_arrays(tmp_path / "model" / "ngrams.safetensors")
     save_arrays({**arrays, "hashes": arrays["hashes"][::-1].copy()}, tmp_path / "model" / "ngrams.safetensors")
     sum_again(tmp_path / "model")
-    with pytest.raises(Mistake, match="do not ascend"):
+    with pytest.raises(Mistake, match="are not in ascending order"):
         artifact.load(tmp_path / "model")

@@ -180,7 +180,7 @@ def test_the_doctor_reports_wrong_gpus_cpus_paths_disk_and_versions(cluster: Loc
     assert "nowhere on node1: there is no such file or folder" in output
     assert re.search(r"torch 2\.\S+ on head, node1; torch 0\.0\.1 on node2", output), output
     if mounted:
-        assert re.search(r"full/run has 8 MB left, less than 1,000\n +-> make room there", output), output
+        assert re.search(r"full/run has 8 MB left, less than 1,000\n +-> free some space there", output), output
     assert output.rstrip().splitlines()[-1].startswith("error: ")
     assert output.rstrip().splitlines()[-1].endswith("red: versions, --data, --out, train, tune, score") or not mounted
 
@@ -188,7 +188,7 @@ def test_the_doctor_reports_wrong_gpus_cpus_paths_disk_and_versions(cluster: Loc
 def test_the_doctor_reports_a_cluster_without_a_token(on_ray: Cluster) -> None:
     code, output = doctor(on_ray, "--jobs", "serve")
     assert code == 2
-    assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it runs code on every node" in output
+    assert "RED    auth       the jobs API answers 200 without a token: whoever reaches it can run code on every node" in output
     assert "RAY_AUTH_MODE=token" in output
 
 

@@ -31,7 +31,7 @@ def test_a_killed_sweep_resumes_and_runs_exactly_the_requested_trials(swept: Swe
     assert [trial for trial in after if trial[0] in {known[0] for known in swept.before}] == swept.before
     assert {trial[1] for trial in after} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert after[0][2]["train.learning_rate"] == 0.01
-    assert f"{TRIALS} of {TRIALS} trials over" in swept.printed
+    assert f"{TRIALS} of {TRIALS} trials ended" in swept.printed
 
 
 def test_the_recorded_result_of_a_trial_equals_its_history(swept: Swept) -> None:

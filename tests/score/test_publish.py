@@ -308,7 +308,7 @@ def test_an_invalid_job_file_is_a_mistake_of_one_line(job: Plan, scorer: Scorer,
     staging = Path(job.out) / ".staging"
     staging.mkdir(parents=True)
     (staging / "job.json").write_text(content)
-    with pytest.raises(Mistake, match=r"job\.json is not a file that jobs\.score wrote, or it is damaged") as caught:
+    with pytest.raises(Mistake, match=r"job\.json is not a file that han score wrote, or it is damaged") as caught:
         commit(job, scorer.score_flat)
     assert "\n" not in str(caught.value)
 

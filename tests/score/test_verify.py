@@ -343,10 +343,10 @@ DAMAGED_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         f"_manifest.json: {FIRST} is listed 2",
     ),
     "a part too few": (lambda manifest: manifest["parts"].pop(), "scores/part-1.parquet: is not in _manifest.json"),
-    "no parts": (lambda manifest: manifest.pop("parts"), "_manifest.json: is not as jobs.score writes it: KeyError 'parts'"),
+    "no parts": (lambda manifest: manifest.pop("parts"), "_manifest.json: is not as han score writes it: KeyError 'parts'"),
     "no attention": (
         lambda manifest: manifest["job"]["settings"].update(attention="all"),
-        "_manifest.json: is not as jobs.score writes it",
+        "_manifest.json: is not as han score writes it",
     ),
 }
 
@@ -458,7 +458,7 @@ def test_a_missing_folder_is_a_mistake(tmp_path: Path) -> None:
 
 def test_an_unfinished_folder_is_a_mistake(out: Path) -> None:
     (out / "_SUCCESS").unlink()
-    with pytest.raises(Mistake, match=r"has no _SUCCESS, so no jobs\.score has finished there: run that jobs\.score again first"):
+    with pytest.raises(Mistake, match=r"has no _SUCCESS, so han score has not finished there: run the same han score again first"):
         check(out)
 
 

@@ -217,7 +217,7 @@ def test_any_study_has_a_page(trials: tuple[tuple[str, list[float]], ...], said:
     page = Page(html)
     assert said in page.text
     assert len(rows(html)) == max(1, len(trials))
-    assert ("No trial came to its end" in page.text) == ("COMPLETE" not in [state for state, _ in trials])
+    assert ("No trial completed" in page.text) == ("COMPLETE" not in [state for state, _ in trials])
 
 
 def test_two_objectives_have_a_pareto_front() -> None:
