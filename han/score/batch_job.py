@@ -46,6 +46,7 @@ class Plan:
     config: ScoreConfig
     output: OutputConfig
     items: tuple[Item, ...]
+    shards: tuple[Shard, ...]  # all shards of the files and folders of the items; with a limit, not every shard has an item
     job: Job
     renamed: dict[str, str]  # names of input columns that the answers use, and the new names of those columns in the scores
 
@@ -102,6 +103,8 @@ def plan(
     job = publish.job_of(shards, model=loaded.fingerprint, columns=columns, output=output, limit=limit)
     used = None if output.carry is None else {*output.carry, columns.text, columns.review_id, columns.label}
     shards = shards if used is None else sources.select(shards, used)
+    items = tuple(_items(shards, columns, limit))
+    paths = {item.shard.path for item in items}
     return Plan(
         out=out,
         model=model,
@@ -109,7 +112,8 @@ def plan(
         columns=columns,
         config=config,
         output=output,
-        items=tuple(_items(shards, columns, limit)),
+        items=items,
+        shards=tuple(shard for shard in shards if shard.path in paths),
         job=job,
         renamed=publish.renamed([name for name in names if name in (output.carry or names)], review_id=columns.review_id),
     )
@@ -153,7 +157,7 @@ def score(
         if claim is None:
             return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
         # Actors get their shards in another way, so their plan is small.
-        small = dataclasses.replace(plan, items=(), job={**plan.job, "input": {}})
+        small = dataclasses.replace(plan, items=(), shards=(), job={**plan.job, "input": {}})
         task = _task(
             plan,
             sink=functools.partial(begin_part, plan=small, began=claim.began, run=secrets.token_hex(4), failpoint=failpoint),
@@ -173,7 +177,7 @@ def score(
                 bad += record["quarantined"]
                 if num_rows is not None and bad > plan.output.max_bad_ratio * num_rows:
                     break
-            sources.refuse_changed(item.shard for item in plan.items)
+            sources.refuse_changed(plan.shards)
         except Mistake:
             if claim.is_new and not finished:
                 publish.abandon(claim)

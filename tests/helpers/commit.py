@@ -41,7 +41,7 @@ def commit(job: Plan, answer: Callable[[list[str]], Scored], *, failpoint: str |
                     reviews = sources.reviews(batch, item.shard, job.columns, labelled=False)
                     part.add(batch, reviews, answer(reviews["text"].to_pylist()))
                 records[item.name] = part.close()[0]
-        sources.refuse_changed(item.shard for item in job.items)
+        sources.refuse_changed(job.shards)
         return publish.publish(claim, [records[item.name] for item in job.items], {})
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from han.config import ColumnsConfig, OutputConfig, ScoreConfig
+from han.data import imdb, text_files
 from han.score import batch_job, publish
 from han.score.batch_job import Plan
 from han.score.scorer import Scored, Scorer, load
@@ -132,6 +133,31 @@ def test_a_disk_error_in_a_worker_is_an_os_error_with_its_number(tmp_path: Path,
     with pytest.raises(OSError, match="Input/output error") as raised:
         run(planned(tmp_path, TEXTS), lambda _: Sabotaged(scorer, fail))
     assert raised.value.errno == errno.EIO
+
+
+@pytest.fixture(params=["{}.txt", "train/pos/{}_7.txt"], ids=["texts", "aclImdb"])
+def limited(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, Path]:
+    """A job of the first three of five texts in shards of two, and the path of the last text."""
+    monkeypatch.setattr(text_files, "SHARD_FILES", 2)
+    monkeypatch.setattr(imdb, "SHARD_ROWS", 2)
+    paths = [tmp_path / "in" / request.param.format(number) for number in range(5)]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_text("It was good.")
+    options = {"columns": ColumnsConfig(), "config": ScoreConfig(), "output": OutputConfig(), "limit": 3}
+    return batch_job.plan(str(tmp_path / "in"), str(tmp_path / "out"), model="imdb", **options), paths[-1]
+
+
+def test_a_limit_that_leaves_shards_of_an_unchanged_folder_out_is_no_change(limited: tuple[Plan, Path], scorer: Scorer) -> None:
+    plan, _ = limited
+    assert run(plan, lambda _: scorer).manifest["counts"]["scored"] == 3
+
+
+def test_a_change_of_a_folder_beyond_the_limit_is_named(limited: tuple[Plan, Path], scorer: Scorer) -> None:
+    plan, last = limited
+    last.write_text("It was bad, after all.")
+    with pytest.raises(Mistake, match=f"{last.name} changed or was removed"):
+        run(plan, lambda _: scorer)
 
 
 def test_workers_that_die_at_start_end_the_job(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
