@@ -57,7 +57,8 @@ def main(job: Promote, *, failpoint: str | None = None) -> None:
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{split} accuracy {figures['accuracy']:.2%}" for split, figures in metrics.items()) or "not measured"
+    measured = {split: figures["accuracy"] for split, figures in metrics.items() if "accuracy" in figures}
+    return ", ".join(f"{split} accuracy {accuracy:.2%}" for split, accuracy in measured.items()) or "not measured"
 
 
 def _print_next(folder: Any, pointer: dict[str, Any]) -> None:

@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from han.failpoint import Failpoint
 from han.model import artifact
-from han.model.artifact import BEST, TEST, Artifact, read_object, read_test
+from han.model.artifact import BEST, TEST, Artifact, Splits, read_checked, read_test
 from han.storage import Folder, write_json
 from han.types import Mistake
 
@@ -31,6 +33,17 @@ KEPT = 20  # number of promotions that can be rolled back
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished"
 _FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
+
+
+class _Pointer(BaseModel):
+    """best.json."""
+
+    model_config = ConfigDict(strict=True)
+    version: Annotated[str, Field(pattern=r"\A[0-9a-f-]+\z")]
+    fingerprint: str
+    date: str
+    metrics: Splits
+    previous: _Pointer | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +100,7 @@ def roll_back(models: Path) -> dict[str, Any]:
         raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to roll back")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
-        now = read_object(models / POINTER)
+        now = read_checked(models / POINTER, _Pointer)
         before: dict[str, Any] | None = now["previous"]
         if before is None:
             raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to roll back to")
@@ -225,12 +238,7 @@ def _cut(pointer: dict[str, Any] | None, depth: int) -> dict[str, Any] | None:
 
 
 def _read_pointer(models: Path) -> dict[str, Any] | None:
-    if not (models / POINTER).exists():
-        return None
-    pointer = read_object(models / POINTER)
-    if missing := {"version", "fingerprint", "date", "metrics", "previous"} - set(pointer):
-        raise Mistake(f"{models / POINTER} has no {', '.join(sorted(missing))}: it was not written by han promote, give another folder")
-    return pointer
+    return read_checked(models / POINTER, _Pointer) if (models / POINTER).exists() else None
 
 
 def _version_folders(models: Path) -> Iterator[Path]:

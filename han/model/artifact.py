@@ -102,27 +102,32 @@ class _Config(BaseModel):
     provenance: dict[str, Any]
 
 
-class _Figures(BaseModel):
-    """One split of metrics.json. An older version may have measured less, a newer one more."""
+class Figures(BaseModel):
+    """One split of metrics.json. An older version may have measured less, a newer one more: a default means that it may be absent."""
 
     model_config = ConfigDict(strict=True)
-    num_reviews: Annotated[int, Field(ge=0)] | None = None
-    accuracy: _Share | None = None
-    f1: _Share | None = None
+    num_reviews: Annotated[int, Field(ge=0)] = 0
+    accuracy: _Share = 0.0
+    f1: _Share = 0.0
     auc: _Share | None = None
-    log_loss: Annotated[float, Field(ge=0)] | None = None
-    expected_calibration_error: _Share | None = None
+    log_loss: Annotated[float, Field(ge=0)] = 0.0
+    expected_calibration_error: _Share = 0.0
 
 
-class _Metrics(BaseModel):
+class Splits(BaseModel):
+    """Metrics by split; a split that was not measured is absent."""
+
+    model_config = ConfigDict(strict=True)
+    development: Figures = Figures()
+    test: Figures = Figures()
+
+
+class _Metrics(Splits):
     """metrics.json."""
 
-    model_config = ConfigDict(strict=True)
     temperature: Annotated[float, Field(gt=0)] | None = None
     uncertain_below: _Share | None = None
     unfamiliar_above: _Share | None = None
-    development: _Figures | None = None
-    test: _Figures | None = None
 
 
 class _Punkt(BaseModel):
@@ -132,7 +137,7 @@ class _Punkt(BaseModel):
     abbreviations: list[str]
     collocations: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     sentence_starters: list[str]
-    orthography: dict[str, int]
+    orthography: dict[str, Annotated[int, Field(ge=0, le=126, multiple_of=2)]]  # NLTK's six orthographic contexts, bits 1 to 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +263,7 @@ def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
     file = folder.parent / f"{folder.name}{TEST}"
     if not file.is_file():
         return {}
-    measured = read_checked(file, _Figures)
+    measured = read_checked(file, Figures)
     return {"test": measured} if measured.get("model") == fingerprint else {}
 
 

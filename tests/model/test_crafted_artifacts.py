@@ -20,6 +20,7 @@ from han.model.network import HAN
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
 from han.types import Mistake
+from jobs import promote
 
 Craft = Callable[[Path], None]
 MODEL = ModelConfig(word_hidden=2, word_attention=3, sentence_hidden=2, sentence_attention=3)
@@ -83,6 +84,17 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Craft:
     return craft
 
 
+def orthography(value: int) -> Craft:
+    """A Punkt whose fingerprint is the one in config.json."""
+
+    def craft(folder: Path) -> None:
+        punkt = PUNKT | {"orthography": {"it": value}}
+        field("orthography", punkt["orthography"], "punkt.json")(folder)
+        field("encoder", Encoder(TextConfig(), punkt, Vocab(WORDS)).fingerprint)(folder)
+
+    return craft
+
+
 DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 CRAFTED: dict[str, Craft] = {
     **{
@@ -111,11 +123,14 @@ CRAFTED: dict[str, Craft] = {
     "metrics of text": field("development", "good", "metrics.json"),
     "accuracy of text": field("development", {"accuracy": "good"}, "metrics.json"),
     "accuracy above 1": field("test", {"accuracy": 7.0}, "metrics.json"),
+    **{f"{split} null": field(split, None, "metrics.json") for split in ("development", "test")},
+    "accuracy null": field("development", {"accuracy": None}, "metrics.json"),
     "temperature 0": field("temperature", 0.0, "metrics.json"),
     "punkt without abbreviations": field("abbreviations", ..., "punkt.json"),
     "punkt with numbers": field("abbreviations", [1], "punkt.json"),
     "punkt with a triple": field("collocations", [["a", "b", "c"]], "punkt.json"),
     "punkt with orthography of text": field("orthography", {"it": "two"}, "punkt.json"),
+    **{f"punkt with orthography {value}": orthography(value) for value in (-2, 1, 128, 300, 10**30)},
     "a word twice": content("vocab.txt", b"<unk>\ngood\ngood\n.\n"),
     "no <unk>": content("vocab.txt", b"good\nbad\n.\n!\n"),
     "weights of zeros": content("model.safetensors", bytes(4_096)),
@@ -142,6 +157,36 @@ def test_a_crafted_artifact_is_refused_with_one_line(name: str, tmp_path: Path) 
     assert len(str(caught.value)) < 700 + len(str(tmp_path))
     with pytest.raises(Mistake):
         registry.promote(folder, tmp_path / "models")
+
+
+def test_an_artifact_without_an_accuracy_is_promoted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, models = save(tmp_path / "model"), tmp_path / "models"
+    field("development", {"num_reviews": 3}, "metrics.json")(folder)
+    sum_again(folder)
+    registry.promote(folder, models)
+    promote.main(promote.Promote(models=str(models), list=True))
+    assert "not measured" in capsys.readouterr().out
+
+
+POINTERS: dict[str, Craft] = {
+    **{f"previous {value!r}": field("previous", value, "best.json") for value in (7, [], {}, ...)},
+    **{f"date {value!r}": field("date", value, "best.json") for value in (3, None, ...)},
+    **{f"version {value!r}": field("version", value, "best.json") for value in (7, "", "../model", ...)},
+    **{f"metrics {value!r}": field("metrics", value, "best.json") for value in (7, {"test": None}, {"development": {"accuracy": "good"}})},
+    "deep": content("best.json", DEEP),
+    "a list": content("best.json", b"[]"),
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_a_crafted_pointer_is_refused_with_one_line(name: str, tmp_path: Path) -> None:
+    folder, models = save(tmp_path / "model"), tmp_path / "models"
+    registry.promote(folder, models)
+    POINTERS[name](models)
+    for read in (lambda: registry.promote(folder, models), lambda: registry.roll_back(models), lambda: registry.versions(models)):
+        with pytest.raises(Mistake, match=r"best\.json") as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_at_least_forty_artifacts_are_crafted() -> None:
