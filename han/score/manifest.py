@@ -1,14 +1,15 @@
-"""A published folder of scores, described by its manifest (see `publish` for the layout)."""
+"""The JSON files of a folder of scores (see `publish` for the layout), and a published folder, described by its manifest."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from han.storage import filesystem
 from han.types import AttentionDetail, EffectDetail, Mistake
@@ -16,10 +17,107 @@ from han.types import AttentionDetail, EffectDetail, Mistake
 FORMAT = 1
 MANIFEST, SUCCESS, SCORES, QUARANTINE, STAGING = "_manifest.json", "_SUCCESS", "scores", "_quarantine", ".staging"
 _BLOCK_BYTES = 1 << 20
+Json = TypeVar("Json", bound=BaseModel)
 
 
 class Damaged(Exception):
     """A file that cannot be read. One line with its name and the problem."""
+
+
+_Number = Annotated[int, Field(ge=0)]
+_Name = Annotated[str, Field(pattern=r"\A[^/]+\z")]  # of a file: it is moved, and must not lead elsewhere
+
+
+class _Strict(BaseModel):
+    """JSON that an older version may have written, with less, or a newer one, with more: a default means that a field may be absent."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class JobJson(_Strict):
+    """.staging/job.json"""
+
+    job: dict[Any, Any]  # compared with the job that runs; its paths may be no Unicode
+    began: str
+
+
+class _CountsJson(_Strict):
+    rows_in: _Number
+    scored: _Number
+    quarantined: _Number
+    num_tokens: _Number
+
+
+class _FileJson(_Strict):
+    name: _Name
+    rows: _Number
+    bytes: _Number
+    sha256: str
+
+
+class _StagedJson(_FileJson):
+    staged: _Name
+
+
+class _FlagsJson(_Strict):
+    uncertain: _Number
+    unfamiliar: _Number
+
+
+class _PartJson(_CountsJson):
+    part: _Name
+    model: str
+    reasons: dict[str, _Number]
+    files: Sequence[_FileJson]
+    quarantine: _FileJson | None
+    labelled: _Number = 0
+    agreeing: _Number = 0
+    flagged: _FlagsJson = _FlagsJson(uncertain=0, unfamiliar=0)
+
+
+class RecordJson(_PartJson):
+    """.staging/records/PART.json"""
+
+    files: Sequence[_StagedJson]
+    quarantine: _StagedJson | None
+
+
+class _ColumnsJson(_Strict):
+    text: str
+    review_id: str
+
+
+class _SettingsJson(_Strict):
+    attention: AttentionDetail
+    effects: EffectDetail = "none"
+    columns: _ColumnsJson
+
+
+class _SettledJobJson(_Strict):
+    model: str
+    settings: _SettingsJson
+
+
+class _RunJson(_Strict):
+    finished: str
+
+
+class _AgreementJson(_Strict):
+    labelled: _Number
+    agreeing: _Number
+
+
+class ManifestJson(_Strict):
+    """_manifest.json"""
+
+    format: int
+    job: _SettledJobJson
+    run: _RunJson
+    counts: _CountsJson
+    reasons: dict[str, _Number]
+    parts: Sequence[_PartJson]
+    agreement: _AgreementJson = _AgreementJson(labelled=0, agreeing=0)
+    flagged: dict[str, _Number] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,57 +200,63 @@ def is_staging(name: str) -> bool:
 def read_json(folder: Folder, name: str) -> dict[str, Any]:
     if name not in folder.sizes:
         raise Damaged(f"{name}: is missing")
+    return parse(name, b"".join(folder.blocks(name)))
+
+
+def parse(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in a file; anything else is `Damaged`."""
     try:
-        values = json.loads(b"".join(folder.blocks(name)))
-    except ValueError as error:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{name}: is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise Damaged(f"{name}: is not a JSON object")
     return values
 
 
+def checked(name: str, values: dict[str, Any], kind: type[Json]) -> Json:
+    """The values of a file as what `han score` writes there; other values are `Damaged`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{name}: is not as han score writes it: {where[:200]}: {first['msg']}") from None
+
+
 def read_listing(folder: Folder) -> Listing:
     """The content of the manifest. Another format is a `Mistake`; missing or wrong values are `Damaged`."""
-    manifest = read_json(folder, MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise Mistake(f"{folder.path}/{MANIFEST} has format {manifest.get('format')}, not {FORMAT}: use the version that wrote it")
-    try:
-        settings = manifest["job"]["settings"]
-        if settings["attention"] not in get_args(AttentionDetail):
-            raise ValueError(f"attention is {settings['attention']}")
-        return Listing(
-            model=manifest["job"]["model"],
-            attention=settings["attention"],
-            effects=settings.get("effects", "none"),
-            text=settings["columns"]["text"],
-            review_id=settings["columns"]["review_id"],
-            counts=_counts(manifest["counts"]),
-            reasons=_reasons(manifest),
-            parts=tuple(_part(record) for record in manifest["parts"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST}: is not as han score writes it: {type(error).__name__} {error}") from None
-
-
-def _part(record: dict[str, Any]) -> Part:
-    quarantine = record["quarantine"]
-    return Part(
-        name=record["part"],
-        model=record["model"],
-        counts=_counts(record),
-        reasons=_reasons(record),
-        files=tuple(_file(SCORES, file) for file in record["files"]),
-        quarantine=() if quarantine is None else (_file(QUARANTINE, quarantine),),
+    values = read_json(folder, MANIFEST)
+    if values.get("format") != FORMAT:
+        raise Mistake(f"{folder.path}/{MANIFEST} has format {values.get('format')}, not {FORMAT}: use the version that wrote it")
+    manifest = checked(MANIFEST, values, ManifestJson)
+    settings = manifest.job.settings
+    return Listing(
+        model=manifest.job.model,
+        attention=settings.attention,
+        effects=settings.effects,
+        text=settings.columns.text,
+        review_id=settings.columns.review_id,
+        counts=_counts(manifest.counts),
+        reasons=manifest.reasons,
+        parts=tuple(map(_part, manifest.parts)),
     )
 
 
-def _file(folder: str, file: dict[str, Any]) -> File:
-    return File(name=f"{folder}/{file['name']}", rows=int(file["rows"]), bytes=int(file["bytes"]), sha256=file["sha256"])
+def _part(part: _PartJson) -> Part:
+    return Part(
+        name=part.part,
+        model=part.model,
+        counts=_counts(part),
+        reasons=part.reasons,
+        files=tuple(_file(SCORES, file) for file in part.files),
+        quarantine=() if part.quarantine is None else (_file(QUARANTINE, part.quarantine),),
+    )
 
 
-def _counts(values: dict[str, Any]) -> dict[str, int]:
-    return {name: int(values[name]) for name in ("rows_in", "scored", "quarantined", "num_tokens")}
+def _file(folder: str, file: _FileJson) -> File:
+    return File(name=f"{folder}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
 
 
-def _reasons(values: dict[str, Any]) -> dict[str, int]:
-    return {reason: int(number) for reason, number in values["reasons"].items()}
+def _counts(counts: _CountsJson) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in _CountsJson.model_fields}

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 import han
 from han.config import ColumnsConfig, OutputConfig, as_json, differences
@@ -39,7 +40,21 @@ from han.data.files import BadRecord, excerpt
 from han.data.sources import Batch, Shard, identities
 from han.failpoint import Failpoint
 from han.score import contract
-from han.score.manifest import FORMAT, MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, is_staging
+from han.score.manifest import (
+    FORMAT,
+    MANIFEST,
+    QUARANTINE,
+    SCORES,
+    STAGING,
+    SUCCESS,
+    Damaged,
+    JobJson,
+    ManifestJson,
+    RecordJson,
+    checked,
+    is_staging,
+    parse,
+)
 from han.score.retries import Attempts
 from han.storage import Folder
 from han.types import Mistake
@@ -83,10 +98,10 @@ def check(place: str, job: Job) -> None:
 def is_published(place: str, job: Job) -> bool:
     """Whether the scores of `job` are complete. The scores of another job, and a link at a name of the layout, are a `Mistake`."""
     out = Folder(place)
-    _refuse_links(out)
+    _check_layout(out)
     if not out.exists(SUCCESS):
         return False
-    _check_same(out, job, _job(out, MANIFEST))
+    _check_same(out, job, read_manifest(place)["job"])
     return True
 
 
@@ -115,12 +130,12 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
                 out.sibling().remove()  # left by a folder of this name that the user removed
                 out.sync("..")
             staging.write("job.json", _json({"job": job, "began": _now()}), durable=True)
-        _job(staging, "job.json")
-        records = [_record(staging, f"records/{name}") for name in staging.names("records") if name.endswith(".json")]
+        began = _read(staging, "job.json", JobJson)["began"]
+        records = [_read(staging, f"records/{name}", RecordJson) for name in staging.names("records") if name.endswith(".json")]
         yield Claim(
             out=out,
             job=job,
-            began=_read_json(staging, "job.json")["began"],
+            began=began,
             records={record["part"]: record for record in records},
             is_new=is_new,
             failpoint=Failpoint(failpoint, staging),
@@ -195,7 +210,7 @@ def summary(reasons: dict[str, int]) -> str:
 
 
 def read_manifest(place: str) -> dict[str, Any]:
-    return _read_json(Folder(place), MANIFEST)
+    return _read(Folder(place), MANIFEST, ManifestJson)
 
 
 def renamed(columns: Sequence[str], *, review_id: str) -> dict[str, str]:
@@ -385,6 +400,7 @@ class Part:
 
 def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder: str) -> None:
     """Move the files of all records to their final names, after a check against the records."""
+    _refuse_link(gathered, folder)
     gathered.make(folder)
     for record in records:
         listed = record["files"] if folder == SCORES else [record["quarantine"]] if record["quarantine"] else []
@@ -398,6 +414,8 @@ def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder
 
 
 def _check_file(folder: Folder, name: str, file: dict[str, Any], *, is_parquet: bool) -> None:
+    if folder.is_link(name):
+        raise Mistake(f"{folder.place}/{name} is a symbolic link, not the part that han score wrote: give a new --out")
     actual: dict[str, Any] = {"bytes": folder.size(name)}
     if is_parquet and actual["bytes"]:
         with folder.open(name) as stream:
@@ -414,20 +432,31 @@ def _public(record: Record) -> Record:
     return {**record, "files": files, "quarantine": quarantine}
 
 
-def _refuse_links(out: Folder) -> None:
-    """A symbolic link at a name of the layout is a `Mistake`: writing through it would change files elsewhere."""
+def _check_layout(out: Folder) -> None:
+    """A symbolic link at a name of the layout is a `Mistake`: it would be written through. So is a file for a folder, or the reverse."""
     if out.is_link() and not out.exists():
         raise Mistake(f"--out {out.place} is a symbolic link to {os.readlink(out.path)}, which does not exist: remove the link")
-    staged = [f"{STAGING}/{name}" for name in ("lock", "job.json", *_STAGED)]
-    for name in (STAGING, SCORES, QUARANTINE, MANIFEST, SUCCESS, *staged):
-        if out.is_link(name):
-            raise Mistake(f"{out.place}/{name} is a symbolic link, and han score does not write through links: remove it")
+    if not out.on_disk:  # an object has no kind
+        return
+    for name in (STAGING, SCORES, QUARANTINE, *(f"{STAGING}/{name}" for name in _STAGED)):
+        _refuse_link(out, name)
+        if out.size(name) is not None:
+            raise Mistake(f"{out.place}/{name} is a file, where han score has a folder: give a new --out, or remove the file")
+    for name in (MANIFEST, SUCCESS, f"{STAGING}/lock", f"{STAGING}/job.json"):
+        _refuse_link(out, name)
+        if (out / name).is_folder():
+            raise Mistake(f"{out.place}/{name} is a folder, where han score has a file: give a new --out, or remove the folder")
+
+
+def _refuse_link(folder: Folder, name: str) -> None:
+    if folder.is_link(name):
+        raise Mistake(f"{folder.place}/{name} is a symbolic link, and han score does not write through links: remove it")
 
 
 def _check_unclaimed(out: Folder, job: Job) -> bool:
     """Whether the job has no files yet. Files of another job, and other files, are a `Mistake`."""
     if (out / STAGING).exists("job.json"):
-        _check_same(out, job, _job(out / STAGING, "job.json"))
+        _check_same(out, job, _read(out / STAGING, "job.json", JobJson)["job"])
         return False
     if out.exists() and (not out.is_folder() or not all(map(is_staging, out.names()))):
         raise Mistake(f"--out {out.place} holds something else: give a new folder")
@@ -461,33 +490,22 @@ def _check_same(out: Folder, job: Job, theirs: Job) -> None:
         )
 
 
-def _read_json(folder: Folder, name: str) -> dict[str, Any]:
-    content = folder.read(name)
+def _read(folder: Folder, name: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """A JSON file of the layout. A missing one, and one that `jobs.score` does not write, is a `Mistake`."""
+    try:
+        content = folder.read(name)
+    except OSError:
+        if folder.size(name) is None and folder.exists(name):
+            raise _damaged(folder, name) from None
+        raise
     if content is None:
         raise Mistake(f"{folder.place}/{name} is missing: give a new --out")
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise _damaged(folder, name)
+        values = parse(name, content)
+        checked(name, values, kind)
+    except Damaged:
+        raise _damaged(folder, name) from None
     return values
-
-
-def _job(folder: Folder, name: str) -> Job:
-    """The job in job.json or in the manifest."""
-    values = _read_json(folder, name)
-    is_whole = isinstance(values.get("began") or values.get("run"), str | dict)
-    if not is_whole or not isinstance(values.get("job"), dict):
-        raise _damaged(folder, name)
-    return dict(values["job"])
-
-
-def _record(folder: Folder, name: str) -> Record:
-    record = _read_json(folder, name)
-    if not {"part", "rows_in", "scored", "quarantined", "reasons", "num_tokens", "files", "quarantine"} <= record.keys():
-        raise _damaged(folder, name)
-    return record
 
 
 def _damaged(folder: Folder, name: str) -> Mistake:

@@ -86,7 +86,8 @@ def write(folder: Path, reviews: Sequence[dict[str, Any]], *, num_files: int = 1
         parts.append({"part": f"part-{number}", "model": "3fa9c1d2", **of_part})
         parts[-1]["files"] = [{"name": name, "rows": len(places), "bytes": 1, "sha256": ""}]
     settings = {"attention": "words", "effects": effects, "columns": {"text": "text", "review_id": "review_id"}}
-    manifest = {"format": 1, "job": {"model": "3fa9c1d2", "settings": settings}, "counts": counts, "reasons": {}, "parts": parts}
+    manifest = {"format": 1, "job": {"model": "3fa9c1d2", "settings": settings}, "run": {"finished": "2026-01-31T12:00:00+00:00"}}
+    manifest |= {"counts": counts, "reasons": {}, "parts": parts}
     (folder / "_manifest.json").write_text(json.dumps(manifest))
     (folder / "_SUCCESS").write_text("{}")
     return explain._scores(str(folder))

@@ -1,8 +1,10 @@
 import contextlib
+import dataclasses
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -303,7 +305,10 @@ def test_abandoning_a_claim_leaves_no_folder(job: Plan) -> None:
     assert os.listdir(Path(job.out).parent) == []
 
 
-@pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"job": [], "began": ""}', "[" * 100_000])
+JOB_FILES = ["", "garbage", "[]", "{}", '{"job": [], "began": ""}', '{"job": {}, "run": "x"}', '{"job": {}, "began": {}}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", JOB_FILES)
 def test_an_invalid_job_file_is_a_mistake_of_one_line(job: Plan, scorer: Scorer, content: str) -> None:
     staging = Path(job.out) / ".staging"
     staging.mkdir(parents=True)
@@ -311,6 +316,97 @@ def test_an_invalid_job_file_is_a_mistake_of_one_line(job: Plan, scorer: Scorer,
     with pytest.raises(Mistake, match=r"job\.json is not a file that han score wrote, or it is damaged") as caught:
         commit(job, scorer.score_flat)
     assert "\n" not in str(caught.value)
+
+
+def test_a_job_whose_paths_are_no_unicode_resumes(job: Plan, answer: Callable[[list[str]], Scored]) -> None:
+    job = dataclasses.replace(job, job={**job.job, "input": {"caf\udce9.csv": [1, 2]}})
+    assert killed(partial(commit, job, answer, failpoint="recorded:3"))
+    assert commit(job, answer) is not None
+
+
+LEADS_OUT = {"name": "part-0.jsonl", "staged": "../../precious", "rows": 1, "bytes": 1, "sha256": ""}
+WRONG: dict[str, tuple[str, object]] = {
+    **{f"{name} {value!r}": (name, value) for name in ("rows_in", "quarantined", "num_tokens") for value in ("x", -1, None, 1.5, ...)},
+    **{f"files {value!r}": ("files", value) for value in (7, None, {}, [7], [{}], ...)},
+    **{f"reasons {value!r}": ("reasons", value) for value in (7, ["too_long"], {"too_long": "x"}, ...)},
+    **{f"part {value!r}": ("part", value) for value in (7, "../part", "", ...)},
+    **{f"quarantine {value!r}": ("quarantine", value) for value in ("x", {}, LEADS_OUT, ...)},
+    **{f"flagged {value!r}": ("flagged", value) for value in (None, {}, {"uncertain": "x", "unfamiliar": 0})},
+}
+
+
+def change(path: Path, name: str, value: object) -> None:
+    """Set a field of a JSON file, or remove it where the value is `...`."""
+    values = json.loads(path.read_text())
+    values = {**values, name: value} if value is not ... else {key: each for key, each in values.items() if key != name}
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def recorded(dump: str, tiny_model: Path, answer: Callable[[list[str]], Scored], tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A killed job with two records, to be copied."""
+    job = plan(dump, str(tmp_path_factory.mktemp("recorded") / "out"), tiny_model)
+    assert killed(partial(commit, job, answer, failpoint="recorded:2"))
+    return job
+
+
+def a_copy(job: Plan, folder: Path) -> Plan:
+    return dataclasses.replace(job, out=str(shutil.copytree(job.out, folder / "out")))
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG.values(), ids=WRONG)
+def test_an_invalid_record_of_a_shard_is_a_mistake_of_one_line(
+    recorded: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path, name: str, value: object
+) -> None:
+    job = a_copy(recorded, tmp_path)
+    record = next((Path(job.out) / ".staging" / "records").iterdir())
+    change(record, name, value)
+    with pytest.raises(Mistake, match=f"{record.name} is not a file that jobs.score wrote, or it is damaged") as caught:
+        commit(job, answer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_that_is_a_folder_is_a_mistake(recorded: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path) -> None:
+    job = a_copy(recorded, tmp_path)
+    record = next((Path(job.out) / ".staging" / "records").iterdir())
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(Mistake, match=f"{record.name} is not a file that jobs.score wrote"):
+        commit(job, answer)
+
+
+@pytest.fixture(scope="module")
+def finished(dump: str, tiny_model: Path, scorer: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A finished job, to be copied."""
+    job = plan(dump, str(tmp_path_factory.mktemp("finished") / "out"), tiny_model)
+    commit(job, scorer.score_flat)
+    return job
+
+
+@pytest.mark.parametrize("name", ["counts", "run", "job", "reasons", "parts"])
+@pytest.mark.parametrize("value", [7, {"rows_in": "x"}, ...], ids=["a number", "another object", "missing"])
+def test_an_invalid_manifest_is_a_mistake_of_one_line(finished: Plan, scorer: Scorer, tmp_path: Path, name: str, value: object) -> None:
+    job = a_copy(finished, tmp_path)
+    change(Path(job.out) / "_manifest.json", name, value)
+    with pytest.raises(Mistake, match=r"_manifest\.json is not a file that jobs\.score wrote, or it is damaged"):
+        commit(job, scorer.score_flat)
+
+
+@pytest.mark.parametrize("name", [".staging", "scores", "_quarantine", ".staging/parts", ".staging/records", ".staging/attempts"])
+def test_a_file_at_the_name_of_a_folder_is_a_mistake(job: Plan, scorer: Scorer, name: str) -> None:
+    path = Path(job.out) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(Mistake, match=f"{name} is a file, where jobs.score has a folder"):
+        commit(job, scorer.score_flat)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "_SUCCESS", ".staging/lock", ".staging/job.json"])
+def test_a_folder_at_the_name_of_a_file_is_a_mistake(job: Plan, scorer: Scorer, name: str) -> None:
+    (Path(job.out) / name).mkdir(parents=True)
+    with pytest.raises(Mistake, match=f"{name} is a folder, where jobs.score has a file"):
+        commit(job, scorer.score_flat)
 
 
 NAMES = (".staging", "scores", "_quarantine", "_manifest.json", "_SUCCESS", ".staging/lock", ".staging/job.json", ".staging/parts")
@@ -351,6 +447,34 @@ def test_a_symbolic_link_at_the_hidden_sibling_is_replaced_and_its_target_unchan
     assert commit(job, answer) is not None
     assert os.listdir(target) == ["precious"]
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
+
+
+@pytest.mark.parametrize("name", ["scores", "_quarantine"])
+def test_a_symbolic_link_in_the_hidden_sibling_of_a_resumed_job_is_refused(
+    recorded: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path, name: str
+) -> None:
+    job = a_copy(recorded, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.publishing").mkdir()
+    (tmp_path / ".out.publishing" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Mistake, match=rf"\.out\.publishing/{name} is a symbolic link"):
+        commit(job, answer)
+    assert os.listdir(tmp_path / "elsewhere") == []
+    assert not (Path(job.out) / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("is_gathered", [True, False])
+def test_a_part_that_is_a_symbolic_link_is_not_published(
+    job: Plan, answer: Callable[[list[str]], Scored], tmp_path: Path, is_gathered: bool
+) -> None:
+    assert killed(partial(commit, job, answer, failpoint="gathered" if is_gathered else "recorded:3"))
+    folder = tmp_path / ".out.publishing/scores" if is_gathered else Path(job.out) / ".staging/parts"
+    part = sorted(path for path in folder.iterdir() if "jsonl" not in path.name)[0]
+    part.rename(tmp_path / "elsewhere")
+    part.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Mistake, match=f"{part.name} is a symbolic link, not the part that jobs.score wrote"):
+        commit(job, answer)
+    assert not (Path(job.out) / "scores").exists()
 
 
 def test_files_are_synced_before_the_names_that_depend_on_them(job: Plan, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,7 +343,7 @@ DAMAGED_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         f"_manifest.json: {FIRST} is listed 2",
     ),
     "a part too few": (lambda manifest: manifest["parts"].pop(), "scores/part-1.parquet: is not in _manifest.json"),
-    "no parts": (lambda manifest: manifest.pop("parts"), "_manifest.json: is not as han score writes it: KeyError 'parts'"),
+    "no parts": (lambda manifest: manifest.pop("parts"), "_manifest.json: is not as han score writes it: parts: Field required"),
     "no attention": (
         lambda manifest: manifest["job"]["settings"].update(attention="all"),
         "_manifest.json: is not as han score writes it",
