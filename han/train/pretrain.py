@@ -18,6 +18,7 @@ from han.config import ModelConfig, TrainConfig
 from han.model.gru import RaggedGRU
 from han.train.encoded import EncodedFolder, read_windows
 from han.train.learn import batches
+from han.types import Mistake
 
 CONTEXT = 5  # words on each side
 RARITY = 1e-3  # a word of this frequency has half the weight of the rarest
@@ -33,7 +34,8 @@ def pretrain(
 ) -> dict[str, Tensor]:
     """The weights of the word GRU by their names in `HAN`.
 
-    report: reviews read, all reviews, and the share of the variance of the mean vectors that is not predicted yet.
+    report: reviews read, all reviews, and the share of the variance of the mean vectors that is not predicted yet. A loss or gradient that
+    is not finite is a `Mistake`.
     """
     torch.manual_seed(train.seed)
     vectors = torch.from_numpy(folder.vectors)
@@ -53,7 +55,9 @@ def pretrain(
             loss, variance = _loss(heads, states, context.targets(ids, lengths))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(gru.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(gru.parameters(), 1.0)
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise Mistake(_diverged("gradient" if torch.isfinite(loss) else "loss", seen, total))
             done = seen / total
             for group in optimiser.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, done / WARM_UP + 0.05) * (1 - done)
@@ -62,6 +66,14 @@ def pretrain(
             left += 0.02 * (float(loss.detach() / variance) - left)
             report(seen, total, left)
     return {f"words.gru.{name}": weight.detach() for name, weight in gru.state_dict().items()}
+
+
+def _diverged(quantity: str, seen: int, total: int) -> str:
+    """One line: the learning rate is fixed and safe for vectors of usual size, so these are to blame."""
+    return (
+        f"pretraining of the word GRU diverged: the {quantity} is not finite after {seen:,} of {total:,} reviews at learning rate "
+        f"{LEARNING_RATE:g}: prepare the data with other word vectors (--vectors.source), or train without --train.semi-supervised"
+    )
 
 
 def _frequencies(folder: EncodedFolder) -> Tensor:

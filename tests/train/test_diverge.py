@@ -7,14 +7,16 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from han.config import ModelConfig, TrainConfig
 from han.model.network import HAN
 from han.storage import replace_file, write_json
+from han.train import pretrain
 from han.train.learn import LabelledBatch, Learner, NotFinite
-from han.types import RaggedBatch
+from han.types import Mistake, RaggedBatch
 
 MODEL = ModelConfig(word_hidden=2, word_attention=3, sentence_hidden=2, sentence_attention=3, embedding_dropout=0, dropout=0)
 
@@ -54,6 +56,39 @@ def test_training_stops_at_the_first_step_whose_gradient_is_not_finite() -> None
     with pytest.raises(NotFinite, match="gradient is not finite"):
         student.train_epoch(batches(20), seed=1)
     assert all(torch.isfinite(parameter).all() for parameter in student.network.parameters())
+
+
+class Folder:
+    """An encoded folder of 40 reviews of two sentences."""
+
+    def __init__(self, scale: float) -> None:
+        self.vectors = np.random.default_rng(2).standard_normal((9, 4), dtype=np.float32) * np.float32(scale)
+
+    def num_reviews(self, split: str) -> int:
+        return 40
+
+    def windows(self, *_: object) -> list[pa.Table]:
+        ids = np.random.default_rng(3).integers(0, 9, (40, 8)).tolist()
+        kinds = [("token_ids", pa.list_(pa.int32())), ("sentence_lengths", pa.list_(pa.int32())), ("label", pa.int32())]
+        return [pa.table([ids, [[4, 4]] * 40, [0] * 40], schema=pa.schema(kinds))]
+
+
+@pytest.mark.parametrize(("scale", "diverges"), [(1.0, False), (float("inf"), True), (float("nan"), True)])
+def test_pretraining_stops_at_the_first_loss_that_is_not_finite(scale: float, diverges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, reported = Folder(scale), []
+    monkeypatch.setattr(pretrain, "read_windows", lambda folder, *more: folder.windows(*more))
+
+    def fit() -> dict[str, torch.Tensor]:
+        return pretrain.pretrain(folder, MODEL, TrainConfig(batch_tokens=64), passes=1, report=lambda *step: reported.append(step))  # type: ignore[arg-type]
+
+    if not diverges:
+        assert all(torch.isfinite(weight).all() for weight in fit().values())
+        assert reported
+        return
+    with pytest.raises(Mistake, match="pretraining of the word GRU diverged: the loss is not finite after 0 of 40 reviews") as caught:
+        fit()
+    assert "\n" not in str(caught.value)
+    assert reported == []
 
 
 def test_a_state_file_is_old_or_new_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
