@@ -86,6 +86,7 @@ export function drawNumbers(reading) {
 /** Draw the table. A closed table stays empty: a long review has thousands of rows. */
 export function drawTable(reading) {
   const rows = $("as-table").open && reading.now ? reading.rows() : [];
+  $("best-words").textContent = showsWordEffects(reading) ? "Words of the largest effect" : "Words it looked at most";
   answer("tbody").replaceChildren(...rows.map((row, number) => tableRow(reading, number, row)));
 }
 
@@ -206,22 +207,26 @@ function drawnWord(text, word, reading, largest, joined) {
   return drawn;
 }
 
-function tableRow(reading, number, { words, share }) {
+function tableRow(reading, number, { words, share, effect }) {
   const { start, end } = reading.whole.sentences[number];
   const head = element("th", "", element("bdi", "", ...visible(reading.points.slice(start, end).join(""))));
   head.scope = "row";
-  const top = [...words].sort((one, other) => other.share - one.share).slice(0, NUM_TOP_WORDS);
+  const ofWords = showsWordEffects(reading);
+  const top = [...words].sort((one, other) => value(reading, other) - value(reading, one) || other.share - one.share).slice(0, NUM_TOP_WORDS);
   const named = top.flatMap((word, index) => [
     index ? ", " : "",
     element("bdi", "", ...visible(reading.points.slice(word.start, word.end).join(""), ALONE)),
-    ` ${percent(word.attention)}`,
+    ` ${ofWords ? signed(word.effect) : percent(word.attention)}`,
   ]);
-  const says = reading.muted.has(number) ? "muted" : percent(share);
-  return element("tr", "", head, element("td", "number", says), element("td", "", ...named));
+  const cell = (says) => element("td", "number", reading.muted.has(number) ? "muted" : says);
+  const numbers = [...(reading.effects ? [cell(signed(effect))] : []), cell(percent(share))];
+  return element("tr", "", head, ...numbers, element("td", "", ...named));
 }
 
 /** The size that a word's shade shows. */
 const value = (reading, word) => (reading.effects ? Math.abs(word.effect ?? 0) : word.share);
+/** Whether effects are drawn and those of words are at hand: not after muting, nor for a very long review. */
+const showsWordEffects = ({ effects, now }) => effects && Boolean(now?.effects?.word_method);
 const side = (effect) => (effect < 0 ? "opposes" : "supports");
 const answer = (selector) => $("answer").querySelector(selector);
 const bar = (classes) => element("span", `bar ${classes}`, element("i"));

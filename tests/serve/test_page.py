@@ -562,6 +562,33 @@ def test_the_table_has_the_drawn_values(page: Page, scorer: Scorer) -> None:
     assert cells == [MIXED[sentence.start : sentence.end], percent(sentence.attention), named]
 
 
+def test_the_table_has_a_column_of_effects_while_they_are_shown(page: Page, scorer: Scorer) -> None:
+    ask(page, MIXED)
+    page.click("summary")
+    heads, cells = page.locator("thead th").filter(visible=True), page.locator("tbody tr").first.locator("th, td")
+    assert heads.all_inner_texts() == ["Sentence", "Attention", "Words it looked at most"]
+    page.click("#view")
+    settled(page)
+    assert heads.all_inner_texts() == ["Sentence", "Effect (nats)", "Attention", "Words of the largest effect"]
+    [score] = scorer.score([MIXED], effects="exact_words")
+    assert isinstance(score, Score)
+    assert score.sentences
+    sentence = score.sentences[0]
+    top = sorted(sentence.words or (), key=lambda word: -abs(word.effect or 0))[:3]
+    named = ", ".join(f"{MIXED[word.start : word.end]} {signed(word.effect)}" for word in top)
+    row = [MIXED[sentence.start : sentence.end], signed(sentence.effect), percent(sentence.attention), named]
+    assert cells.all_text_contents() == row
+    page.locator(".share").nth(1).click()
+    settled(page)
+    assert heads.all_inner_texts() == ["Sentence", "Effect (nats)", "Attention", "Words it looked at most"]
+    assert page.locator("tbody tr").nth(1).locator("td.number").all_text_contents() == ["muted", "muted"]
+    page.click("#unmute")
+    settled(page)
+    assert cells.all_text_contents() == row
+    page.click("#view")
+    assert cells.all_text_contents()[1] == percent(sentence.attention)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 360])
 def test_axe_finds_no_accessibility_problem(browser: Browser, address: str, theme: Any, width: int) -> None:
