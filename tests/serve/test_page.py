@@ -198,6 +198,29 @@ def test_effects_equal_those_of_the_scorer_and_of_muting(page: Page, scorer: Sco
     assert page.locator(".sentences .share .number").first.text_content() == percent(score.sentences[0].attention)
 
 
+def test_muting_a_sentence_changes_the_answer_by_its_shown_effect(page: Page) -> None:
+    ask(page, MIXED)
+    page.click("#view")
+    settled(page)
+    numbers = page.locator(".sentences .share .number")
+    with page.expect_response("**/v1/score") as answer:  # the same answer again: now the test sees what the page holds
+        page.click("#score")
+    settled(page)
+    whole = answer.value.json()["results"][0]
+    assert numbers.all_text_contents() == [signed(sentence["effect"]) for sentence in whole["sentences"]]
+    for number, sentence in enumerate(whole["sentences"]):
+        with page.expect_response("**/v1/score") as answer:
+            page.locator(".share").nth(number).click()
+        settled(page)
+        rest = answer.value.json()["results"][0]
+        expect(page.locator(".verdict")).to_have_text(f"{rest['label']} {percent(rest['probability'])}")
+        sign = 1 if rest["label"] == whole["label"] else -1
+        change = whole["effects"]["evidence"] - sign * rest["effects"]["evidence"]
+        assert change == pytest.approx(sentence["effect"], abs=1e-5)
+        page.click("#unmute")
+        settled(page)
+
+
 def test_every_word_is_the_slice_of_its_span(page: Page, scorer: Scorer) -> None:
     for text in (MIXED, MARKED_UP, EMOJI, RIGHT_TO_LEFT):
         ask(page, text)
@@ -599,6 +622,22 @@ def test_axe_finds_no_accessibility_problem(browser: Browser, address: str, them
         settled(page)
         page.click("summary")
         page.locator(".w").first.hover()
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_axe_finds_no_accessibility_problem_in_the_view_of_effects(browser: Browser, address: str, theme: Any, width: int) -> None:
+    with watched(browser, address, viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce") as page:
+        ask(page, MIXED + MARKED_UP)
+        page.click("#view")
+        settled(page)
+        page.click("summary")
+        page.locator(".w").first.hover()
+        assert violations(page) == []
+        page.locator(".share").first.click()  # without effects of words, sentences are tinted
+        settled(page)
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
