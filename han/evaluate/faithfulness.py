@@ -4,7 +4,8 @@ Comprehensiveness is the loss of probability when the first 1, 5, 10, 20 and 50%
 when only they are kept; each is the mean over the five shares (DeYoung et al. 2020, "ERASER"). The probability is the calibrated one of
 the label predicted for the whole review. A large comprehensiveness and a small sufficiency are faithful. Parts are taken out of the encoded
 review, so that the boundaries of the other sentences stay where they are. Comprehensiveness of different models is not comparable. The
-normalised figures place a method between the worst (0) and the best (1) greedy order of the sentences, which depends less on the model.
+normalised comprehensiveness places a method between the worst (0) and the best (1) greedy order of the sentences, which depends less on
+the model.
 """
 
 from __future__ import annotations
@@ -51,12 +52,19 @@ class Losses:
 
 
 def sentence_rankings(network: HAN, batch: RaggedBatch, *, seed: int = 0) -> dict[str, Floats]:
-    """Values [S] of every sentence by each method; larger values rank first. `permuted_attention` and `random` must fail."""
-    with torch.no_grad():
-        vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
-        attention = _array(network.sentences(vectors, batch.review_lengths)[1])
-    leave_one_out = np.nan_to_num(_array(effects.sentence_effects(network, vectors, batch.review_lengths).effects))
-    return {"leave_one_out": leave_one_out, "attention": attention, **_controls(attention, _rows(batch, "sentences"), seed)}
+    """Values [S] of every sentence by each method; larger values rank first. `permuted_attention`, `random_weights`, `random` must fail."""
+    leave_one_out, attention = _effects_and_attention(network, batch)
+    random_weights, _ = _effects_and_attention(_random_weights(network, seed), batch)
+    controls = {"random_weights": random_weights, **_controls(attention, _rows(batch, "sentences"), seed)}
+    return {"leave_one_out": leave_one_out, "attention": attention, **controls}
+
+
+@torch.no_grad()
+def _effects_and_attention(network: HAN, batch: RaggedBatch) -> tuple[Floats, Floats]:
+    """(effects [S], attention [S]) of the sentences; the only sentence of a review has the effect 0."""
+    vectors, _ = network.words(network.word_vectors(batch), batch.sentence_lengths)
+    result = effects.sentence_effects(network, vectors, batch.review_lengths)
+    return np.nan_to_num(_array(result.effects)), _array(result.attention)
 
 
 def word_rankings(
@@ -293,10 +301,10 @@ _STYLE = (
 
 
 def _normalise(methods: dict[str, dict[str, Any]]) -> None:
-    for name, best, worst in (("comprehensiveness", "best_order", "worst_order"), ("sufficiency", "best_order", "worst_order")):
-        high, low = methods[best][name], methods[worst][name]
-        for figures in methods.values():
-            figures[f"{name}_normalised"] = (figures[name] - low) / (high - low) if high != low else None
+    """Not of sufficiency: the greedy orders are those of taking out, not of keeping."""
+    high, low = (methods[name]["comprehensiveness"] for name in ("best_order", "worst_order"))
+    for figures in methods.values():
+        figures["comprehensiveness_normalised"] = (figures["comprehensiveness"] - low) / (high - low) if high != low else None
 
 
 def _num_reviews(measured: Measured) -> int:

@@ -95,10 +95,12 @@ def test_the_permuted_attention_is_the_attention_in_another_order_within_each_re
 
 def test_the_report_is_json_with_every_method_at_both_levels() -> None:
     report = json.loads(json.dumps(faithfulness.report(tiny_network(), reviews_of_several_sentences())))
-    controls = {"permuted_attention", "random"}
+    controls = {"permuted_attention", "random_weights", "random"}
     bounds = {"best_order", "worst_order"}
     assert set(report["sentences"]["methods"]) == {"leave_one_out", "attention"} | controls | bounds
-    assert set(report["words"]["methods"]) == {*effects.WordMethod.__args__, "random_weights"} | controls
+    assert set(report["words"]["methods"]) == {*effects.WordMethod.__args__} | controls
+    normalised = {name for figures in report["sentences"]["methods"].values() for name in figures if "normalised" in name}
+    assert normalised == {"comprehensiveness_normalised"}
     low, high = report["words"]["methods"]["leave_one_out"]["comprehensiveness_interval"]
     assert low <= report["words"]["methods"]["leave_one_out"]["comprehensiveness"] <= high
 
@@ -166,6 +168,30 @@ def test_the_plot_is_one_svg_that_names_every_method() -> None:
     drawn = faithfulness.plot(results)
     assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert all(method.replace("_", " ") in drawn for method in results["sentences"]["methods"])
+
+
+def test_the_effects_of_random_weights_do_not_rank_sentences_like_those_of_the_network() -> None:
+    network = tiny_network()
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    rankings = faithfulness.sentence_rankings(network, BATCH)
+    assert not np.allclose(rankings["random_weights"], rankings["leave_one_out"])
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    again = faithfulness.sentence_rankings(network, BATCH)["random_weights"]
+    np.testing.assert_array_equal(rankings["random_weights"], again)
+
+
+def test_the_controls_fail_where_a_few_sentences_decide() -> None:
+    """Sentences of one word: two words decide, and the others say nothing."""
+    network = tiny_network()
+    generator = np.random.default_rng(0)
+    with torch.no_grad():
+        network.embedding.weight[3:] = 0
+    ids = generator.integers(3, len(WORDS), 40 * 12)
+    for review in range(40):
+        ids[12 * review + generator.integers(12)] = 1 + review % 2
+    batch = flat_batch(ids, np.ones(len(ids), dtype=np.int32), np.full(40, 12))
+    results = faithfulness.report(network, batch, words=False)
+    assert faithfulness.failures(results) == []
 
 
 def test_a_control_that_does_not_fail_is_named() -> None:
