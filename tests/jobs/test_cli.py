@@ -15,7 +15,9 @@ import pytest
 
 import han
 from han.config import ColumnsConfig, TrainConfig
+from han.explain.pieces import signed
 from han.types import Mistake
+from han.types import Score as Answer
 from jobs import cli
 from jobs.__main__ import COMMANDS
 from jobs.score import Score
@@ -136,6 +138,24 @@ def test_reviews_are_predicted_from_arguments_files_and_standard_input(tiny_mode
     assert [each["label"] for each in found] == [each.label for each in wanted]  # type: ignore[union-attr]
     for each, other in zip(found, wanted, strict=True):
         assert each["probabilities"] == pytest.approx(other.probabilities, abs=1e-6)  # type: ignore[union-attr]
+
+
+def test_the_effects_in_the_terminal_are_those_of_the_scorer(tiny_model: Path) -> None:
+    text = "It was good. The film was bad, not dull. I loved it!"
+    [wanted] = han.load(str(tiny_model)).score([text], effects="exact_words")
+    assert isinstance(wanted, Answer)
+    assert wanted.effects
+    arguments = ("predict", text, "--model", str(tiny_model), "--effects", "exact_words")
+    found = json.loads(call(*arguments, "--json").stdout)
+    for name in ("evidence", "nothing", "sum", "interaction"):
+        assert found["effects"][name] == pytest.approx(getattr(wanted.effects, name), abs=1e-6)
+    shown = call(*arguments).stdout
+    for sentence, expected in zip(found["sentences"], wanted.sentences or (), strict=True):
+        assert sentence["effect"] == pytest.approx(expected.effect, abs=1e-6)
+        of_words = [word.effect for word in expected.words or ()]
+        assert [word["effect"] for word in sentence["words"]] == pytest.approx(of_words, abs=1e-6)
+        assert re.search(rf" {re.escape(signed(expected.effect))} {re.escape(text[expected.start : expected.end])}$", shown, re.MULTILINE)
+    assert f"evidence for {wanted.label} {signed(wanted.effects.evidence)} = " in shown
 
 
 def test_the_old_spelling_of_predict_still_works(tiny_model: Path) -> None:

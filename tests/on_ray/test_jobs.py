@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
+from han.config import ColumnsConfig
+from han.data import sources
 from han.data.samples import REVIEWS
+from han.evaluate import evaluation, faithfulness
 from han.explain import corpus
 from han.model import artifact
+from han.model.ragged import flat_batch
 from jobs import cli, evaluate, explain, prepare, score, train
 
 if TYPE_CHECKING:
@@ -115,6 +120,31 @@ def test_the_corpus_view_on_ray_equals_the_one_without_ray(
     assert one.num_rows > 100
     assert one.select(columns).equals(other.select(columns))
     assert other["sum"].to_pylist() == pytest.approx(one["sum"].to_pylist())
+
+
+def test_the_faithfulness_of_an_evaluation_on_ray_equals_a_report_without_ray(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    numbers = ("--faithfulness-reviews", 12, "--faithfulness-words", 2)
+    printed = call("evaluate", "--data", "sample", "--model", "imdb", "--out", out, "--faithfulness", *numbers)
+    assert "a sanity check does not hold" not in printed
+    assert {"12", "2"} <= set(re.findall(r"faithfulness of \w+, (\d+) reviews", " ".join(printed.split())))
+    figures = json.loads((out / "faithfulness.json").read_text())
+    assert figures["failed_checks"] == []
+    assert (out / "faithfulness.svg").read_text().startswith("<svg")
+    model = artifact.load(artifact.find("imdb"))
+    texts = evaluation._sample(sources.find_shards("sample", ColumnsConfig(), labelled=False), ColumnsConfig(), 12, seed=0)
+    encoded = model.encoder.encode_batch(texts)
+    batch = flat_batch(encoded.token_ids, encoded.sentence_lengths, encoded.review_lengths)
+    wanted = faithfulness.report(model.network, batch, words=False)["sentences"]["methods"]
+    methods = figures["sentences"]["methods"]
+    for method in ("leave_one_out", "attention", "best_order", "worst_order"):
+        for name in ("comprehensiveness", "sufficiency"):
+            assert methods[method][name] == pytest.approx(wanted[method][name], abs=1e-5)
+    for parts, number in (("sentences", 12), ("words", 2)):
+        assert figures[parts]["num_reviews"] == number
+        losses = {method: of_method["comprehensiveness"] for method, of_method in figures[parts]["methods"].items()}
+        for control in ("random_weights", "permuted_attention", "random"):
+            assert losses[control] < losses["leave_one_out"]
 
 
 def damaged(model: Path, where: Path, name: str, content: bytes) -> Path:
