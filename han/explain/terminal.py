@@ -44,7 +44,8 @@ _LINE_END = re.compile(r"<br\b[^<>]*>|\n", re.IGNORECASE)
 def terminal(text: str, score: Score, *, width: int, colour: bool, removals: Removals | None = None) -> str:
     """Returns the label, the probabilities, and each sentence beside its share of the review, and beside its effect if it has one.
 
-    A positive effect speaks for the label, a negative one against it. Words with effects are marked by them, not by their attention.
+    The bar shows the share, or the size of the effect. A positive effect speaks for the label, a negative one against it. Words with
+    effects are marked by them, not by their attention.
 
     width: columns of the terminal; a value below 40 counts as 40. No line is wider.
     colour: True marks words with 256-colour backgrounds and their own ink. False writes no escape code, and names the three most attended
@@ -102,7 +103,7 @@ def _sentences(text: str, sentences: Sequence[Sentence], width: int, console: Co
     """Returns the lines of all sentences. An empty line stands where the text has two line ends between two sentences."""
     lines: list[Text] = []
     largest_sentence, largest_share = largest_shares(sentences)
-    _, largest_effect = largest_effects(sentences)
+    strongest, largest_effect = largest_effects(sentences)
     end = len(text)
     for sentence in sentences:
         if len(_LINE_END.findall(text, end, sentence.start)) > 1:
@@ -112,9 +113,12 @@ def _sentences(text: str, sentences: Sequence[Sentence], width: int, console: Co
         if sentence.words and not colour:
             named = _strongest(text, sentence.words) if largest_effect else _most_attended(text, sentence.words)
             rows += _wrap([(named, "")], width, console)
-        lead = Text(f"{percent(sentence.attention):>5}% ").append(f"{_bar(sentence.attention / largest_sentence, 8):<8}", _BAR).append(" ")
+        lead, share, style = Text(f"{percent(sentence.attention):>5}% "), sentence.attention / largest_sentence, _BAR
         if gutter > _GUTTER:
-            lead.append(f"{signed(sentence.effect):>6}", _FOR if (sentence.effect or 0) >= 0 else _AGAINST).append(" ")
+            share = abs(sentence.effect or 0) / (strongest or 1)
+            style = _FOR if (sentence.effect or 0) >= 0 else _AGAINST
+            lead.append(f"{signed(sentence.effect):>6}", style).append(" ")
+        lead.append(f"{_bar(share, 8):<8}", style).append(" ")
         lines += [(Text(" " * gutter) if number else lead).append_text(row) for number, row in enumerate(rows)]
     return lines
 

@@ -103,13 +103,19 @@ def test_an_unfamiliar_review_has_a_warning_below_its_probabilities() -> None:
     assert "uncertain" not in drawn
 
 
-def test_effects_are_shown_beside_attention_with_their_sum() -> None:
+def test_effects_are_shown_beside_attention_with_their_bars_and_their_sum() -> None:
     score = with_effects()
     plain = terminal("A b. C.", score, width=80, colour=False)
-    assert " 75.0% ████████  +1.25 A b." in plain
-    assert "\u22120.50 C." in plain
+    assert " 75.0%  +1.25 ████████ A b." in plain
+    assert " 25.0%  \u22120.50 ███▎     C." in plain
     assert "b +0.75" in plain
     assert "evidence for positive +1.00 = +0.10 without text, +0.75 from the sentences one by one, +0.15" in plain.replace("\n", " ")
+
+
+def test_the_bar_of_an_effect_has_the_colour_of_its_sign() -> None:
+    drawn = terminal("A b. C.", with_effects(), width=80, colour=True)
+    assert "\x1b[38;5;32m████████\x1b[0m" in drawn
+    assert "\x1b[38;5;208m███▎    \x1b[0m" in drawn
 
 
 def test_what_has_to_be_taken_out_for_another_label_is_a_note() -> None:

@@ -154,7 +154,9 @@ def test_the_effects_in_the_terminal_are_those_of_the_scorer(tiny_model: Path) -
         assert sentence["effect"] == pytest.approx(expected.effect, abs=1e-6)
         of_words = [word.effect for word in expected.words or ()]
         assert [word["effect"] for word in sentence["words"]] == pytest.approx(of_words, abs=1e-6)
-        assert re.search(rf" {re.escape(signed(expected.effect))} {re.escape(text[expected.start : expected.end])}$", shown, re.MULTILINE)
+        assert re.search(
+            rf" {re.escape(signed(expected.effect))} .{{8}} {re.escape(text[expected.start : expected.end])}$", shown, re.MULTILINE
+        )
     assert f"evidence for {wanted.label} {signed(wanted.effects.evidence)} = " in shown
 
 
