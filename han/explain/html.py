@@ -151,8 +151,9 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
         rows.append(_sample('<span class="unread">grey</span>', "Not read by the network: markup, or text that a limit cut."))
     if sentences:
         rows.append(
-            '<p class="caveat"><strong>Attention shows where the network looked, not why it decided.</strong> A shaded word need not have '
-            "moved the answer, an unshaded one may have, and no shade says whether a word spoke for the label or against it.</p>"
+            '<p class="caveat of-attention"><strong>Attention shows where the network looked, not why it decided.</strong> A shaded word '
+            "need not have moved the answer, an unshaded one may have, and no shade says whether a word spoke for the label or against "
+            "it.</p>"
         )
     return f'<div class="key">{"".join(rows)}</div>'
 
