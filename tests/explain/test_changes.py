@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from han.config import TextConfig
 from han.explain import changes
@@ -75,6 +80,56 @@ def test_the_page_draws_both_answers_and_runs_nothing() -> None:
     assert "<b>one" not in drawn
     assert drawn.count("<h2") == 2
     assert drawn.count('class="row marked"') == 2
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: install one (Debian: apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as started:
+        yield started
+
+
+def written(folder: Path) -> str:
+    both = [FLIPPED, SAME]
+    (folder / "page.html").write_text(changes.page(both, changes.summary(both), title="Changes"), encoding="utf-8")
+    return (folder / "page.html").as_uri()
+
+
+@in_a_browser
+def test_a_page_of_changes_shows_both_answers_and_switches_to_effects_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    with browser.new_context() as context:
+        opened, complaints = context.new_page(), []
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("dialog", lambda dialog: complaints.append(dialog.message))
+        opened.goto(written(tmp_path))
+        assert [label.split() for label in opened.locator("h2 bdi").all_inner_texts()[:2]] == [["positive"], ["negative"]]
+        expect(opened.locator("article").first.locator(".id").first).to_have_text(
+            "<b>one</b>: positive to negative; its label is negative; shift of the evidence for positive \u22123.39 nats"
+        )
+        assert "<script>alert(1)</script>" in opened.locator(".raw").all_inner_texts()[1]
+        effects = opened.locator("article").first.locator(".share.of-effect .number")
+        expect(effects.first).to_be_hidden()
+        opened.locator("input.effects").check()
+        assert effects.all_inner_texts() == ["+2.00", "+0.10", "\u22121.00", "\u22122.00", "\u22120.10", "+3.00"]
+        assert complaints == []
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_problem_in_a_page_of_changes(browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], width: int) -> None:
+    size = {"width": width, "height": 900}
+    with browser.new_context(bypass_csp=True, color_scheme=scheme, viewport=size) as context:  # axe is a script
+        opened = context.new_page()
+        opened.goto(written(tmp_path))
+        for _ in ("attention", "effects"):
+            assert [found["id"] for found in Axe().run(opened).response["violations"]] == []
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            opened.locator("input.effects").check()
 
 
 def save(folder: Path, *, seed: int, labels: tuple[str, ...]) -> Path:

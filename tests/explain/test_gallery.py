@@ -109,6 +109,30 @@ def test_a_page_is_searched_and_sorted_in_a_browser(browser: Browser, tmp_path: 
 
 
 @in_a_browser
+def test_a_gallery_of_thousands_of_reviews_is_searched_and_sorted_without_a_hang(browser: Browser, tmp_path: Path) -> None:
+    number, patience_ms = 2_000, 60_000  # catches a hang: a busy machine takes seconds
+    texts = [f"Review number {place} is fine. {REVIEW}" for place in range(number)]
+    answers = [
+        (f"r{place}", text, dataclasses.replace(read(text), probability=0.5 + place / (2 * number))) for place, text in enumerate(texts)
+    ]
+    (tmp_path / "page.html").write_text(page(answers, title="Many"), encoding="utf-8")
+    opened = browser.new_page()
+    opened.set_default_timeout(patience_ms)
+    opened.goto((tmp_path / "page.html").as_uri())
+    opened.fill(".find input", "number 17 is")
+    expect(opened.locator(".find output")).to_have_text("1 of 2,000 match", timeout=patience_ms)
+    expect(opened.locator("article:not([hidden]) .id")).to_have_text("r17", timeout=patience_ms)
+    opened.fill(".find input", "")
+    expect(opened.locator(".find output")).to_have_text("", timeout=patience_ms)
+    opened.select_option(".find select", "-probability")
+    rows = opened.locator(".index tbody td:first-child")
+    expect(rows.first).to_have_text("r1999", timeout=patience_ms)
+    assert rows.count() == number
+    expect(rows.last).to_have_text("r0", timeout=patience_ms)
+    assert opened.locator("#review-2000").evaluate("article => article.style.order") == "1"
+
+
+@in_a_browser
 def test_a_page_without_scripts_shows_all_reviews_and_no_search(browser: Browser, tmp_path: Path) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         opened = context.new_page()
