@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from han.failpoint import Failpoint
 from han.model import artifact
 from han.model.artifact import BEST, TEST, Artifact, Splits, read_checked, read_test
-from han.storage import Folder, write_json
+from han.storage import Folder, replace_file, write_json
 from han.types import Mistake
 
 POINTER = f"{BEST}.json"
@@ -33,6 +33,7 @@ KEPT = 20  # number of promotions that can be rolled back
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished"
 _FIGURES = ("num_reviews", "accuracy", "f1", "auc", "log_loss", "expected_calibration_error")
+_OF_THE_CARD = ("accuracy_interval", "accuracy_by_rating", "accuracy_by_length")  # of test reviews
 
 
 class _Pointer(BaseModel):
@@ -137,14 +138,25 @@ def versions(models: Path) -> list[Version]:
 def keep_test(model: Path, measured: dict[str, Any]) -> bool:
     """Store test metrics beside the artifact `model` of a run or of a folder of models. Returns False for any other artifact.
 
-    An artifact is immutable, so they are in a file beside it. `promote` copies this file. A later evaluation replaces it.
+    An artifact is immutable, so they are in a file beside it. `promote` copies this file. A later evaluation replaces it. The model card
+    gets them too, unless somebody has edited it.
     """
     is_version = (model.parent / POINTER).is_file()
     if not is_version and not (model.name == "artifact" and (model.parent / "config.json").is_file()):
         return False
-    kept = {name: measured[name] for name in (*_FIGURES, "model", "data") if name in measured}
-    write_json(_test_file(model), kept | {"date": datetime.now(UTC).isoformat(timespec="seconds")})
+    card = model / "README.md"
+    is_generated = card.is_file() and card.read_text(encoding="utf-8") == artifact.render_card(model)
+    write_json(_test_file(model), test_figures(measured))
+    if is_generated:
+        content = artifact.render_card(model)
+        replace_file(card, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     return True
+
+
+def test_figures(measured: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an evaluation beside an artifact."""
+    kept = {name: measured[name] for name in (*_FIGURES, *_OF_THE_CARD, "model", "data") if name in measured}
+    return kept | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _test_file(model: Path) -> Path:

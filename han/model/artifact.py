@@ -267,6 +267,18 @@ def read_test(folder: Path, fingerprint: str) -> dict[str, Any]:
     return {"test": measured} if measured.get("model") == fingerprint else {}
 
 
+def render_card(folder: Path, *, weaknesses: str = "", recipe: dict[str, Any] | None = None) -> str:
+    """The card of the artifact in `folder`, with the test figures beside it. recipe: settings that an older artifact does not have."""
+    sums = _verified_sums(folder)
+    config = _read_config(folder / "config.json")
+    fingerprint = _fingerprint(sums, config)
+    figures = read_test(folder, fingerprint) | read_checked(folder / "metrics.json", _Metrics)
+    if recipe is not None:
+        config["provenance"] = {"recipe": recipe} | config["provenance"]
+    num_words = len(Vocab.read(folder / "vocab.txt"))
+    return model_card(config, figures, num_words=num_words, fingerprint=fingerprint, weaknesses=weaknesses)
+
+
 def trim(model: Artifact, num_words: int) -> tuple[Encoder, HAN]:
     """Encoder and network of a smaller model: its `num_words` most frequent words including `<unk>`, with vectors rounded to float16.
 

@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 
-def model_card(config: dict[str, Any], metrics: dict[str, Any], *, num_words: int, fingerprint: str) -> str:
-    """The card in Markdown: what the model is, its training data, its metrics and its limits."""
-    labels = ", ".join(config["labels"])
+def model_card(config: dict[str, Any], metrics: dict[str, Any], *, num_words: int, fingerprint: str, weaknesses: str = "") -> str:
+    """The card in Markdown: what the model is, its training data, its metrics and its limits.
+
+    metrics: by split; test figures may have accuracy by rating and by length. weaknesses: a section in Markdown, if they were measured.
+    """
+    labels, test = ", ".join(config["labels"]), metrics.get("test", {})
     lines = [
         f"# Hierarchical attention network, {len(config['labels'])} labels: {labels}",
         "",
@@ -26,6 +29,9 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], *, num_words: in
         "## How good it is",
         "",
         *_figures(metrics),
+        *_slices("stars", {f"{each['rating']:g}": each for each in test.get("accuracy_by_rating", ())}),
+        *_slices("tokens", {"{:,} to {:,}".format(*each["tokens"]): each for each in test.get("accuracy_by_length", ())}),
+        *([weaknesses.strip(), ""] if weaknesses else []),
         "## Limits",
         "",
         "- It knows the language and the kind of review it learnt from; on any other text its probabilities are not calibrated.",
@@ -41,10 +47,9 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
     for split in ("development", "test"):
         if split in metrics:
             figures = metrics[split]
-            low, high = figures["accuracy_interval"]
             area = "-" if figures["auc"] is None else f"{figures['auc']:.4f}"
             rows.append(
-                f"| {split} | {figures['num_reviews']:,} | {figures['accuracy']:.2%} ({low:.2%} to {high:.2%}) | {figures['f1']:.4f} | "
+                f"| {split} | {figures['num_reviews']:,} | {_accuracy(figures)} | {figures['f1']:.4f} | "
                 f"{area} | {figures['log_loss']:.4f} | {figures['expected_calibration_error']:.4f} |"
             )
     if not rows:
@@ -55,3 +60,14 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
     ]
     notes = [] if "test" in metrics else ["The test split was not opened.", ""]
     return [*header, *rows, "", *notes]
+
+
+def _slices(name: str, slices: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of the accuracy on parts of the test reviews."""
+    rows = [f"| {value} | {figures['num_reviews']:,} | {_accuracy(figures)} |" for value, figures in slices.items()]
+    return [f"| {name} of a test review | reviews | accuracy (95% interval) |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _accuracy(figures: dict[str, Any]) -> str:
+    interval = figures.get("accuracy_interval")  # files of older versions have none
+    return f"{figures['accuracy']:.2%}" + (" ({:.2%} to {:.2%})".format(*interval) if interval else "")

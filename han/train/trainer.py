@@ -328,13 +328,15 @@ def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:
     """The run and the data of an artifact, by names and fingerprints. Artifacts are shared, so it contains no path of this machine."""
     prepared = as_json(folder.config)
     prepared["vectors"]["source"] = Path(folder.config.vectors.source).name
+    request = read_json(out / "config.json")
+    recipe = {name: value for name, value in request.get("semi_supervised", {}).items() if name != "stages"}
     return {
         "run": link(out),
         "data": {"name": folder.path.name, "encoding": folder.fingerprint, "fingerprint": folder.data_fingerprint},
         "counts": folder.counts,
         "prepared": prepared,
-        "trained": read_json(out / "config.json")["train"],
-    }
+        "trained": request["train"],
+    } | ({"recipe": recipe} if recipe else {})
 
 
 def _finished(out: Path, request: dict[str, Any]) -> bool:

@@ -377,6 +377,26 @@ def test_test_metrics_of_a_run_are_promoted_with_it_and_listed(runs: tuple[Path,
     promoted(runs[1], tmp_path / "models")  # the folder still counts as one of models
 
 
+def test_test_metrics_of_a_run_are_on_its_card_unless_somebody_edited_the_card(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "config.json").write_text("{}")
+    stars = [{"rating": 1.0, "num_reviews": 40, "accuracy": 0.925, "accuracy_interval": [0.8, 0.98]}]
+    measured = {**FIGURES, "accuracy": 0.875, "accuracy_by_rating": stars, "model": fingerprint(run)}
+    card = run / "artifact" / "README.md"
+    assert "not opened" in card.read_text()
+    registry.keep_test(run / "artifact", measured)
+    assert "| 87.50% |" in card.read_text()
+    assert "| 1 | 40 | 92.50% (80.00% to 98.00%) |" in card.read_text()
+    assert "not opened" not in card.read_text()
+    registry.keep_test(run / "artifact", {**measured, "accuracy": 0.9})
+    assert "| 90.00% |" in card.read_text()
+    card.write_text(card.read_text() + "Ours.\n")
+    registry.keep_test(run / "artifact", measured)
+    assert "| 90.00% |" in card.read_text()
+    assert card.read_text().endswith("Ours.\n")
+
+
 def test_test_metrics_are_not_stored_beside_an_artifact_that_is_neither_of_a_run_nor_promoted(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "some" / "model")
     assert not registry.keep_test(tmp_path / "some" / "model", dict(FIGURES))

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
+from benchmarks.card import render as render_card
 from han.config import ModelConfig, TextConfig
 from han.model import artifact, metrics
 from han.model.network import HAN
@@ -245,6 +246,18 @@ def test_the_card_shows_test_figures_after_an_evaluation(tmp_path: Path) -> None
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| test | 2 | 100.00% " in card
     assert "not opened" not in card
+
+
+def test_the_card_of_the_shipped_model_has_its_test_figures_and_weaknesses() -> None:
+    shipped = artifact.find("imdb")
+    card = (shipped / "README.md").read_text(encoding="utf-8")
+    test = json.loads((shipped.parent / "imdb.test.json").read_text(encoding="utf-8"))
+    assert f"| test | 25,000 | {test['accuracy']:.2%} (" in card
+    assert "not opened" not in card
+    for slices in (test["accuracy_by_rating"], test["accuracy_by_length"]):
+        assert [each for each in slices if f"| {each['num_reviews']:,} | {each['accuracy']:.2%} (" not in card] == []
+    assert '"student_epochs": 3' in card
+    assert card == render_card(), "han/pretrained/imdb/README.md is outdated: run python -m benchmarks.card"
 
 
 def with_ngrams() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han.config import ModelConfig, PrepareConfig, SemiSupervisedConfig, TrainConfig
+from han.config import ModelConfig, PrepareConfig, SemiSupervisedConfig, TrainConfig, as_json
 from han.data.samples.planted import write_jsonl
 from han.model import artifact
 from han.train.encoded import EncodedFolder
@@ -53,6 +53,7 @@ def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: 
     assert model.network.ngram_projection.any()
     assert model.uncertain_below is not None
     assert 0 < model.uncertain_below < 1
+    assert model.provenance["recipe"] == {name: value for name, value in as_json(RECIPE).items() if name != "stages"}
     assert set(model.provenance["semi_supervised"]) == {"n-grams", "teacher 1", "teacher 2", "all"}
     stages = tmp_path / "run" / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.glob("*.*")}
