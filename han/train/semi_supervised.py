@@ -102,12 +102,17 @@ def teach(
         runs.append(fit(folder.path, stages / f"teacher-{number}", network, own, start=start))
     plan.begin("soft labels")
     if not soft_labels.exists():
-        _label(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
+        write_soft_labels(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
     plan.begin("student")
-    student = dataclasses.replace(_supervised(train, plan.student_epochs), soft_labels=str(soft_labels))
     # Not from a teacher, which knows the labelled reviews by heart.
     kept = Start(ngrams=str(ngrams), weights=str(words[model]))
-    return Student(model=dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT), train=student, start=kept)
+    return student_of(soft_labels, model, _supervised(train, plan.student_epochs), kept)
+
+
+def student_of(soft_labels: Path, model: ModelConfig, train: TrainConfig, start: Start) -> Student:
+    """The training of a student on soft labels."""
+    quiet = dataclasses.replace(model, embedding_dropout=STUDENT_DROPOUT, dropout=STUDENT_DROPOUT)
+    return Student(model=quiet, train=dataclasses.replace(train, soft_labels=str(soft_labels)), start=start)
 
 
 def summary(stages: Path) -> dict[str, Any]:
@@ -209,8 +214,8 @@ def _pretrain(data: str, out: str, model: dict[str, Any], train: dict[str, Any],
     replace_file(Path(out), lambda temporary: temporary.write_bytes(save(weights)))
 
 
-def _label(folder: EncodedFolder, stages: Path, ngrams: Path, artifacts: list[Path], out: Path, *, num_tasks: int) -> None:
-    """Write the soft labels of the unlabelled reviews, and how good their teachers are on the development reviews."""
+def write_soft_labels(folder: EncodedFolder, stages: Path, ngrams: Path, artifacts: list[Path], out: Path, *, num_tasks: int) -> None:
+    """Write the soft labels of the unlabelled reviews, and into `stages` how good their teachers are on the development reviews."""
     arguments = (str(folder.path), str(ngrams), [str(path) for path in artifacts])
     parts = ray.get([_answer.options(num_cpus=1).remote(*arguments, part, num_tasks) for part in range(num_tasks)])
     ids, logits = ([part[field] for part in parts] for field in ("ids", "unlabelled"))
