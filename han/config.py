@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 from han.types import AttentionDetail, Mistake
 
 T = TypeVar("T")
+REMOVED: dict[str, object] = {"adversarial": 0.0, "teacher_adversarial": 0.0, "teacher_hidden": None}
+"""settings of earlier versions, and the only value of each that this version can repeat"""
 TagRule: TypeAlias = Literal["html", "any"]
 
 
@@ -155,9 +157,6 @@ class TrainConfig:
     """decoupled weight decay of the dense weights (AdamW)"""
     clip_norm: float = 1.0
     """maximum norm of a step's gradient"""
-    adversarial: float = 0.0
-    """size of adversarial changes to the word vectors (Miyato et al. 2017), as a share of the norm of the review's vectors; 0 turns them
-    off; 0.02 is usual; a step takes twice as long"""
     num_workers: int = 1
     """data-parallel processes"""
     cpus_per_worker: int = 1
@@ -183,7 +182,6 @@ class TrainConfig:
             raise Mistake(f"coverage is {self.coverage}: give a share above 0, at most 1")
         if self.semi_supervised and self.soft_labels is not None:
             raise Mistake("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
-        _share_below_1("adversarial", self.adversarial)
         if self.learning_rate <= 0:
             raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
@@ -196,10 +194,6 @@ class SemiSupervisedConfig:
 
     teachers: int = 4
     """number of teacher networks; the n-gram model labels the unlabelled reviews too"""
-    teacher_hidden: int | None = None
-    """units of the word GRU in each direction, for all teachers except the first; the default is the model's"""
-    teacher_adversarial: float = 0.0
-    """--train.adversarial for the teachers"""
     teacher_epochs: int = 3
     """passes of a teacher over the labelled reviews; few reviews get more passes"""
     student_epochs: int = 3
@@ -210,8 +204,7 @@ class SemiSupervisedConfig:
     """folder of the stages' results; the default is `stages` in the folder of the run; runs with different seeds may share it"""
 
     def __post_init__(self) -> None:
-        _at_least(self, teachers=1, teacher_hidden=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
-        _share_below_1("teacher_adversarial", self.teacher_adversarial)
+        _at_least(self, teachers=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +317,7 @@ def from_json(kind: type[T], values: dict[str, Any]) -> T:
     hints = get_type_hints(kind)
     if kind is TextConfig:  # version 0.1.0 had no such setting
         values = {"tags": "any", **values}
+    values = without_removed(values)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise Mistake(f"{kind.__name__} has no setting {', '.join(unknown)}: it has {', '.join(sorted(hints))}")
@@ -335,9 +329,15 @@ def from_json(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**arguments)
 
 
+def without_removed(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version without those that do not exist any more, where this version does the same without them."""
+    return {name: value for name, value in values.items() if name not in REMOVED or value != REMOVED[name]}
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
     """Settings that differ between two JSON trees, as `name: theirs -> ours` lines."""
     lines: list[str] = []
+    ours, theirs = without_removed(ours), without_removed(theirs)
     for name in sorted(set(ours) | set(theirs)):
         one, other = ours.get(name), theirs.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
@@ -365,8 +365,3 @@ def _at_least(config: object, **smallest: int) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise Mistake(f"{name} is {value}: give at least {bound}")
-
-
-def _share_below_1(name: str, share: float) -> None:
-    if not 0 <= share < 1:
-        raise Mistake(f"{name} is {share}: give a share from 0, below 1")

@@ -24,7 +24,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin
 import tyro
 
 import han
-from han.config import ColumnsConfig, as_json
+from han.config import ColumnsConfig, as_json, without_removed
 from han.types import Mistake, TooManyBad
 
 Config = TypeVar("Config")
@@ -368,7 +368,7 @@ def _read_settings(kind: type[Config], file: str) -> Config:
 
 
 def _from_values(kind: Any, values: dict[str, Any], *, where: str) -> Any:
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+    values = without_removed({name.replace("-", "_"): value for name, value in values.items()})
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(fields)):

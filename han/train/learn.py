@@ -173,27 +173,9 @@ class Learner:
         return add_over_workers(self.network, self.dense, sums)
 
     def _backward(self, piece: RaggedBatch, labels: Tensor) -> Tensor:
-        """Add the gradients of the summed cross-entropy, which is returned; with `adversarial` also those of the moved word vectors."""
-
-        def loss_of(logits: Tensor) -> Tensor:
-            return functional.cross_entropy(logits.float(), labels, reduction="sum")
-
-        if not self.config.adversarial:
-            loss = loss_of(self._forward(piece))
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-        batch = self._on_device(piece)
-        with self._autocast():
-            inputs = self.network.inputs(batch)
-            own = inputs.detach().requires_grad_()
-            loss = loss_of(self.network.answer(own, batch).logits)
+        """Add the gradients of the summed cross-entropy, which is returned."""
+        loss = functional.cross_entropy(self._forward(piece).float(), labels, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
-        assert own.grad is not None  # noqa: S101
-        moved = (own.detach() + self.config.adversarial * adversarial_step(own.detach(), own.grad, batch)).requires_grad_()
-        with self._autocast():
-            loss_of(self.network.answer(moved, batch).logits).backward()  # type: ignore[no-untyped-call]
-        assert moved.grad is not None  # noqa: S101
-        inputs.backward(own.grad + moved.grad)  # type: ignore[no-untyped-call]
         return loss
 
     def _step(self, num_reviews: int, loss: float) -> float:
@@ -258,17 +240,6 @@ class RowAdam(torch.optim.SparseAdam):
         numbers = np.array([*(1 - betas), group["eps"], rate], dtype=tables[0].detach().numpy().dtype)
         kernels.adam_rows(*(array.numpy() for array in arrays), *numbers)
         return None
-
-
-def adversarial_step(inputs_TE: Tensor, gradient_TE: Tensor, batch: RaggedBatch) -> Tensor:
-    """The direction [T, E] in which the loss of each review rises most, as long as the review's inputs are together."""
-    reviews_S = torch.repeat_interleave(torch.arange(batch.num_reviews), batch.review_lengths)
-    reviews_T = torch.repeat_interleave(reviews_S, batch.sentence_lengths).to(inputs_TE.device)
-    sizes, slopes = (
-        torch.zeros(batch.num_reviews, device=inputs_TE.device).index_add(0, reviews_T, array.float().square().sum(1)).sqrt()
-        for array in (inputs_TE, gradient_TE)
-    )
-    return gradient_TE * (sizes / slopes.clamp(min=torch.finfo(torch.float32).tiny))[reviews_T, None]
 
 
 def read_soft_labels(path: Path, labels: Sequence[str]) -> SoftLabels:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,32 +80,28 @@ def teach(
         raise Mistake(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
     seed = _claim(folder, stages, model, train, recipe)
     cpus = train.num_workers * train.cpus_per_worker
-    wide = dataclasses.replace(model, word_hidden=recipe.teacher_hidden or model.word_hidden)
-    networks = [model, *[wide] * (recipe.teachers - 1)]
-    plan = _Plan(folder, train, recipe, networks)
-    words = {network: stages / f"words-{network.word_hidden}.safetensors" for network in networks}
+    plan = _Plan(folder, train, recipe)
+    words = stages / f"words-{model.word_hidden}.safetensors"
     ngrams, soft_labels = stages / "ngrams.safetensors", stages / "soft-labels.parquet"
     plan.begin("n-grams")
     if not ngrams.exists():
         ray.get(_fit_ngrams.options(num_cpus=1).remote(str(folder.path), str(ngrams)))
-    for network, path in words.items():
-        plan.begin(f"pretraining of the word GRU of {network.word_hidden} units")
-        if not path.exists():
-            settings = as_json(network), as_json(dataclasses.replace(train, seed=seed)), recipe.pretraining_passes
-            ray.get(_pretrain.options(num_cpus=cpus).remote(str(folder.path), str(path), *settings))
+    plan.begin(f"pretraining of the word GRU of {model.word_hidden} units")
+    if not words.exists():
+        settings = as_json(model), as_json(dataclasses.replace(train, seed=seed)), recipe.pretraining_passes
+        ray.get(_pretrain.options(num_cpus=cpus).remote(str(folder.path), str(words), *settings))
     runs = []
-    for number, network in enumerate(networks, start=1):
-        start = Start(ngrams=str(ngrams), weights=str(words[network]), reads_ngrams=number % 2 == 1)
+    for number in range(1, recipe.teachers + 1):
+        start = Start(ngrams=str(ngrams), weights=str(words), reads_ngrams=number % 2 == 1)
         plan.begin(f"teacher {number} of {recipe.teachers}, {'with' if start.reads_ngrams else 'without'} n-grams")
-        own = _supervised(train, plan.teacher_epochs)
-        own = dataclasses.replace(own, seed=1_000 * seed + number, adversarial=recipe.teacher_adversarial)
-        runs.append(fit(folder.path, stages / f"teacher-{number}", network, own, start=start))
+        own = dataclasses.replace(_supervised(train, plan.teacher_epochs), seed=1_000 * seed + number)
+        runs.append(fit(folder.path, stages / f"teacher-{number}", model, own, start=start))
     plan.begin("soft labels")
     if not soft_labels.exists():
         write_soft_labels(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
     plan.begin("student")
     # Not from a teacher, which knows the labelled reviews by heart.
-    kept = Start(ngrams=str(ngrams), weights=str(words[model]))
+    kept = Start(ngrams=str(ngrams), weights=str(words))
     return student_of(soft_labels, model, _supervised(train, plan.student_epochs), kept)
 
 
@@ -148,20 +144,19 @@ def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: Train
 class _Plan:
     """Prints the stages, and the time that they are expected to need."""
 
-    def __init__(self, folder: EncodedFolder, train: TrainConfig, recipe: SemiSupervisedConfig, teachers: Sequence[ModelConfig]) -> None:
+    def __init__(self, folder: EncodedFolder, train: TrainConfig, recipe: SemiSupervisedConfig) -> None:
         labelled, unlabelled = folder.num_reviews("train"), folder.num_reviews("unlabelled")
         tokens = folder.counts["words_counted"] / (labelled + unlabelled)  # a review
         self.teacher_epochs = enough_epochs(labelled * tokens, train.batch_tokens, recipe.teacher_epochs)
         of_all = (labelled + unlabelled) * tokens
         self.student_epochs = enough_epochs(of_all, train.batch_tokens, recipe.student_epochs)
-        of_teacher = self.teacher_epochs * labelled * tokens * (2 if recipe.teacher_adversarial else 1)
-        wider = [_arithmetic(teacher, folder) / _arithmetic(teachers[0], folder) for teacher in teachers]
+        of_teacher = self.teacher_epochs * labelled * tokens
         self.costs = [
             LABELLING * of_all,
-            *(recipe.pretraining_passes * of_all * cost for cost in dict.fromkeys(wider)),
-            *(of_teacher * cost for cost in wider),
-            sum(wider) * LABELLING * unlabelled * tokens,
-            self.student_epochs * of_all * (2 if train.adversarial else 1),
+            recipe.pretraining_passes * of_all,
+            *[of_teacher] * recipe.teachers,
+            recipe.teachers * LABELLING * unlabelled * tokens,
+            self.student_epochs * of_all,
         ]
         self.rate: float = TOKENS_PER_S * train.num_workers * train.cpus_per_worker
         self.number, self.began = 0, time.monotonic()
@@ -173,12 +168,6 @@ class _Plan:
         left_s = sum(self.costs[self.number :]) / self.rate
         self.number, self.began = self.number + 1, now
         print(f"stage {self.number} of {len(self.costs)}: {name}; all stages end in about {math.ceil(left_s / 60)} min", flush=True)
-
-
-def _arithmetic(model: ModelConfig, folder: EncodedFolder) -> int:
-    """Multiplications for a token in both directions of the word GRU and in the attention."""
-    size, hidden = int(folder.vectors.shape[1]), model.word_hidden
-    return 6 * hidden * (size + hidden) + 2 * hidden * model.word_attention
 
 
 def enough_epochs(num_tokens: float, batch_tokens: int, epochs: int) -> int:

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 import han
+from han.config import SemiSupervisedConfig, TrainConfig, as_json, differences, from_json
 from han.model import artifact
 from han.score.verify import verify
 from han.train.encoded import read_encoded
 from han.tune import sweep
 from han.tune.report import report
+from han.types import Mistake
+from jobs import cli
+from jobs.train import Train
 
 BEFORE = Path(__file__).parents[1] / "data" / "written_by_0.1.0"
 
@@ -50,3 +55,25 @@ def test_an_old_sweep_has_its_trials_and_its_page(tmp_path: Path) -> None:
     assert sweep.best(study).number == sweep.read_best(tmp_path / "sweep")["trial"] == best["trial"]
     assert "<svg" in report(study)
     assert artifact.find(str(BEFORE / "sweep")) == BEFORE / "sweep" / "artifact"
+
+
+REMOVED = {"train": {"adversarial": 0.0}, "semi_supervised": {"teacher_adversarial": 0.0, "teacher_hidden": None}}
+
+
+def test_settings_with_removed_fields_that_were_off_still_load_and_are_the_same_run() -> None:
+    for config, removed in ((TrainConfig(), REMOVED["train"]), (SemiSupervisedConfig(), REMOVED["semi_supervised"])):
+        assert from_json(type(config), as_json(config) | removed) == config
+        assert differences({"a": as_json(config)}, {"a": as_json(config) | removed}) == []
+    with pytest.raises(Mistake, match="has no setting adversarial"):
+        from_json(TrainConfig, {"adversarial": 0.02})
+    assert differences(as_json(TrainConfig()), as_json(TrainConfig()) | {"adversarial": 0.02}) == ["adversarial: 0.02 -> None"]
+
+
+def test_a_settings_file_with_removed_fields_that_were_off_still_loads(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(
+        'data = "d"\nout = "o"\n[train]\nseed = 3\nadversarial = 0.0\n[semi_supervised]\nteacher_adversarial = 0.0\n'
+    )
+    assert cli._read_settings(Train, str(tmp_path / "settings.toml")) == Train(data="d", out="o", train=TrainConfig(seed=3))
+    (tmp_path / "settings.toml").write_text('data = "d"\n[train]\nadversarial = 0.02\n')
+    with pytest.raises(Mistake, match="adversarial, which does not exist"):
+        cli._read_settings(Train, str(tmp_path / "settings.toml"))

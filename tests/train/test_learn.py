@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import distributed
-from torch.nn import functional
 
 from han.config import ModelConfig, TrainConfig
 from han.model.network import HAN
@@ -69,31 +68,6 @@ def test_a_network_learns() -> None:
     logits, labels = student.evaluate(batched(made, 400))
     assert losses[-1] < losses[0]
     assert (logits.argmax(1) == labels).mean() > 0.9
-
-
-def test_adversarial_training_adds_the_loss_of_word_vectors_moved_where_it_rises() -> None:
-    one = batch(reviews(7))
-    plain, moved = learner(), learner(adversarial=0.05)
-    plain._add_gradients(one)
-    inputs = plain.network.inputs(one.reviews)
-    loss = functional.cross_entropy(plain.network.answer(inputs, one.reviews).logits, one.labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, inputs)
-    step = learn.adversarial_step(inputs.detach(), gradient, one.reviews)
-    first = slice(0, int(one.reviews.sentence_lengths[: one.reviews.review_lengths[0]].sum()))
-    torch.testing.assert_close(torch.linalg.vector_norm(step[first]), torch.linalg.vector_norm(inputs[first].detach()))
-    torch.testing.assert_close(
-        step[first] / torch.linalg.vector_norm(step[first]), gradient[first] / torch.linalg.vector_norm(gradient[first])
-    )
-    worse = functional.cross_entropy(
-        plain.network.answer(plain.network.inputs(one.reviews) + 0.05 * step, one.reviews).logits, one.labels, reduction="sum"
-    )
-    worse.backward()  # type: ignore[no-untyped-call]
-    sums = moved._add_gradients(one)
-    assert worse.item() > loss.item() == pytest.approx(sums[2].item())
-    for expected, parameter in zip(plain.network.parameters(), moved.network.parameters(), strict=True):
-        assert expected.grad is not None
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad.to_dense(), expected.grad.to_dense(), atol=1e-5, rtol=1e-4)
 
 
 def test_an_epoch_sees_every_review_once() -> None:
