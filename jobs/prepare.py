@@ -25,7 +25,8 @@ class Prepare(PrepareConfig):
     out: str
     """the encoded folder: new, or from the same command"""
     dev_ids: str | None = None
-    """file with the ids of the development reviews, one a line; default: dev_ids.txt beside the input, else a tenth by hash of the text"""
+    """file with the ids of the development reviews, one a line; default: dev_ids.txt beside the input, for `imdb` those of the shipped
+    model, else a tenth by hash of the text"""
 
 
 def main(job: Prepare) -> None:
@@ -36,10 +37,7 @@ def main(job: Prepare) -> None:
     known = job.vectors.source in ("in-domain", "random")
     glove = GLOVE.fullmatch(job.vectors.source)
     vectors = job.vectors.source if known else str(fetch(job.vectors.source)) if glove else cli.path(job.vectors.source, "--vectors.source")
-    beside = Path(source) / "dev_ids.txt"
-    dev_ids = Path(cli.path(job.dev_ids, "--dev-ids")) if job.dev_ids else beside if beside.is_file() else None
-    if dev_ids is not None and not dev_ids.is_file():
-        raise Mistake(f"--dev-ids {dev_ids} is missing: give a file with one id a line")
+    dev_ids = _dev_ids(job, source)
     cli.show(f"prepare {source} -> {out}", job)
     print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)
     names = [name for name in as_json(job) if name not in ("input", "out", "dev_ids")]
@@ -59,6 +57,21 @@ def main(job: Prepare) -> None:
         f"vectors of {folder.vectors.shape[1]}; labels {', '.join(folder.labels)}; encoding {folder.fingerprint}"
     )
     print(f"next: {cli.command('train')} --data {out} --out {cli.unused(out.parent / 'run')}")
+
+
+def _dev_ids(job: Prepare, source: str) -> Path | None:
+    """The file with the ids of the development reviews; None if a hash chooses them."""
+    if job.dev_ids:
+        given = Path(cli.path(job.dev_ids, "--dev-ids"))
+        if not given.is_file():
+            raise Mistake(f"--dev-ids {given} is missing: give a file with one id a line")
+        return given
+    beside = Path(source) / "dev_ids.txt"
+    if job.input == "imdb" and not beside.is_file():
+        from han.data import imdb
+
+        return imdb.DEVELOPMENT
+    return beside if beside.is_file() else None
 
 
 def _check(source: str, out: Path, config: PrepareConfig, dev_ids: Path | None) -> None:

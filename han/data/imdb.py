@@ -39,6 +39,7 @@ from han.types import Mistake
 
 URL = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 CHECKSUMS = {"md5": "7c2ac02c03563afcf9b574c7e56c153a", "sha256": "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"}
+DEVELOPMENT = Path(__file__).with_name("imdb.dev_ids.txt")  # ids of the development reviews of the shipped model; no text
 LABELS = ("negative", "positive")
 FOLDERS = {"train": ("train/neg", "train/pos"), "test": ("test/neg", "test/pos"), "unsup": ("train/unsup", "test/unsup")}
 

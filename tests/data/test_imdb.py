@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import json
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from han.config import ColumnsConfig
 from han.data import imdb
 from han.data.files import BadRecord
 from han.data.imdb import unpack_imdb
-from han.data.sources import find_shards, read, reviews
+from han.data.sources import find_shards, read, read_ids, reviews
+from han.model import artifact
 from han.types import Mistake
+from jobs import prepare
 
 COLUMNS = ColumnsConfig()
 TEXTS = {
@@ -137,6 +141,37 @@ def test_an_archive_unpacks_to_parquet_that_equals_its_folder(archive: Path, fol
         == ["test.parquet", "train.parquet", "unsup.parquet"]
     )
     assert read_reviews(tmp_path / "parquet") == read_reviews(folder)
+
+
+def test_the_bundled_development_ids_are_those_of_the_shipped_model_and_name_reviews_as_an_unpacked_archive_does(
+    archive: Path, tmp_path: Path
+) -> None:
+    listed = read_ids(imdb.DEVELOPMENT)
+    counts = json.loads((artifact.find("imdb") / "config.json").read_text(encoding="utf-8"))["provenance"]["counts"]
+    assert len(listed) == counts["development"] == 2_520
+    names = [imdb.parse_id(review_id) for review_id in listed]
+    assert {name.split for name in names if name is not None} == {"train"}
+    assert Counter(name.label for name in names if name is not None) == {0: 1_266, 1: 1_254}
+    unpack_imdb(archive, tmp_path)
+    assert listed.intersection(pq.read_table(tmp_path / "train.parquet")["review_id"].to_pylist()) == {"train/neg/10_2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "expected"),
+    [
+        ("imdb", [], imdb.DEVELOPMENT),
+        ("imdb", ["dev_ids.txt"], "dev_ids.txt"),
+        ("reviews", ["dev_ids.txt"], "dev_ids.txt"),
+        ("reviews", [], None),
+    ],
+)
+def test_the_downloaded_data_set_is_prepared_with_the_bundled_development_ids(
+    given: str, files: list[str], expected: Any, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("train/pos/1_7\n")
+    chosen = prepare._dev_ids(prepare.Prepare(input=given, out="out"), str(tmp_path))
+    assert chosen == (tmp_path / expected if isinstance(expected, str) else expected)
 
 
 def test_unpacked_columns_are_those_of_the_archive(archive: Path, tmp_path: Path) -> None:
