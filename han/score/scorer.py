@@ -99,11 +99,16 @@ class Scorer:
         self._encoder.warm_up()
 
     def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words", effects: EffectDetail = "none") -> list[Score | Refusal]:
-        """One `Score` or `Refusal` for each text, in their order.
+        """One `Score` or `Refusal` for each text, in their order. A logit that is not finite is a `Mistake`: the model is damaged.
 
         effects: also the effects of sentences; `words` adds an estimate for each word, `exact_words` the exact effect (about 100 passes).
         """
         scored = self.score_flat(texts, effects=effects)
+        if num_broken := int((~np.isfinite(scored.logits)).any(axis=1).sum()):
+            raise Mistake(
+                f"model {self.fingerprint} gave logits that are not finite for {num_broken} of {len(scored.kept)} reviews: its weights are "
+                "damaged or diverged in training; use another model"
+            )
         answers: list[Score | Refusal] = [refusal for _, refusal in scored.refused]
         places = [place for place, _ in scored.refused]
         answers += _scores(scored, labels=self.labels, fingerprint=self.fingerprint, attention=attention)
@@ -111,15 +116,11 @@ class Scorer:
         return [answers[row] for row in np.argsort(places).tolist()]
 
     def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
-        """The answers as arrays. A logit that is not finite is a `Mistake`: the model is damaged."""
+        """The answers as arrays. A damaged model can give a review NaN as probabilities: the caller decides what becomes of the others."""
         encoded = self._encoder.encode_batch(texts)
         logits, word_attention, sentence_attention, computed = self._forward(encoded, effects)
-        if not np.isfinite(logits).all():
-            raise Mistake(
-                f"model {self.fingerprint} gave logits that are not finite for {int((~np.isfinite(logits)).any(axis=1).sum())} of "
-                f"{len(logits)} reviews: its weights are damaged or diverged in training; use another model"
-            )
-        probabilities = softmax(logits).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # of a logit that is infinite
+            probabilities = softmax(logits).astype(np.float32)
         last_words = np.cumsum(encoded.sentence_lengths) - 1
         first_words = last_words - encoded.sentence_lengths + 1
         return Scored(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import inspect
 import json
 import socket
@@ -24,7 +23,7 @@ from han.model import artifact
 from han.score.scorer import Scored, Scorer, as_json, concatenate
 from han.types import Mistake, Refusal, Score
 from jobs import serve as serve_job
-from serve import batch_client
+from serve import batch_client, replica
 from serve import metrics as metrics_module
 from serve.app import build
 from serve.backend import Answer, AnswerDetail, Answers
@@ -37,6 +36,7 @@ from serve.metrics import Metrics, TotalMetrics, text
 from serve.options import Options
 from serve.replica import Model, pieces
 from serve.score_json import score_json
+from tests.conftest import WORDS
 
 ROOT = Path(__file__).parents[2]
 LONG = "long " * LONG_TOKENS
@@ -462,21 +462,47 @@ def test_a_call_whose_caller_disconnected_is_cancelled() -> None:
 # Scores that are no probabilities
 
 
-def test_only_texts_with_an_invalid_probability_fail_and_the_replica_becomes_unhealthy(scorer: Scorer) -> None:
-    replica, bench = Model.__new__(Model), Bench()
-    replica._scorer, replica._is_invalid, replica._queue = scorer, False, bench.queue()
-    replica.check_health()
-    whole = scorer.score_flat(["The film was good.", "...", "bad"])
-    broken = dataclasses.replace(whole, probabilities=np.array([[np.nan, np.nan], whole.probabilities[1]], dtype=np.float32))
-    replica._scorer = SimpleNamespace(  # type: ignore[assignment]
-        score_flat=lambda texts, effects: broken, labels=scorer.labels, fingerprint=scorer.fingerprint
-    )
-    bad, refused, good = replica._score_items([SimpleNamespace(text="", attention="none")] * 3)  # type: ignore[list-item]
-    assert isinstance(bad, InvalidScoreError)
-    assert isinstance(refused, Refusal)
-    assert isinstance(good, bytes)
+@pytest.fixture
+def make_replica(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Model]:
+    """Makes a `Model` whose network gives NaN for a text with the word dull, and for no other. Call it in an event loop."""
+    poisoned = artifact.load(tiny_model)
+    poisoned.network.embedding.weight.data[WORDS.index("dull")] = float("nan")
+    runtime = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr(replica.ray, "get_runtime_context", lambda: runtime)
+    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(replica.os, "nice", lambda _: 0)
+    monkeypatch.setattr(replica.artifact, "load", lambda _: poisoned)
+
+    async def put(*_: Any) -> None:
+        return
+
+    coordinator: Any = SimpleNamespace(put=SimpleNamespace(remote=put))
+    return lambda: Model(Options(model=str(tiny_model)), coordinator)
+
+
+@pytest.mark.parametrize("detail", ["none", "words", "exact_words"])
+def test_only_the_text_whose_probability_is_nan_fails_in_a_batch_and_the_replica_becomes_unhealthy(
+    make_replica: Callable[[], Model], detail: AnswerDetail
+) -> None:
+    async def main() -> tuple[list[Answers | BaseException], Model]:
+        model = make_replica()
+        model.check_health()
+        calls = (model.score([text_], detail) for text_ in ("The film was good.", "The film was dull.", "...", "I loved it! Not bad."))
+        return await asyncio.gather(*calls, return_exceptions=True), model
+
+    (good, guilty, refused, loved), model = asyncio.run(main())
+    assert isinstance(guilty, InvalidScoreError)
+    for innocent in (good, refused, loved):
+        assert isinstance(innocent, Answers)
+    assert isinstance(good, Answers)
+    assert isinstance(good.results[0], bytes)
+    assert 0 <= json.loads(good.results[0])["probability"] <= 1
+    assert isinstance(refused, Answers)
+    assert isinstance(refused.results[0], Refusal)
+    assert model._metrics.counts["han_batch_seconds_count"] == 1
     with pytest.raises(RuntimeError, match="not a number from 0 to 1"):
-        replica.check_health()
+        model.check_health()
 
 
 # A batch job through the service
