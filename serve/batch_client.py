@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
@@ -16,7 +17,7 @@ from han.score.worker import BatchScorer, Task
 from han.types import EffectDetail, Mistake
 from serve.backend import About
 
-CALL_S = 120.0  # for a batch of the pool, behind the requests that go first
+ANSWER_S = 120.0  # then the service is asked whether it still answers
 OUTAGE_S = 600.0  # the job fails if the application answers nothing for so long
 _PAUSE_S = 0.5
 
@@ -33,35 +34,50 @@ class Deployed:
             raise Mistake(
                 f"no application {application} runs on this Ray: start it, set RAY_ADDRESS to its cluster, or leave out --via serve"
             ) from None
-        about: About = self._until_answered(self._handle.about.remote)
+        about = self._about()
         self.labels, self.fingerprint = about.labels, about.model
 
     def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
         """As `Scorer.score_flat`, by the model that the job began with; raises `Mistake` if another one is deployed.
 
-        A busy service is retried. If a replica dies, the error is raised once another replica is ready: the pool then isolates the text.
+        A call waits behind those of all other actors, however long that takes: if it were sent again, its texts would be scored twice. It
+        cannot be lost while the service answers, because a replica that dies or hangs is replaced and Ray raises the error of its death.
+        That error is raised once another replica is ready: the pool then isolates the text. A call that is refused is sent again.
         """
-        try:
-            scored: Scored = self._until_answered(lambda: self._handle.score_flat.remote([*texts], model=self.fingerprint, effects=effects))
-            return scored
-        except RayTaskError as error:
-            if isinstance(error.cause, Mistake):
-                raise error.cause from None
-            raise
-        except RayActorError:
-            self._until_answered(self._handle.about.remote, also=RayActorError)
-            raise
-
-    def _until_answered(self, call: Callable[[], Any], also: type[Exception] = TimeoutError) -> Any:
-        """The answer of the first call that is not too late or refused. also: another error to retry.
-
-        Raises `ConnectionRefusedError` after `OUTAGE_S`.
-        """
-        end_s = time.monotonic() + OUTAGE_S
+        call = functools.partial(self._handle.score_flat.remote, [*texts], model=self.fingerprint, effects=effects)
+        response = call()
         while True:
             try:
-                return call().result(timeout_s=CALL_S)
-            except (TimeoutError, BackPressureError, RayServeException, also):
+                scored: Scored = response.result(timeout_s=ANSWER_S)
+                return scored
+            except TimeoutError:
+                try:
+                    self._about()
+                except ConnectionRefusedError:
+                    response.cancel()
+                    raise
+            except (BackPressureError, RayServeException):
+                time.sleep(_PAUSE_S)
+                self._about()
+                response = call()
+            except RayTaskError as error:
+                if isinstance(error.cause, Mistake):
+                    raise error.cause from None
+                raise
+            except RayActorError:
+                self._about()
+                raise
+
+    def _about(self) -> About:
+        """What the first replica says that is ready. Raises `ConnectionRefusedError` after `OUTAGE_S`."""
+        end_s = time.monotonic() + OUTAGE_S
+        while True:
+            response = self._handle.about.remote()
+            try:
+                about: About = response.result(timeout_s=ANSWER_S)
+                return about
+            except (TimeoutError, BackPressureError, RayServeException, RayActorError):
+                response.cancel()
                 if time.monotonic() > end_s:
                     message = f"no replica of {self._application} answers: see serve status"
                     raise ConnectionRefusedError(errno.ECONNREFUSED, message) from None

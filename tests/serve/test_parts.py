@@ -7,7 +7,9 @@ import inspect
 import json
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -509,47 +511,117 @@ def test_only_the_text_whose_probability_is_nan_fails_in_a_batch_and_the_replica
 
 
 class Answering:
-    """A handle whose calls end with the given outcomes, in order."""
+    """A handle whose calls of `score_flat` and of `about` end with the given outcomes, in order."""
 
-    def __init__(self, *outcomes: Any) -> None:
-        self.outcomes = list(outcomes)
-        self.score_flat = self.about = self
+    def __init__(self, *outcomes: Any, about: Sequence[Any] = ()) -> None:
+        self.score_flat = _Calls([*outcomes])
+        self.about = _Calls([SimpleNamespace(labels=("a", "b"), model="one"), *about])
+
+
+class _Calls:
+    """Every call has the same outcomes, so a call that is waited for again goes on to the next one."""
+
+    def __init__(self, outcomes: list[Any]) -> None:
+        self.outcomes, self.num_calls, self.num_cancelled = outcomes, 0, 0
 
     def remote(self, *_: Any, **__: Any) -> Any:
-        def result(timeout_s: float) -> Any:
-            outcome = self.outcomes.pop(0)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
+        self.num_calls += 1
+        return self
 
-        return SimpleNamespace(result=result)
+    def result(self, timeout_s: float) -> Any:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def cancel(self) -> None:
+        self.num_cancelled += 1
 
 
-def deployed(monkeypatch: pytest.MonkeyPatch, *outcomes: Any) -> batch_client.Deployed:
-    handle = Answering(SimpleNamespace(labels=("a", "b"), model="one"), *outcomes)
+def deployed(monkeypatch: pytest.MonkeyPatch, handle: Any) -> batch_client.Deployed:
     monkeypatch.setattr(batch_client.serve, "get_deployment_handle", lambda *_: handle)
     monkeypatch.setattr(batch_client, "_PAUSE_S", 0.0)
     return batch_client.Deployed("han")
 
 
-@pytest.mark.parametrize("error", [TimeoutError(), BackPressureError(1, 1)])
-def test_a_batch_job_retries_a_busy_service(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    assert deployed(monkeypatch, error, error, "scored").score_flat(["good"]) == "scored"
+@pytest.mark.parametrize(("error", "num_calls"), [(TimeoutError(), 1), (BackPressureError(1, 1), 3)])
+def test_a_batch_job_waits_for_a_busy_service(monkeypatch: pytest.MonkeyPatch, error: Exception, num_calls: int) -> None:
+    handle = Answering(error, error, "scored", about=["alive", error, "alive"])
+    assert deployed(monkeypatch, handle).score_flat(["good"]) == "scored"
+    assert handle.score_flat.num_calls == num_calls  # one that waits for its turn is not sent again
 
 
 def test_a_service_that_never_answers_ends_a_batch_job_with_a_system_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = deployed(monkeypatch, TimeoutError(), TimeoutError())
+    handle = Answering(TimeoutError(), about=[TimeoutError()])
+    client = deployed(monkeypatch, handle)
     monkeypatch.setattr(batch_client, "OUTAGE_S", -1.0)
     with pytest.raises(ConnectionRefusedError, match="no replica of han answers") as raised:
         client.score_flat(["good"])
     assert raised.value.errno is not None  # else the pool takes it for a fault
+    assert handle.score_flat.num_cancelled == 1
 
 
 def test_a_death_under_a_batch_job_is_raised_once_a_replica_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = deployed(monkeypatch, DIED, DIED, TimeoutError(), "ready")
+    handle = Answering(DIED, about=[DIED, TimeoutError(), "ready"])
+    client = deployed(monkeypatch, handle)
     with pytest.raises(ActorDiedError):
         client.score_flat(["good"])
-    assert client._handle.outcomes == []
+    assert handle.about.outcomes == []
+
+
+class Waiting:
+    """A handle to the queue of a replica in another thread. It counts how often each caller was told to wait longer."""
+
+    def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop, score: Callable[[Sequence[str]], str]) -> None:
+        self.num_waits: Counter[str] = Counter()
+        about = SimpleNamespace(result=lambda timeout_s: SimpleNamespace(labels=(), model="one"))
+        self.about = SimpleNamespace(remote=lambda: about)
+
+        def remote(texts: Sequence[str], **_: Any) -> Any:
+            running = asyncio.run_coroutine_threadsafe(queue.score_job([texts], score), loop)
+
+            def result(timeout_s: float) -> Any:
+                try:
+                    return running.result(timeout_s)
+                except TimeoutError:
+                    self.num_waits[texts[0]] += 1
+                    raise
+
+            return SimpleNamespace(result=result, cancel=running.cancel)
+
+        self.score_flat = SimpleNamespace(remote=remote)
+
+
+def test_no_call_of_many_actors_is_scored_twice_however_long_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, release = asyncio.new_event_loop(), threading.Event()
+    serving = threading.Thread(target=loop.run_forever)
+    serving.start()
+    scored: list[str] = []
+    texts = [f"text {number}" for number in range(16)]
+
+    def score(piece: Sequence[str]) -> str:
+        assert release.wait(10)
+        scored.extend(piece)
+        return piece[0]
+
+    async def make() -> BatchQueue:
+        return Bench().queue()
+
+    try:
+        handle = Waiting(asyncio.run_coroutine_threadsafe(make(), loop).result(10), loop, score)
+        monkeypatch.setattr(batch_client, "ANSWER_S", 0.02)
+        client = deployed(monkeypatch, handle)
+        with ThreadPoolExecutor(16) as actors:
+            answers = [actors.submit(client.score_flat, [text_]) for text_ in texts]
+            asyncio.run(until(lambda: min(handle.num_waits[text_] for text_ in texts) >= 3))
+            release.set()
+            assert [answer.result(10) for answer in answers] == [[text_] for text_ in texts]
+        assert sorted(scored) == sorted(texts)
+    finally:
+        release.set()
+        loop.call_soon_threadsafe(loop.stop)
+        serving.join()
+        loop.close()
 
 
 # Metrics
