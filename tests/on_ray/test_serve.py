@@ -29,6 +29,7 @@ from han.data import samples
 from han.model import artifact
 from han.score.scorer import Scorer, as_json
 from han.types import Mistake, Score
+from serve.backend import estimate_tokens
 from serve.coordinator import REPORT_S
 from tests.helpers.fatal import FATAL, INVALID
 from tests.helpers.serving import DEADLINE_S, PATIENCE_S, Service, status, until
@@ -252,10 +253,16 @@ def test_a_short_text_does_not_wait_for_long_ones(service: Service) -> None:
     until(lambda: serve.status().applications["han"].status == "RUNNING")
     before = settled(service)
 
+    async def num_accepted(client: httpx.AsyncClient) -> float:
+        in_flight = re.search(r"han_tokens_in_flight (\d+)", (await client.get("/metrics")).text)
+        return int(in_flight[1]) / sum(map(estimate_tokens, long)) if in_flight else 0
+
     async def main() -> tuple[int, int]:
         async with httpx.AsyncClient(base_url=service.url, timeout=30, limits=httpx.Limits(max_connections=40)) as client:
             longs = [asyncio.create_task(client.post("/v1/score", json={"inputs": long, "attention": "none"})) for _ in range(24)]
-            await asyncio.sleep(0.3)  # they are sent; the first of them is complete when most of all texts are scored
+            async with asyncio.timeout(DEADLINE_S):
+                while await num_accepted(client) < 12:
+                    await asyncio.sleep(0.02)
             short = (await client.post("/v1/score", json={"inputs": "good film", "attention": "none"})).status_code
             return short, sum(not each.done() for each in longs) + 0 * len(await asyncio.gather(*longs))
 

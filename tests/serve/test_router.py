@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
-from serve.router import SILENT_S, Acknowledgements, ResponsiveRouter
+from serve.router import SILENT_S, ResponsiveRouter
 
 MODEL = DeploymentID("Model", "han")
 ONE, TWO, THREE = (ReplicaID(name, MODEL) for name in ("one", "two", "three"))
@@ -22,58 +22,22 @@ class Clock:
     def __init__(self) -> None:
         self.now_s = 100.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now_s
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the router, and of nothing else."""
+    clock = Clock()
+    monkeypatch.setattr("serve.router.time", clock)
+    return clock
 
 
-@pytest.fixture
-def owed(clock: Clock) -> Acknowledgements:
-    return Acknowledgements(clock)
-
-
-def test_a_replica_without_a_call_is_not_silent(owed: Acknowledgements, clock: Clock) -> None:
-    clock.now_s += 1_000
-    assert not owed.is_silent(ONE)
-
-
-def test_a_replica_is_silent_if_it_does_not_acknowledge_a_call_in_time(owed: Acknowledgements, clock: Clock) -> None:
-    owed.sent(ONE)
-    clock.now_s += SILENT_S
-    assert not owed.is_silent(ONE)
-    clock.now_s += 0.01
-    assert owed.is_silent(ONE)
-    assert not owed.is_silent(TWO)
-
-
-def test_further_calls_do_not_give_a_replica_more_time(owed: Acknowledgements, clock: Clock) -> None:
-    owed.sent(ONE)
-    clock.now_s += SILENT_S - 0.1
-    owed.sent(ONE)
-    clock.now_s += 0.2
-    assert owed.is_silent(ONE)
-
-
-def test_one_acknowledgement_is_enough(owed: Acknowledgements, clock: Clock) -> None:
-    owed.sent(ONE)
-    clock.now_s += SILENT_S + 1
-    owed.received(ONE)
-    assert not owed.is_silent(ONE)
-    owed.sent(ONE)
-    assert not owed.is_silent(ONE)
-
-
-def test_removed_replicas_are_forgotten(owed: Acknowledgements, clock: Clock) -> None:
-    owed.sent(ONE)
-    owed.sent(TWO)
-    clock.now_s += SILENT_S + 1
-    owed.keep({TWO, THREE})
-    assert not owed.is_silent(ONE)
-    assert owed.is_silent(TWO)
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 class Replica:
@@ -95,24 +59,24 @@ class Replica:
         return number
 
 
-Case = Callable[[ResponsiveRouter, Clock], Awaitable[None]]
+Case = Callable[[ResponsiveRouter], Awaitable[None]]
 
 
 def run(case: Case, *replicas: Replica) -> None:
     """Run a case with a router that knows all these replicas."""
 
     async def main() -> None:
-        clock = Clock()
         router = ResponsiveRouter(
             deployment_id=MODEL, handle_source=DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True, self_node_id="node"
         )
         router.initialize_state()
-        router._acknowledgements = Acknowledgements(clock)
         router.update_replicas(replicas)  # type: ignore[arg-type]
-        await asyncio.sleep(0.01)
+        await until(lambda: all(replica.num_probes for replica in replicas))  # Serve's own
+        for _ in range(10):
+            await asyncio.sleep(0)
         for replica in replicas:
             replica.num_probes = 0
-        await case(router, clock)
+        await case(router)
 
     asyncio.run(main())
 
@@ -129,47 +93,72 @@ async def chosen(router: ResponsiveRouter) -> set[str]:
     return found
 
 
-def test_all_replicas_that_answer_are_chosen() -> None:
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
+def test_all_replicas_without_a_call_are_chosen_however_long_that_lasts(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
+        clock.now_s += 1_000
         assert await chosen(router) == {"one", "two", "three"}
 
     run(case, Replica(ONE), Replica(TWO), Replica(THREE))
 
 
-def test_a_silent_replica_is_avoided_and_probed_once_until_it_answers() -> None:
+def test_a_replica_is_avoided_if_it_does_not_acknowledge_a_call_in_time(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
+        router.on_send_request(ONE)
+        clock.now_s += SILENT_S
+        assert await chosen(router) == {"one", "two"}
+        clock.now_s += 0.01
+        assert await chosen(router) == {"two"}
+
+    run(case, Replica(ONE), Replica(TWO))
+
+
+def test_further_calls_do_not_give_a_replica_more_time(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
+        router.on_send_request(ONE)
+        clock.now_s += SILENT_S - 0.1
+        router.on_send_request(ONE)
+        clock.now_s += 0.2
+        assert await chosen(router) == {"two"}
+
+    run(case, Replica(ONE), Replica(TWO))
+
+
+def test_one_acknowledgement_ends_the_silence_and_the_next_call_has_its_own_time(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
+        router.on_send_request(ONE)
+        clock.now_s += SILENT_S + 1
+        router.on_new_queue_len_info(ONE, 1)
+        assert await chosen(router) == {"one", "two"}
+        router.on_send_request(ONE)
+        assert await chosen(router) == {"one", "two"}
+
+    run(case, Replica(ONE), Replica(TWO))
+
+
+def test_a_silent_replica_is_avoided_and_probed_once_until_it_answers(clock: Clock) -> None:
     awake, stuck = asyncio.Event(), Replica(ONE)
 
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
         stuck.answer = awake
         router.on_send_request(ONE)
         router.on_send_request(TWO)
         router.on_new_queue_len_info(TWO, 1)
         clock.now_s += SILENT_S + 0.1
         assert await chosen(router) == {"two", "three"}
-        await asyncio.sleep(0.01)
+        await until(lambda: stuck.num_probes == 1)
         assert await chosen(router) == {"two", "three"}
         assert stuck.num_probes == 1
         awake.set()
-        await asyncio.sleep(0.01)
+        await until(lambda: not router._probes)
         assert await chosen(router) == {"one", "two", "three"}
 
     run(case, stuck, Replica(TWO), Replica(THREE))
 
 
-def test_an_acknowledgement_ends_the_silence() -> None:
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
-        router.on_send_request(ONE)
-        clock.now_s += SILENT_S + 0.1
-        router.on_new_queue_len_info(ONE, 1)
-        assert await chosen(router) == {"one", "two"}
-
-    run(case, Replica(ONE), Replica(TWO))
-
-
-def test_all_replicas_are_chosen_if_all_are_silent() -> None:
+def test_all_replicas_are_chosen_if_all_are_silent(clock: Clock) -> None:
     never = asyncio.Event()
 
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
         for replica in router.curr_replicas.values():
             replica.answer = never  # type: ignore[attr-defined]
             router.on_send_request(replica.replica_id)
@@ -179,15 +168,15 @@ def test_all_replicas_are_chosen_if_all_are_silent() -> None:
     run(case, Replica(ONE), Replica(TWO))
 
 
-def test_a_dead_replica_is_replaced_by_its_successor() -> None:
+def test_a_dead_replica_is_avoided_until_it_is_replaced_by_its_successor(clock: Clock) -> None:
     dead = Replica(ONE)
 
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
         dead.answer = ActorDiedError()
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1
         assert await chosen(router) == {"two"}
-        await asyncio.sleep(0.01)
+        await until(lambda: dead.num_probes > 0 and not router._probes)
         assert await chosen(router) == {"two"}
         router.update_replicas([Replica(TWO), Replica(THREE)])  # type: ignore[list-item]
         assert await chosen(router) == {"two", "three"}
@@ -195,8 +184,22 @@ def test_a_dead_replica_is_replaced_by_its_successor() -> None:
     run(case, dead, Replica(TWO))
 
 
-def test_a_complete_request_finds_a_replica() -> None:
-    async def case(router: ResponsiveRouter, clock: Clock) -> None:
+def test_a_removed_replica_is_forgotten(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
+        router.on_send_request(ONE)
+        router.on_send_request(TWO)
+        clock.now_s += SILENT_S + 1
+        two = Replica(TWO, asyncio.Event())
+        router.update_replicas([two, Replica(THREE)])  # type: ignore[list-item]
+        assert await chosen(router) == {"three"}
+        router.update_replicas([two, Replica(ONE)])  # type: ignore[list-item]
+        assert await chosen(router) == {"one"}
+
+    run(case, Replica(ONE), Replica(TWO, asyncio.Event()))
+
+
+def test_a_complete_request_finds_a_replica(clock: Clock) -> None:
+    async def case(router: ResponsiveRouter) -> None:
         router.on_send_request(ONE)
         clock.now_s += SILENT_S + 0.1
         metadata = RequestMetadata(request_id="r", internal_request_id="i", call_method="score")
