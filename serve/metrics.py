@@ -1,12 +1,12 @@
 """Counts of one process, and their sum over all processes of the service.
 
-`ray.util.metrics` does not serve `/metrics`: its counts are up to 10 s late and stay apart by process, at an agent on each node.
-Here a process sends its totals since its start, never differences, so a message that is lost or repeated changes nothing.
+`ray.util.metrics` does not serve `/metrics`: a count shows after 2 to 10 s, a replica that is killed loses the counts of those seconds, and
+the counts of processes stay apart, at an agent on each node (measured in docs/log.md). Here a count shows after 0.2 s. A process sends its
+totals since its start, never differences, so a message that is lost or repeated changes nothing.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -34,13 +34,9 @@ _BOUNDS: dict[str, tuple[float, ...]] = {
     "han_batch_texts": (1, 2, 4, 8, 16, 32, 64, 128),
     "han_batch_tokens": (64, 256, 1024, 4096, 16384, 65536),
 }
-_SILENT_S = 3.0  # a process that is silent for longer has no gauges
-_ENDED_S = 600.0  # a process that is silent for longer has ended: its counts are kept as one sum
 
 
 class Metrics:
-    """The counts of one process."""
-
     def __init__(self) -> None:
         self.counts: defaultdict[str, float] = defaultdict(float)  # only grow
         self.gauges: defaultdict[str, float] = defaultdict(float)
@@ -61,30 +57,7 @@ class Metrics:
         self.count(f"{name}_count", 1, **labels)
 
     def state(self) -> tuple[Series, Series]:
-        """All counts and all gauges."""
         return dict(self.counts), dict(self.gauges)
-
-
-class TotalMetrics:
-    """The sum over all processes. The counts of a process that ended stay; its gauges go."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, tuple[float, Series, Series]] = {}  # time, counts and gauges of the last message, by process
-        self._ended: defaultdict[str, float] = defaultdict(float)
-
-    def put(self, process: str, state: tuple[Series, Series]) -> None:
-        """Replace the state of a process."""
-        now_s = time.monotonic()
-        self.states[process] = (now_s, *state)
-        for ended in [name for name, (seen_s, *_) in self.states.items() if now_s - seen_s > _ENDED_S]:
-            for key, value in self.states.pop(ended)[1].items():
-                self._ended[key] += value
-
-    def text(self) -> str:
-        """The sums in Prometheus's text format."""
-        now_s = time.monotonic()
-        gauges = [gauges for seen_s, _, gauges in self.states.values() if now_s - seen_s <= _SILENT_S]
-        return text([self._ended, *(counts for _, counts, _ in self.states.values()), *gauges])
 
 
 def series(name: str, **labels: str) -> str:

@@ -26,15 +26,16 @@ from han.score.scorer import Scored, Scorer, as_json, concatenate
 from han.types import Mistake, Refusal, Score
 from jobs import serve as serve_job
 from serve import batch_client, replica
-from serve import metrics as metrics_module
+from serve import coordinator as coordinator_module
 from serve.app import build
 from serve.backend import Answer, AnswerDetail, Answers
 from serve.batching import JOB_WAIT_S, LONG_TOKENS, BatchQueue, Item
+from serve.coordinator import Coordinator
 from serve.dispatch import BUDGET, Replicas
 from serve.errors import InvalidScoreError, Problem
 from serve.ingress import check_exposure
 from serve.keys import Keys
-from serve.metrics import Metrics, TotalMetrics, text
+from serve.metrics import Metrics, text
 from serve.options import Options
 from serve.replica import Model, pieces
 from serve.score_json import score_json
@@ -642,11 +643,20 @@ def read(exported: str) -> dict[str, float]:
     return {f"{sample.name}{sorted(sample.labels.items())}": sample.value for family in families for sample in family.samples}
 
 
+def total(*reports: tuple[str, Metrics], last: Metrics | None = None) -> dict[str, float]:
+    """The samples of `/metrics` after the reports of some processes, as an ingress receives them that has counted `last`."""
+
+    async def main() -> str:
+        coordinator = Coordinator()
+        for process, metrics in reports:
+            await coordinator.put(process, metrics.state())
+        return await coordinator.metrics("ingress", (last or Metrics()).state())
+
+    return read(asyncio.run(main()))
+
+
 def test_metrics_are_summed_over_all_processes_and_parse_as_prometheus_text() -> None:
-    total = TotalMetrics()
-    total.put("a", counted(3, in_flight=1).state())
-    total.put("b", counted(4, in_flight=2).state())
-    found = read(total.text())
+    found = total(("a", counted(3, in_flight=1)), ("b", counted(2, in_flight=2)), last=counted(2))
     assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 7
     assert found["han_requests_in_flight[]"] == 3
     assert found["han_request_seconds_bucket[('le', '0.02'), ('route', '/v1/score')]"] == 0
@@ -656,36 +666,37 @@ def test_metrics_are_summed_over_all_processes_and_parse_as_prometheus_text() ->
 
 
 def test_a_repeated_state_counts_once() -> None:
-    total = TotalMetrics()
-    for number in (1, 3, 3):
-        total.put("a", counted(number).state())
-    assert read(total.text())["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3
+    found = total(*(("a", counted(number)) for number in (1, 3, 3)))
+    assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3
 
 
 def test_counters_of_a_dead_process_are_kept_and_its_gauges_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    total = TotalMetrics()
-    total.put("dead", counted(5, in_flight=5).state())
-    monkeypatch.setattr(metrics_module, "_SILENT_S", -1.0)
-    found = read(total.text())
+    monkeypatch.setattr(coordinator_module, "_SILENT_S", -1.0)
+    found = total(("dead", counted(5, in_flight=5)))
     assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 5
     assert not any(name.startswith("han_requests_in_flight") for name in found)
 
 
 def test_processes_that_ended_long_ago_are_merged_into_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    total, now_s = TotalMetrics(), 0.0
-    monkeypatch.setattr(metrics_module, "time", SimpleNamespace(monotonic=lambda: now_s))
-    for number in range(1_000):
+    coordinator, now_s = Coordinator(), 0.0
+    monkeypatch.setattr(coordinator_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+
+    async def main() -> str:
+        nonlocal now_s
+        for number in range(999):
+            now_s += 60
+            await coordinator.put(f"process {number}", counted(3, in_flight=1).state())
         now_s += 60
-        total.put(f"process {number}", counted(3, in_flight=1).state())
-    assert len(total.states) < 20
-    found = read(total.text())
+        return await coordinator.metrics("process 999", counted(3, in_flight=1).state())
+
+    found = read(asyncio.run(main()))
+    assert len(coordinator.states) < 20
     assert found["han_requests_total[('code', '200'), ('route', '/v1/score')]"] == 3_000
     assert found["han_requests_in_flight[]"] == 1
 
 
 def test_refusals_and_retries_start_at_0() -> None:
-    found = read(TotalMetrics().text())
-    assert found == {"han_shed_total[]": 0, "han_retries_total[]": 0}
+    assert total() == {"han_shed_total[]": 0, "han_retries_total[]": 0}
 
 
 def test_every_series_belongs_to_a_described_family() -> None:
