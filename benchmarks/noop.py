@@ -44,7 +44,9 @@ class Replicas(dispatch.Replicas):
 class Ingress(ingress.Ingress):
     """Keeps the answers of its replicas."""
 
-    replicas_class = Replicas
+    def __init__(self, model: DeploymentHandle[Any], coordinator: DeploymentHandle[Any], options: Options) -> None:
+        ingress.Replicas = Replicas  # type: ignore[misc]  # this process has no other ingress
+        super().__init__(model, coordinator, options)
 
 
 def build(options: Options) -> Application:

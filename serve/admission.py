@@ -72,8 +72,6 @@ class Admission:
 
 
 class Scoring:
-    """Scores the texts of requests on a backend."""
-
     def __init__(self, backend: Backend, metrics: Metrics, admission: Admission) -> None:
         self._backend, self._metrics, self._admission = backend, metrics, admission
         self._max_characters: int | None = None

@@ -6,6 +6,7 @@ Their OpenAPI document is checked in: `python -m serve.api > serve/openapi.json`
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -75,13 +76,13 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
         return schema.Sample(review_id=review_id, text=text, label=label)
 
     @app.get("/healthz", **schema.documented(), summary="Whether the process answers")
-    async def healthz() -> schema.Status:
-        return schema.Status(status="ok")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
 
     @app.get("/readyz", **schema.documented(503), summary="Whether a fixed review scores as it should")
-    async def readyz() -> schema.Status:
+    async def readyz() -> dict[str, str]:
         await scoring.check_ready()
-        return schema.Status(status="ok")
+        return {"status": "ok"}
 
     @app.get("/metrics", response_class=PlainTextResponse, **schema.documented(401), summary="Sums over all processes, for Prometheus")
     async def prometheus() -> Response:
@@ -97,14 +98,11 @@ def routes(backend: Backend, options: Options, metrics: Metrics, admission: Admi
 def _add_page(app: FastAPI) -> None:
     """The page at `/` and the documentation at `/docs`, made of files of this package alone."""
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+    async def page(file: Path, _: Request) -> Response:
+        return FileResponse(file)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return FileResponse(PAGE / "docs/index.html")
-
+    for path, file in (("/", PAGE / "index.html"), ("/docs", PAGE / "docs/index.html")):
+        app.add_route(path, functools.partial(page, file), include_in_schema=False)
     app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
 
 

@@ -25,8 +25,6 @@ JOB_WAIT_S = 0.25  # longest wait of a batch job's piece for a moment without re
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A text in the queue."""
-
     text: str
     attention: AnswerDetail
     answer: asyncio.Future[Answer]

@@ -103,14 +103,8 @@ class Replicas:
             return False
 
 
-def _task(response: Response) -> asyncio.Task[Any]:
+def _task(response: Response) -> asyncio.Future[Any]:
     """Wait for a response; cancelling the task cancels the call."""
-
-    async def wait() -> Any:
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-
-    return asyncio.create_task(wait())
+    task: asyncio.Future[Any] = asyncio.ensure_future(response)
+    task.add_done_callback(lambda task: task.cancelled() and response.cancel())
+    return task

@@ -23,16 +23,12 @@ from serve.options import Options
 
 
 class Ingress:
-    """A process that speaks HTTP."""
-
-    replicas_class = Replicas
-
     def __init__(self, model: DeploymentHandle[Any], coordinator: DeploymentHandle[Any], options: Options) -> None:
         controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         check_exposure(ray.get(controller.get_http_config.remote()).host, options)
         _log_to_stdout()
         self._options, self._process, self._metrics = options, serve.get_replica_context().replica_id.unique_id, Metrics()
-        self._replicas = self.replicas_class(model, coordinator, self._metrics, options, process=self._process)
+        self._replicas = Replicas(model, coordinator, self._metrics, options, process=self._process)
         self._reporting = asyncio.get_running_loop().create_task(keep_reporting(coordinator, self._metrics, self._process))
 
     def __serve_build_asgi_app__(self) -> Middleware:

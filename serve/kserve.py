@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -21,8 +22,8 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
     """`/v2` and below."""
 
     @app.get("/v2", **_documented(), summary="KServe: server metadata")
-    async def server() -> schema.ServerMetadata:
-        return schema.ServerMetadata(name="han-on-ray", version="1", extensions=[])
+    async def server() -> dict[str, str | list[str]]:
+        return {"name": "han-on-ray", "version": "1", "extensions": []}
 
     @app.get("/v2/health/live", **_documented(), summary="KServe: whether the process answers")
     async def live() -> dict[str, bool]:
@@ -35,15 +36,15 @@ def add_routes(app: FastAPI, scoring: Scoring, backend: Backend, options: Option
         return {"ready": True}
 
     @app.get(f"/v2/models/{NAME}", **_documented(503), summary="KServe: the model's tensors")
-    async def model() -> schema.Metadata:
+    async def model() -> dict[str, Any]:
         outputs = [("label", "BYTES"), ("probability", "FP32"), ("score", "BYTES")]
-        return schema.Metadata(
-            name=NAME,
-            versions=[(await backend.about()).model],
-            platform="pytorch",
-            inputs=[{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-            outputs=[{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in outputs],
-        )
+        return {
+            "name": NAME,
+            "versions": [(await backend.about()).model],
+            "platform": "pytorch",
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in outputs],
+        }
 
     @app.post(
         f"/v2/models/{NAME}/infer",

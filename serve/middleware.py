@@ -49,8 +49,6 @@ log = logging.getLogger("han.serve")
 
 
 class Middleware:
-    """An ASGI app around an ASGI app."""
-
     def __init__(
         self,
         app: ASGIApp,

@@ -32,8 +32,6 @@ _JOB_PIECE_TOKENS = 4_096  # of a batch job, scored at a time: about 70 ms on a 
 
 
 class Model:
-    """A process that scores."""
-
     def __init__(self, options: Options, coordinator: DeploymentHandle[Any]) -> None:
         os.nice(_NICE)  # also for the threads that start later: on a busy machine the ingress runs first, so that it refuses in time
         resources = ray.get_runtime_context().get_assigned_resources()
@@ -101,10 +99,11 @@ def effects_of(details: Sequence[AnswerDetail]) -> EffectDetail:
 
 def pieces(texts: Sequence[str], max_tokens: int) -> list[list[str]]:
     """The texts in order, cut into runs of at most `max_tokens`; a longer text is a run of its own."""
-    runs, total = [[*texts[:1]]], sum(map(estimate_tokens, texts[:1]))
-    for text in texts[1:]:
+    runs: list[list[str]] = [[]]
+    total = 0
+    for text in texts:
         total += estimate_tokens(text)
-        if total > max_tokens:
+        if total > max_tokens and runs[-1]:
             runs.append([])
             total = estimate_tokens(text)
         runs[-1].append(text)

@@ -66,7 +66,6 @@ class ScoreRequest(BaseModel):
 
     inputs: TextOrTexts = Field(description="a review, or a list of them")
     attention: AttentionDetail = Field("words", description="how much attention an answer has")
-
     effects: Literal["sentences", "exact_words"] = Field(
         "sentences",
         description='effects of the sentences, or of every word too, exactly; "exact_words" takes one review '
@@ -124,10 +123,6 @@ class Sample(BaseModel):
     review_id: str
     text: str
     label: str | None
-
-
-class Status(BaseModel):
-    status: Literal["ok"]
 
 
 class Error(BaseModel):
@@ -190,38 +185,18 @@ class InferError(BaseModel):
     request_id: str
 
 
-class Metadata(BaseModel):
-    name: str
-    versions: list[str] | None = None
-    platform: str | None = None
-    inputs: list[dict[str, Any]] | None = None
-    outputs: list[dict[str, Any]] | None = None
-
-
-class ServerMetadata(BaseModel):
-    name: str
-    version: str
-    extensions: list[str]
-
-
 ALWAYS = (408, 413, 500, 504)
 SCORING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
-_HEADERS = {401: ("WWW-Authenticate", "string"), 429: ("Retry-After", "integer"), 503: ("Retry-After", "integer")}
 
 
 def documented(*statuses: int, body: type[BaseModel] | None = None, error: type[BaseModel] = ErrorAnswer) -> dict[str, Any]:
     """What a route says of itself: its failures (404 and 405 belong to no route), its API key, and the body that it reads by itself."""
-    failures = {status: {"model": error, "description": MEANINGS[status], **_headers(status)} for status in sorted({*ALWAYS, *statuses})}
+    failures = {status: {"model": error, "description": MEANINGS[status]} for status in sorted({*ALWAYS, *statuses})}
     extra: dict[str, Any] = {"security": [{}, {"key": []}]} if 401 in statuses else {}
     if body:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
         extra["requestBody"] = {"required": True, "content": content}
-    return {"responses": {200: _headers(200), **failures}, "openapi_extra": extra}
-
-
-def _headers(status: int) -> dict[str, Any]:
-    named = [("X-Request-ID", "string"), *([_HEADERS[status]] if status in _HEADERS else [])]
-    return {"headers": {name: {"schema": {"type": kind}} for name, kind in named}}
+    return {"responses": failures, "openapi_extra": extra}
 
 
 def read_request(request: Request, kind: type[T], *, max_texts: int) -> T:
