@@ -23,7 +23,7 @@ from han.model import metrics
 from han.score import scorer
 from han.train import prepare, trainer
 from han.train.learn import Seen
-from jobs import cli
+from jobs import cli, flags
 from serve.errors import MEANINGS
 from serve.options import Options
 
@@ -118,7 +118,7 @@ def _jobs() -> str:
     for name, module in modules().items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # tyro offers no other way to list the flags
-            parser = tyro.extras.get_parser(kind(module), config=cli.STYLE)
+            parser = tyro.extras.get_parser(kind(module), config=cli.STYLE, registry=flags.rules())
         description = "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind(module)) or "").split("\n\n"))
         parts.append(f"### han {name}\n\n{description}\n\n{_table(('flag', 'value', 'default', ''), _flags(parser))}")
     return "\n".join(parts)
@@ -130,13 +130,11 @@ def _flags(parser: argparse.ArgumentParser) -> Iterable[Sequence[str]]:
             for name, chosen in action.choices.items():
                 yield from ((f"`{name}` {flag}", *others) for flag, *others in _flags(chosen))
         elif action.dest != "help":
-            meaning, _, default = (action.help or "").rpartition(" (default: ")
-            needed = not default or action.required
-            if needed:
-                meaning = (action.help or "").removesuffix(" (required)").removesuffix("(required)")
+            needed = action.required or (action.help or "").endswith("(required)")
+            meaning, _, default = (action.help or "").removesuffix("(required)").partition(" (default: ")
             default = default.removesuffix(")").replace(str(Path.home()), "~")
             name = ", ".join(action.option_strings) or action.dest.upper()
-            value = str(action.metavar).replace("{None}|", "").strip("{}").replace("[STR [STR ...]]", "STR ...").replace(",", ", ")
+            value = "on or off" if action.metavar is None else str(action.metavar).replace("{", "").replace("}", "").replace(",", ", ")
             yield f"`{name}`", value, "**required**" if needed else f"`{default}`" if default else "", meaning
 
 

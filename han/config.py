@@ -51,9 +51,9 @@ class TextConfig:
     max_characters: int = 50_000
     """longer texts are refused as too_long, never truncated (IMDB's longest has 14,282)"""
     max_sentences: int | None = None
-    """maximum number of sentences of a review; None keeps all"""
+    """maximum number of sentences of a review; the default keeps all"""
     max_tokens: int | None = None
-    """maximum number of tokens of a sentence; None keeps all"""
+    """maximum number of tokens of a sentence; the default keeps all"""
     tags: TagRule = "html"
     """tags that are blanked before tokenising: html (tags of HTML) or any (everything that looks like a tag, the rule of version 0.1.0)"""
 
@@ -103,9 +103,9 @@ class PrepareConfig:
     punkt_sample: int = 2_000
     """reviews from which Punkt learns abbreviations; 0 uses untrained Punkt"""
     drop_duplicates: bool | None = None
-    """drop copies of test and development reviews from the training text; None means yes for IMDB, no for other data"""
+    """drop copies of test and development reviews from the training text; the default is yes for IMDB, no for other data"""
     limit: int | None = None
-    """number of labelled reviews for training and development, chosen by hash; None keeps all"""
+    """number of labelled reviews for training and development, chosen by hash; the default keeps all"""
     seed: int = 1
     """seed of the word vectors and of the order of the reviews"""
 
@@ -220,7 +220,7 @@ class TrackConfig:
     wandb_offline: bool = False
     """write only the run's folder, for `wandb sync` later"""
     name: str | None = None
-    """name of the run for trackers; None uses the name of its folder"""
+    """name of the run for trackers; the default uses the name of its folder"""
     group: str | None = None
     """group of runs for trackers"""
 
@@ -253,7 +253,7 @@ class ScoreConfig:
     """How a dump is scored. These settings do not change the scores."""
 
     num_actors: int | None = None
-    """scoring processes; None uses one for each CPU"""
+    """scoring processes; the default uses one for each CPU"""
     batch_tokens: int = 16_384
     """maximum tokens in a forward pass, unless a single review has more"""
     gpu: bool = False
@@ -276,11 +276,11 @@ class OutputConfig:
     effects: Literal["none", "sentences", "words"] = "none"
     """effects in the output, where attention is not none: of sentences (exact), or of words too (an estimate, about 8 times as slow)"""
     carry: tuple[str, ...] | None = None
-    """columns of the input to keep; None keeps all"""
+    """columns of the input to keep; the default keeps all"""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
     """compression codec of the Parquet files"""
     rows_per_file: int | None = None
-    """maximum rows of a Parquet file; None writes one file for each shard of the input"""
+    """maximum rows of a Parquet file; the default writes one file for each shard of the input"""
     max_bad_ratio: float = 0.01
     """share of records that may be quarantined; above it nothing is published (exit code 3)"""
     bad_files: Literal["stop", "quarantine"] = "stop"

@@ -31,7 +31,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["--version"]:
+    if "--version" in arguments:
         print(f"han {han.__version__}")
     elif arguments[:1] == ["--commands"]:
         print(" ".join(COMMANDS))

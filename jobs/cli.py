@@ -19,16 +19,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_type_hints
 
 import tyro
 
 import han
 from han.config import ColumnsConfig, as_json, without_removed
 from han.types import Mistake, TooManyBad
+from jobs import flags
 
 Config = TypeVar("Config")
 Caused = TypeVar("Caused", bound=BaseException)
+Defaults: TypeAlias = Callable[[Sequence[str], dict[str, Any]], Any]
 EXIT_USER_ERROR, EXIT_TOO_MANY_BAD, EXIT_INTERRUPTED, EXIT_IO, EXIT_RAY = 2, 3, 4, 5, 6
 EXIT_CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 EXIT_CODES = {
@@ -46,7 +48,6 @@ STYLE = (tyro.conf.ConsolidateSubcommandArgs,)
 _LINE_OF_RAY = re.compile(
     rb"(?:\x1b\[\d+m)?(?:\([^)]*\)(?:\x1b\[\d+m)?\s*)?\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
 )
-_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 _NO_RAY = "no Ray answers at RAY_ADDRESS {}: start one or unset RAY_ADDRESS"
 _RAY_ANSWERS_S = 5.0  # a cluster that has just been started may need a moment
 _RAY_FAILED = "Ray stopped working ({kind}): run the same command to resume"
@@ -66,12 +67,13 @@ def run(
     kind: type[Config],
     job: Callable[[Config], None],
     *,
-    defaults: Callable[[], Config | None] = lambda: None,
+    defaults: Defaults = lambda arguments, values: None,
     examples: Sequence[str] = (),
 ) -> None:
     """Parse the command line into `kind` and call the job. A user error, here or in a worker, becomes one line and an exit code.
 
-    defaults: values of flags that are not given; None uses those of `kind`. examples: arguments, printed at the end of the help.
+    defaults: makes the values of settings that neither a flag nor the settings file gives, from the arguments and the values of that
+    file; None means those of `kind`. examples: arguments, printed at the end of the help.
     """
     try:
         _handle_sigterm()
@@ -107,22 +109,30 @@ def parse(
     kind: type[Config],
     arguments: Sequence[str],
     *,
-    defaults: Callable[[], Config | None] = lambda: None,
+    defaults: Defaults = lambda arguments, values: None,
     examples: Sequence[str] = (),
 ) -> Config:
-    """The settings that the arguments name. A flag of a boolean stands alone (`--dry-run`) or before a value (`--dry-run True`)."""
+    """The settings of the arguments, else of the file of --config, else of `defaults` (see `run`).
+
+    A flag of a boolean stands alone (`--dry-run`) or before a value (`--dry-run True`).
+    """
     global verbose
     arguments = list(arguments)
-    if arguments == ["--version"]:
+    if "--version" in arguments:
         print(f"han {han.__version__}")
         sys.exit(0)
     if "--verbose" in arguments:
         arguments.remove("--verbose")
         verbose = True
-    default = _read_settings(kind, _take(arguments, "--config")) if "--config" in arguments else defaults()
+    file = _take(arguments, "--config")
+    values = _read_settings(file) if file is not None else {}
+    default = defaults(arguments, values)
+    if file is not None:
+        default = _from_values(kind, values, where=file, base=default)
+    plain = flags.plain_booleans(arguments, kind)
     try:
         settings: Config = tyro.cli(
-            kind, prog=_program_name(), args=_plain_booleans(arguments, kind), default=cast(Any, default), config=STYLE
+            kind, prog=_program_name(), args=plain, default=cast(Any, default), config=STYLE, registry=flags.rules()
         )
         return settings
     except SystemExit as leaving:
@@ -354,20 +364,40 @@ def write_settings(settings: object, folder: Path) -> None:
     unfinished.replace(folder / SETTINGS_FILE)
 
 
-def _read_settings(kind: type[Config], file: str) -> Config:
-    """Settings of a TOML file; what it leaves out has its default, or must be given as a flag."""
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, as `--flag VALUE` or `--flag=VALUE`; None if the flag is not there. A flag without a value is a `Mistake`."""
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == flag and not equals and place + 1 == len(arguments):
+            raise Mistake(f"{flag} needs a value")
+        if name == flag:
+            return value if equals else arguments[place + 1]
+    return None
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag, which is removed with its flag."""
+    value = value_of(arguments, flag)
+    if value is not None:
+        place = next(place for place, word in enumerate(arguments) if word.partition("=")[0] == flag)
+        del arguments[place : place + (1 if "=" in arguments[place] else 2)]
+    return value
+
+
+def _read_settings(file: str) -> dict[str, Any]:
+    """The values of a TOML file."""
     import tomllib
 
     try:
-        values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise Mistake(f"--config {file} cannot be read ({error.strerror}): give a TOML file, such as {SETTINGS_FILE} of a run") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Mistake(f"--config {file} is not TOML: {error}") from None
-    return cast(Config, _from_values(kind, values, where=file))
 
 
-def _from_values(kind: Any, values: dict[str, Any], *, where: str) -> Any:
+def _from_values(kind: Any, values: dict[str, Any], *, where: str, base: Any) -> Any:
+    """`kind` with these values; what they leave out is as in `base`, or has its default, or must be given as a flag."""
     values = without_removed({name.replace("-", "_"): value for name, value in values.items()})
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -378,8 +408,11 @@ def _from_values(kind: Any, values: dict[str, Any], *, where: str) -> Any:
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name in values:
             nested = dataclasses.is_dataclass(hints[name]) and isinstance(values[name], dict)
-            value = _from_values(hints[name], values[name], where=where) if nested else values[name]
+            inner = getattr(base, name, None)
+            value = _from_values(hints[name], values[name], where=where, base=inner) if nested else values[name]
             arguments[name] = tuple(value) if isinstance(value, list) else value
+        elif base is not None:
+            arguments[name] = getattr(base, name)
         elif not has_default:
             arguments[name] = tyro.MISSING
     return kind(**arguments)
@@ -390,46 +423,6 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if value is not None}
     plain = {name: value for name, value in kept.items() if not isinstance(value, dict)}
     return plain | {name: _without_none(value) for name, value in kept.items() if isinstance(value, dict)}
-
-
-def _take(arguments: list[str], flag: str) -> str:
-    """The value of a flag, which is removed."""
-    place = arguments.index(flag)
-    if place + 1 == len(arguments):
-        raise Mistake(f"{flag} needs a value")
-    value = arguments[place + 1]
-    del arguments[place : place + 2]
-    return value
-
-
-def _plain_booleans(arguments: Sequence[str], kind: Any) -> list[str]:
-    """`--dry-run True` as `--dry-run`, and `--dry-run False` as `--no-dry-run`, for the flags that are booleans."""
-    flags = set(_boolean_flags(kind))
-    plain: list[str] = []
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if equals and name in flags and value in _BOOLEANS:
-            plain.append(name if _BOOLEANS[value] else _negative(name))
-        elif word in _BOOLEANS and plain[-1:] and plain[-1] in flags:
-            plain[-1] = plain[-1] if _BOOLEANS[word] else _negative(plain[-1])
-        else:
-            plain.append(word)
-    return plain
-
-
-def _negative(flag: str) -> str:
-    """--no-dry-run, --train.no-gpu."""
-    group, dot, name = flag.removeprefix("--").rpartition(".")
-    return f"--{group}{dot}no-{name}"
-
-
-def _boolean_flags(kind: Any, prefix: str = "") -> Iterator[str]:
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        plain, flat = (get_args(hint)[0], "name=''" in repr(hint)) if get_origin(hint) is Annotated else (hint, False)
-        if plain is bool:
-            yield f"--{prefix}{name.replace('_', '-')}"
-        elif dataclasses.is_dataclass(plain):
-            yield from _boolean_flags(plain, prefix if flat else f"{prefix}{name.replace('_', '-')}.")
 
 
 def _defaults(kind: type[Any]) -> dict[str, Any]:

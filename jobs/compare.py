@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,7 +24,7 @@ EXAMPLES = ("out/one out/other", "out/sweep --out compare.html")
 class Compare:
     """Show the settings in which runs differ, and their metrics."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
     """folders of runs, finished or not; a folder of a sweep means all its trials"""
     out: str | None = None
     """also write a page with the curves, e.g. compare.html; an existing file is not replaced"""

@@ -35,7 +35,7 @@ class Evaluate:
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     num_actors: int | None = None
-    """scoring processes; None uses one for each CPU"""
+    """scoring processes; the default uses one for each CPU"""
     gpu: bool = False
     """use one GPU for each process"""
     faithfulness: bool = False

@@ -44,7 +44,7 @@ class Explain:
     program is replaced"""
     corpus: bool = False
     """list the words and phrases with the largest total effect for each label over all scored reviews: a page, and a table in Parquet"""
-    corpus_view: Annotated[CorpusConfig, tyro.conf.arg(name="")] = field(default_factory=CorpusConfig)
+    corpus_view: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=CorpusConfig)
     model: str = "imdb"
     """folder of a run, a sweep or an artifact; models/best after `promote`; or imdb, the shipped model"""
     against: str | None = None

@@ -17,7 +17,7 @@ EXAMPLES = ("run", "--list", "--rollback")
 class Promote:
     """Copy a model into a folder of models as an immutable version, and point models/best.json at it."""
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """folder of a run, a sweep or an artifact"""
     models: str = "models"
     """the folder of models: new, or from this command"""

@@ -47,8 +47,8 @@ class Score:
     """name of the service's application (--via serve)"""
     dry_run: bool = False
     """score a small sample, estimate records, time and size, and write nothing"""
-    output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
-    pool: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
+    output: Annotated[OutputConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=OutputConfig)
+    pool: Annotated[ScoreConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoreConfig)
 
 
 def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpoint: str | None = None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import tyro
 
@@ -80,10 +80,9 @@ def _check_same_run(data: Path, out: Path, job: Train) -> None:
         raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
 
 
-def defaults() -> Train | None:
-    """Values of flags that are not given, under --from. --from is read before all other flags."""
-    source = next((later for flag, later in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--from"), None)
-    source = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--from=")), source)
+def defaults(arguments: Sequence[str], values: dict[str, Any]) -> Train | None:
+    """Values that neither a flag nor the settings file gives, under --from. --from is read before all other flags."""
+    source = cli.value_of(arguments, "--from") or values.get("sweep")
     if source is None:
         return None
     from han.tune import search_space

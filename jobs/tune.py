@@ -27,13 +27,13 @@ class Tune:
     """encoded folders, from `prepare`; with several folders of the same development reviews, the sweep also chooses the folder"""
     out: str
     """the folder of the sweep: new, or from the same command"""
-    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
+    sweep: Annotated[SweepConfig, tyro.conf.OmitArgPrefixes]
     space: str | None = None
     """a TOML file that changes the search space (see han/tune/search_space.py)"""
     vary: tuple[str, ...] = ()
     """changes of the search space: 'train.learning_rate={low=1e-4,high=1e-2,log=true}' 'model.word_hidden=[25,50]' model.dropout=false"""
     concurrent: int | None = None
-    """maximum number of trials at once; None uses what fits the CPUs and GPUs"""
+    """maximum number of trials at once; the default uses what fits the CPUs and GPUs"""
     retrain: int = 0
     """train the best settings again with this many other seeds, because the figure of the best of many trials is optimistic"""
     model: ModelConfig = field(default_factory=ModelConfig)

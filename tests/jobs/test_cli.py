@@ -20,8 +20,9 @@ from han.types import Mistake
 from han.types import Score as Answer
 from jobs import cli
 from jobs.__main__ import COMMANDS
+from jobs.prepare import Prepare
 from jobs.score import Score
-from jobs.train import Train
+from jobs.train import Train, defaults
 
 ROOT = Path(__file__).parents[2]
 HAN = [sys.executable, "-m", "jobs"]
@@ -67,6 +68,12 @@ def test_the_version_is_the_package_version() -> None:
     assert call("--version").stdout == call("score", "--version").stdout == f"han {han.__version__}\n"
 
 
+@pytest.mark.parametrize("arguments", [("score", "--input", "sample", "--version"), ("--verbose", "--version")], ids=" ".join)
+def test_the_version_is_printed_wherever_the_flag_stands(arguments: tuple[str, ...]) -> None:
+    done = call(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"han {han.__version__}\n", "")
+
+
 @pytest.mark.parametrize("flag", [("--dry-run",), ("--dry-run", "True"), ("--dry-run=True",), ("--dry-run", "true")])
 def test_a_boolean_flag_needs_no_value_and_accepts_true(flag: tuple[str, ...]) -> None:
     assert cli.parse(Score, ["--input", "sample", *flag, "--out", "scores"]).dry_run
@@ -82,6 +89,71 @@ def test_boolean_flags_of_groups_accept_true_and_false() -> None:
     parsed = cli.parse(Train, arguments)
     assert not parsed.model.sentence_encoder
     assert parsed.train.gpu
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ((), None),
+        (("--drop-duplicates",), True),
+        (("--no-drop-duplicates",), False),
+        (("--drop-duplicates", "True"), True),
+        (("--drop-duplicates", "False"), False),
+        (("--drop-duplicates=False",), False),
+    ],
+)
+def test_a_boolean_that_may_be_absent_is_a_flag_like_any_other(flag: tuple[str, ...], wanted: bool | None) -> None:
+    assert cli.parse(Prepare, ["--input", "sample", "--out", "data", *flag]).drop_duplicates is wanted
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_values_in_words(command: str) -> None:
+    printed = call(command, "--help").stdout
+    assert [line for line in printed.splitlines() if re.search(r"\{None\}|\bSTR\b|\[\[|default: (None|True|False)?\)", line)] == []
+
+
+def test_help_names_the_values_of_flags_and_positional_arguments() -> None:
+    score = " ".join(call("score", "--help").stdout.split())
+    for shown in ("--limit INT ", "--carry TEXT... ", "--max-bad-ratio FLOAT ", "--via {pool,serve} ", "(default: off)"):
+        assert shown in score
+    assert call("compare", "--help").stdout.startswith("usage: han compare [-h] RUN... ")
+    assert call("predict", "--help").stdout.startswith("usage: han predict [-h] [OPTIONS] TEXT...\n")
+
+
+def test_flags_without_a_prefix_have_the_title_of_their_group() -> None:
+    boxes = call("score", "--help").stdout.split("╭─ ")[1:]
+    wanted = {"options": "--input ", "columns options": "--columns.text ", "output options": "--effects ", "pool options": "--num-actors "}
+    assert [box.partition(" ─")[0] for box in boxes] == list(wanted)
+    assert [flag in box for flag, box in zip(wanted.values(), boxes, strict=True)] == [True] * 4
+    assert "Content of a folder of scores" in boxes[2]
+
+
+@pytest.mark.parametrize("command", ["prepare", "score", "train", "tune", "trim"])
+def test_required_flags_come_first(command: str) -> None:
+    box = call(command, "--help").stdout.split("╭─ options")[1].split("╰")[0]
+    entries = re.split(r"\n│ (?=--)", box)[1:]
+    required = ["(required)" in entry for entry in entries]
+    assert any(required)
+    assert required == sorted(required, reverse=True)
+
+
+@pytest.mark.parametrize("file", [("--config", "{}"), ("--config={}",)])
+def test_a_settings_file_is_named_with_or_without_an_equals_sign(tmp_path: Path, file: tuple[str, ...]) -> None:
+    (tmp_path / "run.toml").write_text('data = "data"\nout = "run"\n')
+    assert cli.parse(Train, [word.format(tmp_path / "run.toml") for word in file]) == Train(data="data", out="run")
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_flags_override_the_settings_file_and_both_override_the_sweep(tmp_path: Path, in_file: bool) -> None:
+    found = {"train.learning_rate": 0.03, "train.batch_tokens": 999, "model.word_hidden": 7}
+    (tmp_path / "best.json").write_text(json.dumps({"data": "data of the sweep", "overrides": found}))
+    lines = ['out = "run"', f'sweep = "{tmp_path}"' if in_file else "", "[train]", "batch_tokens = 111", "epochs = 4"]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    arguments = ["--config", str(tmp_path / "run.toml"), "--train.epochs", "6", *(() if in_file else ("--from", str(tmp_path)))]
+    parsed = cli.parse(Train, arguments, defaults=defaults)
+    assert (parsed.data, parsed.out, parsed.sweep) == ("data of the sweep", "run", str(tmp_path))
+    assert (parsed.train.learning_rate, parsed.model.word_hidden) == (0.03, 7)
+    assert (parsed.train.batch_tokens, parsed.train.epochs) == (111, 6)
 
 
 def test_a_run_writes_the_settings_that_repeat_it(tmp_path: Path) -> None:

@@ -31,3 +31,10 @@ def test_every_flag_option_and_metric_has_help() -> None:
     rows = [line.split(" | ") for line in reference.render().splitlines() if line.startswith(("| `--", "| `han_"))]
     assert len(rows) > 100
     assert [row[0] for row in rows if len(row[3].strip(" |")) < 5] == []
+
+
+def test_the_values_and_defaults_of_flags_are_words_that_can_be_typed() -> None:
+    rows = [line.split(" | ") for line in reference.render().splitlines() if line.startswith(("| `--", "| `RUN", "| `TEXTS"))]
+    assert {row[1] for row in rows if "--no-" in row[0] or ".no-" in row[0]} == {"on or off"}
+    assert [row for row in rows if {"None", "`None`", "`True`", "`False`"} & set(row) or "STR" in row[1]] == []
+    assert "name=value'" not in reference.render()
