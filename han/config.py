@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
 from han.types import AttentionDetail, Mistake
 
+SETTINGS_FILE = "settings.toml"  # repeats a run: a job writes it before its work, so a folder that holds nothing else is new
 T = TypeVar("T")
 REMOVED: dict[str, object] = {"adversarial": 0.0, "teacher_adversarial": 0.0, "teacher_hidden": None}
 """settings of earlier versions, and the only value of each that this version can repeat"""
@@ -345,6 +347,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
         elif one != other:
             lines.append(f"{prefix}{name}: {other} -> {one}")
     return lines
+
+
+def without_settings(names: Iterable[str]) -> list[str]:
+    """The names in a folder without those of its settings file, finished or not."""
+    return [name for name in names if not name.removeprefix("_").startswith(SETTINGS_FILE)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

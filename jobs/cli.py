@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_type_hints
 import tyro
 
 import han
-from han.config import ColumnsConfig, as_json, without_removed
+from han.config import SETTINGS_FILE, ColumnsConfig, as_json, without_removed, without_settings
 from han.types import Mistake, TooManyBad
 from jobs import flags
 
@@ -42,7 +42,6 @@ EXIT_CODES = {
     EXIT_IO: "disk or network failure; one line names the path; fix it and run the same command to resume",
     EXIT_RAY: "Ray stopped working, or a worker ran out of memory; run the same command to resume",
 }
-SETTINGS_FILE = "settings.toml"  # in the folder of a run: the settings that repeat it
 STYLE = (tyro.conf.ConsolidateSubcommandArgs,)
 # (TrainController pid=1) [2026-01-31 12:00:00,000 E 1 2] core_worker.cc:2465: ...
 _LINE_OF_RAY = re.compile(
@@ -230,7 +229,7 @@ def check_out(out: str | Path, *names: str) -> None:
         return
     if folder.exists() and not folder.is_dir():
         raise Mistake(f"--out {folder} is a file: give a folder")
-    existing = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    existing = sorted(without_settings(each.name for each in folder.iterdir())) if folder.is_dir() else []
     if existing and not any(name.startswith(names) for name in existing):
         raise Mistake(f"--out {folder} holds something else ({existing[0]}): give a new folder")
     parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -354,14 +353,32 @@ def show(title: str, settings: object) -> None:
     sys.stdout.flush()
 
 
-def write_settings(settings: object, folder: Path) -> None:
-    """Write the TOML file that repeats a run into its folder: `--config FOLDER/settings.toml`."""
+def settings_toml(settings: object, name: str = SETTINGS_FILE) -> str:
+    """The content of a settings file, which repeats a run: `--config FOLDER/settings.toml`. name: of the file."""
     import tomli_w
 
-    content = tomli_w.dumps(_without_none(as_json(settings)))
-    unfinished = folder / f".{SETTINGS_FILE}"
-    unfinished.write_text(f"# {command()} --config {SETTINGS_FILE}\n{content}", encoding="utf-8")
-    unfinished.replace(folder / SETTINGS_FILE)
+    return f"# {command()} --config {name}\n{tomli_w.dumps(_without_none(as_json(settings)))}"
+
+
+@contextlib.contextmanager
+def repeatable(settings: object, out: str | Path) -> Iterator[None]:
+    """Write settings.toml before the work, so that a killed run can be repeated. settings: with absolute paths.
+
+    A user error that leaves nothing else in a new folder leaves no folder.
+    """
+    from han.storage import Folder
+
+    folder = Folder(str(out))
+    is_new = not folder.exists()
+    folder.make()
+    folder.write(SETTINGS_FILE, settings_toml(settings).encode(), durable=True)
+    try:
+        yield
+    except Exception as error:
+        if is_new and _cause(error, Mistake) and not without_settings(folder.names()):
+            folder.remove(SETTINGS_FILE)
+            folder.remove_empty()
+        raise
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -59,6 +59,15 @@ def main(job: Evaluate) -> None:
         _evaluate(job.data, out, job)
 
 
+def _absolute(job: Evaluate, out: Path) -> Evaluate:
+    """The job with absolute paths, and with the version that models/best names now."""
+    from han.model import artifact
+
+    data = job.data if job.data in (None, "imdb", "sample") else cli.path(job.data, "--data")
+    rationales = job.rationales and cli.path(job.rationales, "--rationales")
+    return replace(job, out=str(out), data=data, model=artifact.resolve(cli.model(job.model)), rationales=rationales)
+
+
 def _evaluate(given: str, out: Path, job: Evaluate) -> None:
     from jobs.fetch import fetch
 
@@ -76,8 +85,8 @@ def _evaluate(given: str, out: Path, job: Evaluate) -> None:
     from jobs.progress import Rows
 
     config = ScoreConfig(num_actors=job.num_actors, gpu=job.gpu)
-    figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
-    cli.write_settings(job, out)
+    with cli.repeatable(_absolute(job, out), out):
+        figures = evaluate(data, out, model=model, columns=job.columns, config=config, report=Rows())
     registry.keep_test(artifact.find(model), figures)
     console = Console()
     for table in (_summary(figures), _confusion(figures), *_slices(figures)):
@@ -133,8 +142,8 @@ def _measure_rationales(split: Path, out: Path, job: Evaluate) -> None:
     model = cli.model(job.model)
     documents = rationales.read(split)
     rows = Rows()
-    figures = rationales.measure(load(model), documents, report=lambda done, total: rows("documents measured", done, total))
-    out.mkdir(parents=True, exist_ok=True)
+    with cli.repeatable(_absolute(job, out), out):
+        figures = rationales.measure(load(model), documents, report=lambda done, total: rows("documents measured", done, total))
     write_json(out / RATIONALES, {**figures, "model": model, "rationales": str(split)})
     for parts in ("tokens", "sentences"):
         table = Table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,8 +178,9 @@ def _view(job: Explain) -> None:
     else:
         cli.connect()
     began = time.monotonic()
-    found = corpus.collect(scores, job.corpus_view, Steps(), num_processes=num_processes)
-    corpus.save(out, found, rows=job.corpus_view.rows)
+    with cli.repeatable(replace(job, input=source, out=out), out):
+        found = corpus.collect(scores, job.corpus_view, Steps(), num_processes=num_processes)
+        corpus.save(out, found, rows=job.corpus_view.rows)
     took_s = time.monotonic() - began
     rows, reviews = f"{found.table.num_rows:,} words and phrases", cli.plural(scores.num_reviews, "review")
     print(f"{rows} of {reviews}; {took_s:,.1f} s, {scores.num_reviews / took_s:,.0f} reviews a second")

@@ -42,14 +42,21 @@ def main(job: Prepare) -> None:
     print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)
     names = [name for name in as_json(job) if name not in ("input", "out", "dev_ids")]
     config = PrepareConfig(**{name: getattr(job, name) for name in names} | {"vectors": replace(job.vectors, source=vectors)})
+    settings = replace(
+        job,
+        input=job.input if job.input == "imdb" else source,
+        out=str(out),
+        dev_ids=job.dev_ids and str(dev_ids),
+        vectors=job.vectors if glove else config.vectors,
+    )
     cli.check_out(out, "encoding.json", ".staging")
     _check(source, out, config, dev_ids)
     cli.connect()
     from han.train.prepare import prepare
     from jobs.progress import Steps
 
-    folder = prepare(source, out, config, dev_ids=dev_ids, report=Steps())
-    cli.write_settings(job, out)
+    with cli.repeatable(settings, out):
+        folder = prepare(source, out, config, dev_ids=dev_ids, report=Steps())
     counts = folder.counts
     print(
         f"{counts['train']:,} training and {counts['development']:,} development reviews; {counts['unlabelled']:,} unlabelled reviews; "

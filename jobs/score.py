@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -61,6 +61,7 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
     print("loading the model", flush=True)
     with cli.loading():
         from han.score import batch_job, publish
+        from han.score.manifest import SETTINGS
         from han.score.worker import local_scorer
         from jobs.progress import Rows
 
@@ -78,7 +79,10 @@ def main(job: Score, *, ask: Callable[[Task], BatchScorer] | None = None, failpo
         num_processes = _processes_here(plan) if ask is None else None
         if num_processes is None:
             cli.connect()
-        scores = batch_job.score(plan, Rows(), num_processes=num_processes, make_scorer=ask or local_scorer, failpoint=failpoint)
+        settings = cli.settings_toml(replace(job, input=source, out=out, model=plan.model), SETTINGS)
+        scores = batch_job.score(
+            plan, Rows(), num_processes=num_processes, make_scorer=ask or local_scorer, failpoint=failpoint, settings=settings
+        )
     took_s, counts = time.monotonic() - began, scores.manifest["counts"]
     for name, new in plan.renamed.items():
         print(f"the input's column {name} is now {new}, because {name} holds the prediction")

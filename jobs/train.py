@@ -39,23 +39,15 @@ class Train:
 
 def main(job: Train) -> None:
     data, out = cli.encoded(job.data), cli.local(job.out, "--out")
+    job = _absolute(job, data, out)
     cli.check_out(out, "config.json", ".config.json.")
     _check_same_run(data, out, job)
     cli.show(f"train {data} -> {out}", job)
     cli.connect(job.train.num_workers * job.train.cpus_per_worker + 1)
     from han.train.trainer import fit
 
-    soft_labels = job.train.soft_labels and str(cli.local(job.train.soft_labels, "--train.soft-labels"))
-    stages = job.semi_supervised.stages and str(cli.local(job.semi_supervised.stages, "--semi-supervised.stages"))
-    run = fit(
-        data,
-        out,
-        job.model,
-        replace(job.train, soft_labels=soft_labels),
-        track=job.track,
-        recipe=replace(job.semi_supervised, stages=stages),
-    )
-    cli.write_settings(job, out)
+    with cli.repeatable(replace(job, sweep=None), out):  # what the sweep gave is among the settings
+        run = fit(data, out, job.model, job.train, track=job.track, recipe=job.semi_supervised)
     best = run.best
     print(
         f"best of {cli.plural(len(run.history), 'epoch')}: {best['epoch']}, development accuracy {best['accuracy']:.2%}, "
@@ -67,6 +59,14 @@ def main(job: Train) -> None:
         print(f"warning, on the development split: {doubt}")
     evaluation = cli.unused(out.parent / "evaluation")
     print(f"next: {cli.command('evaluate')} --model {out} --data <labelled test reviews> --out {evaluation}")
+
+
+def _absolute(job: Train, data: Path, out: Path) -> Train:
+    """The job with absolute paths."""
+    soft_labels = job.train.soft_labels and str(cli.local(job.train.soft_labels, "--train.soft-labels"))
+    stages = job.semi_supervised.stages and str(cli.local(job.semi_supervised.stages, "--semi-supervised.stages"))
+    train, recipe = replace(job.train, soft_labels=soft_labels), replace(job.semi_supervised, stages=stages)
+    return replace(job, data=str(data), out=str(out), train=train, semi_supervised=recipe)
 
 
 def _check_same_run(data: Path, out: Path, job: Train) -> None:

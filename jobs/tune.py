@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,10 +44,11 @@ class Tune:
 def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     """fit: what a trial runs; None is `trainer.fit`."""
     data, out = [cli.encoded(folder) for folder in job.data], cli.local(job.out, "--out")
+    job = _absolute(job, data, out)
     cli.check_out(out, "sweep.json", ".")
     from han.tune import search_space, sweep
 
-    varied = search_space.read_space(cli.local(job.space, "--space") if job.space else None, job.vary, [str(folder) for folder in data])
+    varied = search_space.read_space(Path(job.space) if job.space else None, job.vary, [str(folder) for folder in data])
     search_space.check(varied, job.model, job.train)
     sweep.check(out, sweep.request_of(data, varied, model=job.model, train=job.train, config=job.sweep))
     cli.show(f"tune {' '.join(map(str, data))} -> {out}", job)
@@ -62,23 +63,29 @@ def main(job: Tune, *, fit: Callable[..., Any] | None = None) -> None:
     from han.tune import search
     from jobs.trials import Trials
 
-    result = search.sweep(
-        search.SweepJob(
-            data=data,
-            out=out,
-            space=varied,
-            model=job.model,
-            train=job.train,
-            config=job.sweep,
-            concurrent=job.concurrent,
-            retrain=job.retrain,
-            track=job.track,
-        ),
-        watch=Trials(total=job.sweep.trials),
-        fit=fit or trainer.fit,
+    request = search.SweepJob(
+        data=data,
+        out=out,
+        space=varied,
+        model=job.model,
+        train=job.train,
+        config=job.sweep,
+        concurrent=job.concurrent,
+        retrain=job.retrain,
+        track=job.track,
     )
-    cli.write_settings(job, out)
+    with cli.repeatable(job, out):
+        result = search.sweep(request, watch=Trials(total=job.sweep.trials), fit=fit or trainer.fit)
     _print_result(result, out, full=job.sweep.trials * job.train.epochs)
+
+
+def _absolute(job: Tune, data: Sequence[Path], out: Path) -> Tune:
+    """The job with absolute paths."""
+    space = job.space and str(cli.local(job.space, "--space"))
+    soft_labels = job.train.soft_labels and str(cli.local(job.train.soft_labels, "--train.soft-labels"))
+    warm_start = job.sweep.warm_start and str(cli.local(job.sweep.warm_start, "--warm-start"))
+    sweep, train = replace(job.sweep, warm_start=warm_start), replace(job.train, soft_labels=soft_labels)
+    return replace(job, data=tuple(map(str, data)), out=str(out), space=space, sweep=sweep, train=train)
 
 
 def _print_result(result: Any, out: Path, *, full: int) -> None:

@@ -7,15 +7,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from han.config import without_settings
 from han.explain import charts
 from han.explain.charts import Frame, Scale, safe
 from han.explain.html import articles, document, stylesheet
 from han.model.metrics import doubts
 from han.types import Mistake, Score
 
-METRICS, PREDICTIONS, PAGE, SETTINGS = "metrics.json", "predictions.parquet", "evaluation.html", "settings.toml"
+METRICS, PREDICTIONS, PAGE = "metrics.json", "predictions.parquet", "evaluation.html"
 FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES = "faithfulness.json", "faithfulness.svg", "rationales.json"
-_FILES = {METRICS, PREDICTIONS, PAGE, SETTINGS, FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES}
+_FILES = {METRICS, PREDICTIONS, PAGE, FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES}
 _WIDTH, _HEIGHT = 430, 320  # of a chart, in its own units
 _FIGURES = {
     "f1": "macro F1",
@@ -28,7 +29,7 @@ _FIGURES = {
 
 def check_out(out: Path) -> None:
     """`Mistake` if the folder exists and holds anything but an evaluation."""
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _FILES):
+    if out.exists() and (not out.is_dir() or set(without_settings(path.name for path in out.iterdir())) - _FILES):
         raise Mistake(f"--out {out} holds something else: give a new folder")
 
 

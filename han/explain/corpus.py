@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import sys
 from collections import deque
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from han.config import CorpusConfig
+from han.config import SETTINGS_FILE, CorpusConfig, without_settings
 from han.data.files import blaming
 from han.explain import phrases
 from han.explain.corpus_page import PAGE, WORDS, page
@@ -122,7 +123,7 @@ def fits_here(scores: Scores) -> bool:
 def check_out(place: str) -> None:
     """`Mistake` if the folder exists and holds anything but a corpus view."""
     out = Folder(place)
-    if out.exists() and (not out.is_folder() or set(out.names()) - {WORDS, PAGE}):
+    if out.exists() and (not out.is_folder() or set(without_settings(out.names())) - {WORDS, PAGE}):
         raise Mistake(f"--out {place} holds something else: give a new folder")
 
 
@@ -166,7 +167,8 @@ def save(place: str, corpus: Corpus, *, rows: int) -> None:
     rows: of the page (see `corpus_page.page`).
     """
     out = Folder(place)
-    staged = out.sibling() if out.on_disk and not out.exists() else out
+    is_new = not without_settings(out.names()) and not os.path.ismount(out.path)
+    staged, settings = out.sibling() if out.on_disk and is_new else out, out.read(SETTINGS_FILE)
     if staged is not out:
         staged.remove()
     staged.make()
@@ -177,6 +179,10 @@ def save(place: str, corpus: Corpus, *, rows: int) -> None:
     staged.write(WORDS, sink.getvalue().to_pybytes(), durable=True)
     staged.write(PAGE, page(corpus, rows=rows).encode(), durable=True)
     if staged is not out:
+        if settings is not None:
+            staged.write(SETTINGS_FILE, settings, durable=True)
+        for name in out.names():
+            out.remove(name)
         staged.move("", "", into=out)
         out.sync("..")
 

@@ -144,6 +144,7 @@ def score(
     num_processes: int | None = None,
     make_scorer: Callable[[Task], BatchScorer] = local_scorer,
     failpoint: str | None = None,
+    settings: str | None = None,
 ) -> Scores:
     """Run the job; its folder must be visible to every node. The same call again resumes the job, or does nothing.
 
@@ -151,9 +152,9 @@ def score(
 
     Raises `TooManyBad` if more records are bad than `max_bad_ratio` allows; nothing is published, and finished parts stay staged. An input
     that changes during the run raises `InputChanged`, and nothing is published. A disk that fails raises its OSError. make_scorer: makes
-    the scorer of an actor; failpoint: where a process kills itself (see `Failpoint`).
+    the scorer of an actor; failpoint: where a process kills itself (see `Failpoint`); settings: TOML that repeats the job.
     """
-    with publish.claimed(plan.out, plan.job, failpoint=failpoint) as claim:
+    with publish.claimed(plan.out, plan.job, failpoint=failpoint, settings=settings) as claim:
         if claim is None:
             return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
         # Actors get their shards in another way, so their plan is small.

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from han.config import SETTINGS_FILE
 from han.storage import filesystem
 from han.types import AttentionDetail, EffectDetail, Mistake
 
 FORMAT = 1
 MANIFEST, SUCCESS, SCORES, QUARANTINE, STAGING = "_manifest.json", "_SUCCESS", "scores", "_quarantine", ".staging"
+SETTINGS = f"_{SETTINGS_FILE}"  # readers of Parquet folders ignore it
 _BLOCK_BYTES = 1 << 20
 Json = TypeVar("Json", bound=BaseModel)
 

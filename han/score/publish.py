@@ -4,6 +4,7 @@
     out/_quarantine/part-*.jsonl  what was not scored, and why
     out/_manifest.json            the job, its counts and its files: every record of the input is either scored or quarantined
     out/_SUCCESS                  written last
+    out/_settings.toml            written first: the settings that repeat the job
     out/.staging/                 until then: the job, finished parts (*.tmp), their records, attempts at the other parts, the lock;
                                   renamed to .staging.* before it is removed
 
@@ -34,7 +35,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 import han
-from han.config import ColumnsConfig, OutputConfig, as_json, differences
+from han.config import ColumnsConfig, OutputConfig, as_json, differences, without_settings
 from han.data.columns import label_numbers
 from han.data.files import BadRecord, excerpt
 from han.data.sources import Batch, Shard, identities
@@ -45,6 +46,7 @@ from han.score.manifest import (
     MANIFEST,
     QUARANTINE,
     SCORES,
+    SETTINGS,
     STAGING,
     SUCCESS,
     Damaged,
@@ -106,8 +108,10 @@ def is_published(place: str, job: Job) -> bool:
 
 
 @contextmanager
-def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | None]:
+def claimed(place: str, job: Job, *, failpoint: str | None, settings: str | None = None) -> Iterator[Claim | None]:
     """Hold `place` for `job` while the body runs; None if the job is published already.
+
+    settings: TOML that repeats the job, for its folder; None writes none.
 
     A folder that holds another job or other files, or that another process is writing, is a `Mistake` and stays unchanged.
     """
@@ -131,6 +135,8 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
                 out.sync("..")
             staging.write("job.json", _json({"job": job, "began": _now()}), durable=True)
         began = _read(staging, "job.json", JobJson)["began"]
+        if settings is not None:
+            out.write(SETTINGS, settings.encode(), durable=True)
         records = [_read(staging, f"records/{name}", RecordJson) for name in staging.names("records") if name.endswith(".json")]
         yield Claim(
             out=out,
@@ -145,6 +151,9 @@ def claimed(place: str, job: Job, *, failpoint: str | None) -> Iterator[Claim | 
 def abandon(claim: Claim) -> None:
     """Remove everything that `claimed` and the parts made. Nothing was published."""
     _clear(claim.out)
+    for name in claim.out.names():
+        if name.startswith(SETTINGS):
+            claim.out.remove(name)
     claim.out.remove_empty()
 
 
@@ -442,7 +451,7 @@ def _check_layout(out: Folder) -> None:
         _refuse_link(out, name)
         if out.size(name) is not None:
             raise Mistake(f"{out.place}/{name} is a file, where han score has a folder: give a new --out, or remove the file")
-    for name in (MANIFEST, SUCCESS, f"{STAGING}/lock", f"{STAGING}/job.json"):
+    for name in (MANIFEST, SUCCESS, SETTINGS, f"{STAGING}/lock", f"{STAGING}/job.json"):
         _refuse_link(out, name)
         if (out / name).is_folder():
             raise Mistake(f"{out.place}/{name} is a folder, where han score has a file: give a new --out, or remove the folder")
@@ -458,7 +467,7 @@ def _check_unclaimed(out: Folder, job: Job) -> bool:
     if (out / STAGING).exists("job.json"):
         _check_same(out, job, _read(out / STAGING, "job.json", JobJson)["job"])
         return False
-    if out.exists() and (not out.is_folder() or not all(map(is_staging, out.names()))):
+    if out.exists() and (not out.is_folder() or not all(map(is_staging, without_settings(out.names())))):
         raise Mistake(f"--out {out.place} holds something else: give a new folder")
     if out.on_disk:
         parent = os.path.dirname(out.path)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from han.config import PrepareConfig, as_json, differences, read_json
+from han.config import PrepareConfig, as_json, differences, read_json, without_settings
 from han.types import Mistake
 
 RUN_ROWS = 8_192  # most reviews of a run: 9 MB of IMDB,
@@ -42,7 +42,8 @@ def job_of(config: PrepareConfig, dev_ids: Path | None) -> dict[str, Any]:
 
 def is_finished(out: Path, job: dict[str, Any]) -> bool:
     """Whether `out` is the encoded folder of a job, or of what is known of it. Another job's folder, and other files, are a `Mistake`."""
-    if not out.exists() or not any(out.iterdir()):
+    existing = without_settings(path.name for path in out.iterdir()) if out.exists() else []
+    if not existing:
         return False
     if (out / "encoding.json").exists():
         theirs = read_json(out / "encoding.json")
@@ -51,7 +52,7 @@ def is_finished(out: Path, job: dict[str, Any]) -> bool:
             raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
         return True
     if not (out / ".staging").exists():
-        raise Mistake(f"--out {out} holds something else ({next(out.iterdir()).name}): give a new folder")
+        raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
     return False
 
 

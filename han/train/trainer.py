@@ -33,7 +33,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from han.cluster.metrics import Training, waited
-from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig, as_json, differences, from_json, read_json
+from han.config import (
+    ModelConfig,
+    SemiSupervisedConfig,
+    TrackConfig,
+    TrainConfig,
+    as_json,
+    differences,
+    from_json,
+    read_json,
+    without_settings,
+)
 from han.model import artifact, metrics
 from han.model.metrics import best_epoch
 from han.model.network import HAN
@@ -340,10 +350,11 @@ def _provenance(out: Path, folder: EncodedFolder) -> dict[str, Any]:
 
 
 def _finished(out: Path, request: dict[str, Any]) -> bool:
-    if not out.exists() or not any(out.iterdir()):
+    existing = without_settings(path.name for path in out.iterdir()) if out.exists() else []
+    if not existing:
         return False
     if not (out / "config.json").exists():
-        if foreign := [path.name for path in out.iterdir() if not path.name.startswith(".config.json.")]:
+        if foreign := [name for name in existing if not name.startswith(".config.json.")]:
             raise Mistake(f"--out {out} holds something else ({foreign[0]}): give a new folder")
         return False
     changed = differences(request, read_json(out / "config.json"))

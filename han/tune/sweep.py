@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from han.config import ModelConfig, SweepConfig, TrainConfig, as_json, differences, read_json
+from han.config import ModelConfig, SweepConfig, TrainConfig, as_json, differences, read_json, without_settings
 from han.storage import replace_file, write_json
 from han.tune import search_space
 from han.tune.search_space import Space, Value
@@ -47,7 +47,8 @@ def request_of(data: Sequence[Path], space: Space, *, model: ModelConfig, train:
 def check(out: Path, request: dict[str, Any]) -> None:
     """`Mistake` if the folder holds the sweep of another request, or other files. Nothing is written."""
     if not (out / "sweep.json").exists():
-        if out.exists() and (existing := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
+        names = without_settings(path.name for path in out.iterdir()) if out.exists() else []
+        if existing := [name for name in names if not name.startswith(".")]:
             raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
         return
     changed = differences(request, read_json(out / "sweep.json"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import han
-from han.config import ColumnsConfig, TrainConfig
+from han.config import SETTINGS_FILE, ColumnsConfig, TrainConfig
 from han.explain.pieces import signed
 from han.types import Mistake
 from han.types import Score as Answer
@@ -158,8 +158,8 @@ def test_flags_override_the_settings_file_and_both_override_the_sweep(tmp_path: 
 
 def test_a_run_writes_the_settings_that_repeat_it(tmp_path: Path) -> None:
     settings = cli.parse(Train, ["--data", "data", "--out", str(tmp_path), "--train.epochs", "7", "--track.name", "mine"])
-    cli.write_settings(settings, tmp_path)
-    file = str(tmp_path / cli.SETTINGS_FILE)
+    (tmp_path / SETTINGS_FILE).write_text(cli.settings_toml(settings))
+    file = str(tmp_path / SETTINGS_FILE)
     assert cli.parse(Train, ["--config", file]) == settings
     assert cli.parse(Train, ["--config", file, "--train.epochs", "8"]).train.epochs == 8
     assert tomllib.loads(Path(file).read_text())["train"]["epochs"] == 7
