@@ -250,6 +250,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if not verbose:
+        os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # (RayTrainWorker pid=...) before each line of a training
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about GPUs that are not used
     import ray
 

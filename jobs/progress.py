@@ -16,7 +16,7 @@ _LOG_S = 2.0  # seconds between two lines of a log
 
 @dataclass(slots=True, kw_only=True)
 class Rows:
-    """Reports rows done: how many of how many, rows a second, seconds left."""
+    """Reports rows done: how many of how many, how many of them quarantined, rows a second, seconds left."""
 
     live: bool = field(default_factory=lambda: sys.stdout.isatty())
     clock: Callable[[], float] = time.monotonic
@@ -24,20 +24,20 @@ class Rows:
     _shown: float = -_LOG_S
     _bar: Progress | None = None
 
-    def __call__(self, what: str, done: int, total: int, *, exact: bool = True) -> None:
+    def __call__(self, what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
         """total: all rows, 0 if unknown, an estimate unless `exact`; a call with total equal to done is the last."""
         now = self.clock()
         self._began = now if self._began is None else self._began
         is_over = done == total
         if self.live:
             self._bar = self._bar or _bar(what, " rows")
-            _advance(self._bar, what, done, total, exact=exact)
+            _advance(self._bar, what, done, total, exact=exact, quarantined=quarantined)
             if is_over:
                 self._bar.stop()
                 self._bar = None
         elif is_over or now - self._shown >= _LOG_S:
             self._shown = now
-            print(_line(what, done, total, now - self._began, exact=exact), flush=True)
+            print(_line(what, done, total, now - self._began, exact=exact, quarantined=quarantined), flush=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,14 +65,18 @@ class Steps:
             print(f"{what}: {done:,}/{total:,}{left}{took}", flush=True)
 
 
-def _line(what: str, done: int, total: int, seconds: float, *, exact: bool) -> str:
+def _line(what: str, done: int, total: int, seconds: float, *, exact: bool, quarantined: int) -> str:
     of = f" of {'' if exact else 'about '}{total:,}" if total else ""
-    line = f"{what} {done:,}{of} rows"
+    line = f"{what} {done:,}{of} rows{_aside(quarantined)}"
     if done and seconds > 0:
         rate = done / seconds
         line += f", {rate:,.0f} a second"
         line += f", {(total - done) / rate:,.0f} s left" if total > done else ""
     return line
+
+
+def _aside(quarantined: int) -> str:
+    return f", {quarantined:,} quarantined" if quarantined else ""
 
 
 def _bar(what: str, unit: str) -> Progress:
@@ -94,9 +98,9 @@ def _bar(what: str, unit: str) -> Progress:
     return bar
 
 
-def _advance(bar: Progress, what: str, done: int, total: int, *, exact: bool) -> None:
+def _advance(bar: Progress, what: str, done: int, total: int, *, exact: bool, quarantined: int = 0) -> None:
     task = bar.tasks[0]
     rate = f", {task.speed:,.0f} a second" if task.speed else ""
     about = "" if exact or done == total else "about "
-    count = f"{done:,}/{about}{total:,}{task.fields['unit']}{rate}" if total else f"{done:,}{task.fields['unit']}{rate}"
+    count = f"{done:,}{f'/{about}{total:,}' if total else ''}{task.fields['unit']}{_aside(quarantined)}{rate}"
     bar.update(task.id, description=what, completed=done, total=total or None, count=count)

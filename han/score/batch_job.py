@@ -165,14 +165,19 @@ def score(
             make_scorer=make_scorer,
         )
         finished = dict(claim.records)
-        rows_now, bad = 0, sum(record["quarantined"] for record in finished.values())
+        bad = bad_before = sum(record["quarantined"] for record in finished.values())
+        rows_now = 0
         num_rows = _known_rows(plan)
         items = [item for item in plan.items if item.name not in finished]
         run = (
             functools.partial(worker.run_here, num_processes=num_processes) if num_processes else _on_ray(plan, num_finished=len(finished))
         )
+
+        def shown(what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
+            report(what, done, total, exact=exact, quarantined=bad - bad_before)
+
         try:
-            for record, _ in run(items, task, report):
+            for record, _ in run(items, task, shown):
                 finished[record["part"]] = record
                 rows_now += record["rows_in"]
                 bad += record["quarantined"]
@@ -203,7 +208,7 @@ def _on_ray(plan: Plan, *, num_finished: int) -> Callable[[Sequence[Item], Task,
     watched.shards(num_finished, {})
 
     def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[Closed]:
-        def both(what: str, done: int, total: int, *, exact: bool = True) -> None:
+        def both(what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
             watched.rows(done, total)
             report(what, done, total, exact=exact)
 

@@ -71,8 +71,8 @@ class Sink(Protocol):
 
 
 class Report(Protocol):
-    def __call__(self, what: str, done: int, total: int, *, exact: bool = True) -> None:
-        """Rows done and total rows: 0 if the total is not known yet, an estimate unless `exact`."""
+    def __call__(self, what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
+        """Rows done and total rows: 0 if the total is not known yet, an estimate unless `exact`. quarantined: in finished parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

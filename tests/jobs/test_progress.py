@@ -46,6 +46,18 @@ def test_an_unknown_total_is_left_out(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines(capsys, [(0, 10, 0), (3, 3000, 0)]).splitlines()[-1] == "scored 3,000 rows, 1,000 a second"
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_quarantined_rows_are_shown_if_there_are_any(capsys: pytest.CaptureFixture[str], live: bool) -> None:
+    clock = Clock()
+    report = Rows(live=live, clock=clock)
+    report("scored", 0, 9)
+    clock.now += 3
+    report("scored", 6, 9, quarantined=0)
+    assert "quarantined" not in capsys.readouterr().out
+    report("scored", 9, 9, quarantined=2)
+    assert "9 rows, 2 quarantined" in capsys.readouterr().out
+
+
 def test_a_terminal_updates_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, [(0, 0, 9), (1, 3, 9), (1, 9, 9)], live=True).count("\n") == 1
 

@@ -205,7 +205,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: P
 
 
 def test_submitted_jobs_train_and_score_the_first_reviews_of_an_input(submitted: Submitted, planted: Path) -> None:
-    assert "epoch 4/4  development accuracy" in submitted.printed
+    assert "\nepoch 4/4  development accuracy" in submitted.printed, "without the name and the number of a process"
     assert "200 records in = 200 scored + 0 quarantined" in submitted.printed
     assert artifact.load(submitted.run / "artifact").labels == ("negative", "neutral", "positive")
     first = [json.loads(line)["review_id"] for line in planted.read_text().splitlines()[:200]]

@@ -166,10 +166,21 @@ def test_workers_that_die_at_start_end_the_job(tmp_path: Path, scorer: Scorer, m
         run(planned(tmp_path, TEXTS), lambda _: scorer)
 
 
+def test_the_progress_has_the_number_of_quarantined_records(tmp_path: Path, scorer: Scorer) -> None:
+    plan, reported = planned(tmp_path, [*TEXTS, "...", " "]), []
+
+    def report(what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
+        reported.append(quarantined)
+
+    batch_job.score(plan, report, num_processes=1, make_scorer=lambda _: scorer)
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (0, 2)
+
+
 def test_an_interrupted_job_leaves_no_process_and_resumes(tmp_path: Path, scorer: Scorer) -> None:
     plan, reached = planned(tmp_path, TEXTS), []
 
-    def report(what: str, done: int, total: int, *, exact: bool = True) -> None:
+    def report(what: str, done: int, total: int, *, exact: bool = True, quarantined: int = 0) -> None:
         reached.append(done)
         if done:
             raise KeyboardInterrupt
