@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Literal
 
 from han.explain.gallery import controls, is_wrong, script
 from han.explain.pieces import (
@@ -136,15 +137,17 @@ def _key(scores: Sequence[Score], drawn: str) -> str:
     rows = []
     if sentences:
         meaning = "Beside a sentence: its share of the review&rsquo;s attention. The longest bar is the largest share."
-        rows.append(_sample(_bar(0.7, chosen=True), meaning))
+        rows.append(_sample(_bar(0.7, chosen=True), meaning, kind="of-attention"))
     if words:
         shares = "word attention &times; sentence attention, the word&rsquo;s share of the whole review"
-        rows.append(_sample(ramp, f"Behind a word: {shares}; from none to the largest such share in that review. {own_scale}"))
+        scale = f"Behind a word: {shares}; from none to the largest such share in that review. {own_scale}"
+        rows.append(_sample(ramp, scale, kind="of-attention"))
         switch = '<label><input type="checkbox" class="all"> Show all.</label>'
         choice = f"Point at a word, or choose a sentence&rsquo;s number, for words&rsquo; shares of their sentence. {switch}"
-        rows.append(_sample('<span class="number">12.3</span>', choice, live=True))
+        rows.append(_sample('<span class="number">12.3</span>', choice, kind="live"))
     elif sentences:
-        rows.append(_sample(ramp, f"Behind a sentence: the same share, from none to the largest in that review. {own_scale}"))
+        scale = f"Behind a sentence: the same share, from none to the largest in that review. {own_scale}"
+        rows.append(_sample(ramp, scale, kind="of-attention"))
     if any(score.effects for score in scores):
         rows += _effects_key(scores)
     if 'class="unread"' in drawn:
@@ -171,7 +174,7 @@ def _effects_key(scores: Sequence[Score]) -> list[str]:
         else " Behind a sentence: its effect in the same colours."
     )
     return [
-        _sample("", EFFECTS_SWITCH, live=True),
+        _sample("", EFFECTS_SWITCH, kind="live"),
         _sample(f"{_effect_bar(1, 1)}{_effect_bar(-1, 1)}", meaning + of_words),
     ]
 
@@ -189,9 +192,9 @@ def _effect_classes(effect: float | None, largest: float) -> str:
     return f" {'for' if effect and effect > 0 else 'against'} e{shade}" if shade else ""
 
 
-def _sample(sample: str, meaning: str, *, live: bool = False) -> str:
-    """Returns a row of the key. A `live` row works only on a screen, and is not printed."""
-    where = " live" if live else ""
+def _sample(sample: str, meaning: str, *, kind: Literal["", "live", "of-attention"] = "") -> str:
+    """Returns a row of the key. A `live` row is not printed; one `of-attention` hides while effects are shown."""
+    where = f" {kind}" if kind else ""
     return f'<div class="sample{where}" aria-hidden="true">{sample}</div><p class="meaning{where}">{meaning}</p>'
 
 
