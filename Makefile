@@ -35,8 +35,8 @@ CPUS ?= 2
 # exports for the cluster: RAY_API_SERVER_ADDRESS if it is set, else the cluster on this machine, else the one that `make attach` forwards
 CLUSTER_ENV = eval "$$($(RUN) -m deploy env)"
 
-.PHONY: help setup check format test everyday demo train reproduce serve watch tensorboard jupyter wheel numbers reference clean \
-	chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
+.PHONY: help setup check format test everyday demo train reproduce serve watch tensorboard jupyter wheel check-wheel numbers reference \
+	clean chaos-batch chaos-serve chaos-tune chaos-cluster chaos-watch soak bench bench-online bench-scaling \
 	cluster cluster-down doctor up down attach status submit logs stop-job
 
 help: ## List all tasks
@@ -106,6 +106,9 @@ jupyter: $(READY) ## Open the notebook that draws attention on a review
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(RUN) -m build --wheel --outdir dist .
+
+check-wheel: $(READY) ## Build the wheel, install it in an empty environment and score a review there, a minute
+	$(RUN) -m tests.everyday.wheel
 
 numbers: $(READY) ## Render docs/numbers.md from docs/numbers/*.json
 	$(RUN) -m benchmarks.numbers
