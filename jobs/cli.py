@@ -55,6 +55,7 @@ _OUT_OF_MEMORY = (
 )
 
 invoked_as: tuple[str, str] | None = None  # set by the command `han`: its path as typed (empty after `python -m jobs`), and the subcommand
+_shown: int | None = None  # the file descriptor of stderr, while `_hide_lines_of_ray` reads what is written to it
 verbose = False  # --verbose: show the lines of Ray and of libraries
 
 
@@ -272,6 +273,10 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
             reason = " ".join(str(error).split())[:200]
             todo = _NO_RAY.format(where) if where else "Ray did not start: try again"
             _exit(f"error: {todo} ({reason})", EXIT_USER_ERROR if where else EXIT_RAY)
+        if "ray://" not in (where or ""):
+            from han.cluster import alive
+
+            alive.watch(_leave_dead_ray)
     _handle_sigterm()  # Ray has installed its own handler
     resources = ray.cluster_resources()
     print(f"Ray: {int(resources.get('CPU', 0))} CPUs, {int(resources.get('GPU', 0))} GPUs, {plural(len(ray.nodes()), 'node')}", flush=True)
@@ -464,7 +469,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _hide_lines_of_ray() -> None:
     """Drop the log lines of Ray's C++ code, which goes to the file descriptor of stderr past Python; all other lines pass."""
-    shown = os.dup(2)
+    global _shown
+    _shown = shown = os.dup(2)
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
@@ -486,8 +492,10 @@ def _hide_lines_of_ray() -> None:
     copying.start()
 
     def restore() -> None:
+        global _shown
         sys.stderr.flush()
         os.dup2(shown, 2)
+        _shown = None
         is_over.set()
         copying.join(2)
 
@@ -506,6 +514,12 @@ def _exit(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _leave_dead_ray(kind: str) -> NoReturn:
+    """End at once, in any thread: what is on the disk can be resumed, and each call of Ray would end the process without a line."""
+    os.write(_shown or sys.stderr.fileno(), f"error: {_RAY_FAILED.format(kind=kind)}\n".encode())
+    os._exit(EXIT_RAY)
 
 
 def _leave_closed_pipe() -> NoReturn:

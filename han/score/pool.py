@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
 
 from han.cluster.datasets import configure_ray_data
 from han.score.worker import Closed, Coordinator, Item, Report, Task, Worker, passed_on, report_progress
@@ -83,9 +84,10 @@ def _watched(coordinator: Any, items: Sequence[Item], report: Report) -> Iterato
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_POLL_S):
-            if ray.get(coordinator.is_ready.remote()):
-                report_progress(ray.get(coordinator.progress.remote()), items, report)
+        with suppress(RayError):  # the body meets it too, and raises it
+            while not over.wait(_POLL_S):
+                if ray.get(coordinator.is_ready.remote()):
+                    report_progress(ray.get(coordinator.progress.remote()), items, report)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

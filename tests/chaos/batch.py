@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pyarrow as pa
@@ -30,12 +30,14 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from ray.util.state import list_actors, list_jobs
 
+from deploy import local
+from deploy.local import LocalCluster
 from han import failpoint
 from han.data.samples import planted
 from tests.chaos.driver import FAULTS
 from tests.chaos.repeated import Repeated, until
 from tests.chaos.report import close, reliability
-from tests.helpers.cluster import RAY, Cluster, head
+from tests.helpers.cluster import RAY, SETTINGS, Cluster, head
 
 NUM_REVIEWS, NUM_SMALL, NUM_EMPTY, SHARD_ROWS = 20_000, 5_000, 10, 500
 DEADLINE_S = 240
@@ -45,7 +47,9 @@ ROOT = Path(__file__).parents[2]
 class Run:
     """A driver in its own process group."""
 
-    def __init__(self, cluster: Cluster, source: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.score",)) -> None:
+    def __init__(
+        self, cluster: Cluster | LocalCluster, source: Path, out: Path, *flags: str, through: tuple[str, ...] = ("jobs.score",)
+    ) -> None:
         self.log = out.parent / f".{out.name}.{secrets.token_hex(4)}.log"
         if "--failpoint" in flags and through == ("jobs.score",):
             through = ("tests.chaos.driver", "none", "-")
@@ -161,6 +165,22 @@ class Poller(Repeated):
                 self.torn += rows != self._rows or pq.ParquetDataset(self._out).files != sorted(map(str, names))
             except (OSError, pa.ArrowException):
                 self.torn += 1
+
+
+def ray_dies(part: Literal["raylet", "gcs_server"], dump: Path, out: Path) -> tuple[int, str, float]:
+    """Kill a part of a Ray of its own while it scores: exit code and output of the driver, and the seconds until its end."""
+    config = local.NodeConfig(num_cpus=2, store_mb=100, settings=SETTINGS)
+    cluster = local.start(Path(tempfile.mkdtemp(prefix="han-")), num_nodes=1, config=config, auth=False)
+    try:
+        run = Run(cluster, dump, out)
+        assert until(lambda: len(list(out.glob(".staging/records/*.json"))) >= 1, DEADLINE_S), run.output()
+        began = time.monotonic()
+        for process in local.processes(cluster.nodes[0]):
+            if process.name() == part:
+                process.kill()
+        return run.wait(), run.output(), time.monotonic() - began
+    finally:
+        local.stop(cluster)
 
 
 def scorers(cluster: Cluster) -> list[int]:
@@ -404,6 +424,20 @@ class Batch:
             outputs.append(f"{name}:{code}")
         reliability("D20", ok=right == 3, right=f"{right}/3", exits=",".join(outputs))
 
+    def d21_ray_dies(self) -> None:
+        """The raylet of the driver's node dies, then the GCS of another Ray: one line each, and the same command resumes on a third Ray."""
+        right, outputs, slowest_s = 0, [], 0.0
+        for part in ("raylet", "gcs_server"):
+            out = self.folder / f"d21-{part}"
+            code, output, took_s = ray_dies(part, self.small, out)
+            errors = [line for line in output.splitlines() if line.startswith("error: ")]
+            kept = len(list(out.glob(".staging/records/*.json")))
+            again, _ = score(self.cluster, self.small, out)
+            right += code == 6 and len(errors) == 1 and kept > 0 and again == 0 and holds(oracle(self.small, out))
+            outputs.append(f"{part}:{code},{again}")
+            slowest_s = max(slowest_s, took_s)
+        reliability("D21", ok=right == 2, right=f"{right}/2", exits=";".join(outputs), slowest_exit_s=slowest_s)
+
     def _no_actor_left(self) -> bool:
         return until(lambda: not scorers(self.cluster), 20)
 
@@ -459,6 +493,7 @@ RUNS: dict[str, Callable[[Batch], None]] = {
     "D18": Batch.d18_interrupted,
     "D19": Batch.d19_one_csv,
     "D20": Batch.d20_input_changes,
+    "D21": Batch.d21_ray_dies,
 }
 
 

@@ -71,3 +71,21 @@ def test_one_of_two_drivers_scores_and_the_other_is_refused_and_a_third_finds_th
     assert again.wait(240) == 0, again.output()
     assert "already complete" in again.output()
     assert everything(out) == before
+
+
+def test_a_job_whose_raylet_dies_ends_with_one_line_and_its_exit_code_and_resumes(on_ray: Cluster, dump: Path, tmp_path: Path) -> None:
+    from tests.chaos.batch import Run, oracle, ray_dies
+
+    out, log = tmp_path / "out", tmp_path / "faults.log"
+    code, output, took_s = ray_dies("raylet", dump, out)
+    assert code == 6, output
+    assert [line for line in output.splitlines() if line.startswith("error: ")] == [
+        "error: Ray stopped working (the raylet of this node ended): run the same command to resume"
+    ]
+    assert "Traceback" not in output
+    assert took_s < 60
+    again = Run(on_ray, dump, out, through=("tests.chaos.driver", "none", str(log)))
+    assert again.wait(240) == 0, again.output()
+    assert "were complete and were kept" in again.output()
+    counts = oracle(dump, out)
+    assert counts["duplicates"] + counts["missing"] == 0, counts
