@@ -93,6 +93,11 @@ class VectorsConfig:
     def __post_init__(self) -> None:
         _at_least(self, size=1, epochs=1, window=1)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a file, or the name of one that is downloaded."""
+        return self.source not in ("in-domain", "random")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareConfig:

@@ -34,9 +34,10 @@ def main(job: Prepare) -> None:
 
     out = cli.local(job.out, "--out")
     source = str(fetch("imdb")) if job.input == "imdb" else job.input if job.input == "sample" else cli.path(job.input, "--input")
-    known = job.vectors.source in ("in-domain", "random")
     glove = GLOVE.fullmatch(job.vectors.source)
-    vectors = job.vectors.source if known else str(fetch(job.vectors.source)) if glove else cli.path(job.vectors.source, "--vectors.source")
+    vectors = job.vectors.source
+    if job.vectors.is_file:
+        vectors = str(fetch(vectors)) if glove else cli.path(vectors, "--vectors.source")
     dev_ids = _dev_ids(job, source)
     cli.show(f"prepare {source} -> {out}", job)
     print(f"  development reviews: {dev_ids or 'a tenth by hash of the text'}", flush=True)

@@ -338,7 +338,7 @@ def _vectors(staging: Path, vocab: Vocab, config: PrepareConfig, report: Report)
     settings = config.vectors
     if settings.source == "random":
         return vectors.random(len(vocab), settings.size, seed=config.seed)
-    if settings.source != "in-domain":
+    if settings.is_file:
         found, num_found = vectors.load_file(Path(settings.source), vocab.words, seed=config.seed)
         logger.info("%s of %s words have a vector in %s", f"{num_found:,}", f"{len(vocab):,}", settings.source)
         return found

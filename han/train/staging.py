@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from han.config import PrepareConfig, as_json, differences, read_json, without_settings
+from han.data.files import identity
 from han.types import Mistake
 
 RUN_ROWS = 8_192  # most reviews of a run: 9 MB of IMDB,
@@ -37,7 +38,10 @@ STAGED = pa.schema(
 
 def job_of(config: PrepareConfig, dev_ids: Path | None) -> dict[str, Any]:
     """What decides the content of an encoded folder, beside `source`: the identities of the files of its input."""
-    return {"config": as_json(config), "development": _digest(dev_ids) if dev_ids else "by hash"}
+    job: dict[str, Any] = {"config": as_json(config), "development": _digest(dev_ids) if dev_ids else "by hash"}
+    if config.vectors.is_file:
+        job["vectors"] = list(identity(config.vectors.source))
+    return job
 
 
 def is_finished(out: Path, job: dict[str, Any]) -> bool:

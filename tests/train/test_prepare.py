@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from han.config import ColumnsConfig, TextConfig, VocabConfig
+from han.config import ColumnsConfig, PrepareConfig, TextConfig, VectorsConfig, VocabConfig
 from han.data import sources
 from han.data.samples import planted
 from han.text.encode import Encoder
@@ -22,7 +22,7 @@ from han.text.tokenise import Tokeniser
 from han.text.vocabulary import build
 from han.train import encoded, prepare, staging
 from han.train.encoded import ROWS_PER_GROUP, SPLITS
-from han.types import Tokens
+from han.types import Mistake, Tokens
 
 NUM_REVIEWS = 500
 COLUMNS = ColumnsConfig()
@@ -158,3 +158,15 @@ def test_a_shard_without_reviews_is_staged_and_read(tmp_path: Path) -> None:
     with staging.StagedWriter(tmp_path / "staged.arrow"):
         pass
     assert list(staging.read_staged(tmp_path / "staged.arrow", num_rows=8)) == []
+
+
+def test_an_encoded_folder_with_other_vectors_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    file, out = tmp_path / "words.vec", tmp_path / "data"
+    file.write_text("good 1 2 3\n")
+    config = PrepareConfig(vectors=VectorsConfig(source=str(file)))
+    out.mkdir()
+    (out / "encoding.json").write_text(json.dumps(staging.job_of(config, None)))
+    assert staging.is_finished(out, staging.job_of(config, None))
+    file.write_text("good 4 5 6\n")
+    with pytest.raises(Mistake, match="was prepared with other settings \\(vectors: "):
+        staging.is_finished(out, staging.job_of(config, None))
