@@ -17,6 +17,7 @@ from typing import Literal
 
 from han.explain.gallery import controls, is_wrong, script
 from han.explain.pieces import (
+    BREAK,
     ODD,
     TAG,
     balance,
@@ -35,7 +36,6 @@ from han.types import Removals, Score, Sentence
 
 _NUM_SHADES = 20  # classes a1 to a20 of page.css: finer than the eye, and no style attribute, so the CSP needs no unsafe-inline
 EFFECTS_SWITCH = '<label><input type="checkbox" class="effects"> Show effects instead of attention.</label>'
-_BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 
 
 def page(
@@ -376,7 +376,7 @@ def _between(text: str, *, read: bool = False) -> str:
     drawn, start = [], 0
     for tag in TAG.finditer(text):
         drawn.append(_grey(text[start : tag.start()], grey=not read))
-        drawn.append("<br>" if _BREAK.fullmatch(tag[0]) else _grey(tag[0], grey=True))
+        drawn.append("<br>" if BREAK.fullmatch(tag[0]) else _grey(tag[0], grey=True))
         start = tag.end()
     return "".join(drawn) + _grey(text[start:], grey=not read)
 

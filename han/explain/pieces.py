@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from han.text.raw import TAG
+from han.text.raw import BREAK, TAG
 from han.types import Effects, Removals, Score, Sentence, Word
 
 # Controls, invisible and bidirectional format characters, lone surrogates. The joiners U+200C and U+200D stay: Persian and emoji need them.
@@ -20,6 +20,7 @@ ODD = re.compile(
 _MOST_QUOTED, _QUOTED = 4, 60  # sentences, and characters of each, in a note
 
 __all__ = [
+    "BREAK",
     "ODD",
     "TAG",
     "balance",

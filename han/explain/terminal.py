@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from han.explain.pieces import (
+    BREAK,
     TAG,
     balance,
     facts,
@@ -38,7 +39,7 @@ _AGAINST_SHADES = ("", *(f"color(16) on color({orange})" for orange in (250, 180
 _BAR = "color(32)"
 # Black ink on five blues of equal lightness, from grey to vivid. More colour means more attention on dark and on light terminals.
 _SHADES = ("", *(f"color(16) on color({blue})" for blue in (250, 110, 74, 75, 39)))
-_LINE_END = re.compile(r"<br\b[^<>]*>|\n", re.IGNORECASE)
+_LINE_END = re.compile(rf"{BREAK.pattern}|\n", BREAK.flags)
 
 
 def terminal(text: str, score: Score, *, width: int, colour: bool, removals: Removals | None = None) -> str:

@@ -1,6 +1,7 @@
 """The rules for raw text, before it is tokenised: what is markup, and which texts are refused.
 
-This is the one definition of an HTML tag. A tag is blanked before tokenising, and drawn in grey beside the words.
+This is the one definition of an HTML tag, and of one that breaks a line. A tag is blanked before tokenising, and drawn in grey beside the
+words.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ _NAMES: Final = (
 ELEMENTS: Final = frozenset(_NAMES.split())
 DOCTYPE: Final = "!doctype"
 # After the name: nothing, or at least one name=value. So "<a great film>" is text. Each search is linear: a tag holds neither < nor >.
+_AFTER: Final = r"(?=[\t\n\f\r ]*/?>|[\t\n\f\r /][^<=>]*=)"
 TAG: Final = re.compile(
-    rf"<(?:{DOCTYPE}(?=[\t\n\f\r >])|/?(?:{'|'.join(sorted(ELEMENTS))})(?=[\t\n\f\r ]*/?>|[\t\n\f\r /][^<=>]*=))[^<>]*>",
+    rf"<(?:{DOCTYPE}(?=[\t\n\f\r >])|/?(?:{'|'.join(sorted(ELEMENTS))}){_AFTER})[^<>]*>",
     re.ASCII | re.IGNORECASE,
 )
+BREAK: Final = re.compile(rf"<br{_AFTER}[^<>]*>", re.ASCII | re.IGNORECASE)  # the tags that break a line where a text is drawn
 ANY_TAG: Final = re.compile(r"<[/!]?[A-Za-z][^<>]*>")  # the rule of version 0.1.0
 WORD: Final = re.compile(r"[^\W_]")
 EMPTY: Final = Refusal(reason="empty_text", message="no word in the text")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from han.explain.terminal import terminal
 from han.types import Removal, Removals, Score
-from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, texts_and_scores, with_effects
+from tests.helpers.scores import LONG_TEXT_UNITS, REVIEW, read, scored, seconds, sentence_of, texts_and_scores, with_effects
 
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -133,3 +133,14 @@ def test_what_has_to_be_taken_out_for_another_label_is_a_note() -> None:
     assert "A smaller set may exist: not all were tried." in terminal(text, read(text), width=200, colour=False, removals=greedy)
     none = Removals(sentences=None, all_sets_tried=False, phrase=None)
     assert "Not every choice was tried" in terminal(text, read(text), width=200, colour=False, removals=none)
+
+
+@pytest.mark.parametrize(("between", "num_blank"), [("<br /><br />", 1), ("<br great film><br great film>", 0)])
+def test_a_paragraph_is_a_blank_line_and_text_in_angle_brackets_is_none(between: str, num_blank: int) -> None:
+    """An artifact of version 0.1.0 does not read the second."""
+    text = f"Good.{between}Bad."
+    start = len(text) - 4
+    sentences = (sentence_of([(0, 4), (4, 5)], 0.5), sentence_of([(start, start + 3), (start + 3, start + 4)], 0.5))
+    lines = terminal(text, scored(text, sentences), width=80, colour=False).splitlines()
+    first, second = (next(number for number, line in enumerate(lines) if line.endswith(sentence)) for sentence in ("Good.", "Bad."))
+    assert lines[first:second].count("") == num_blank

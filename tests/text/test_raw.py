@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from han.text.raw import TAG, blank_tags
+from han.text.raw import BREAK, TAG, blank_tags
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,14 @@ def test_the_search_for_tags_is_linear(piece: str) -> None:
     assert TAG.search(piece * 20_000) is None
     assert TAG.search("<a " + piece[1:] * 50_000) is None
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("tag", ["<br>", "<BR/>", "<br />", '<br clear="all">', "<br class=x/>"])
+def test_a_tag_that_breaks_a_line_is_a_tag(tag: str) -> None:
+    assert BREAK.fullmatch(tag)
+    assert TAG.fullmatch(tag)
+
+
+@pytest.mark.parametrize("text", ["<br great film>", "<br-x>", "<b>", "<broken>", "</br>", "<br"])
+def test_other_tags_and_text_break_no_line(text: str) -> None:
+    assert not BREAK.fullmatch(text)
