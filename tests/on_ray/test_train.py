@@ -69,7 +69,7 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Pa
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
 
-def test_an_input_with_swapped_labels_is_prepared_again(on_ray: Cluster, small: PrepareConfig, tmp_path: Path) -> None:
+def test_a_folder_whose_input_has_swapped_labels_since_is_refused(on_ray: Cluster, small: PrepareConfig, tmp_path: Path) -> None:
     texts = [f"the film number {row} was seen" for row in range(40)]
     for first, second in (("good", "evil"), ("evil", "good")):  # names of one length, so the file keeps its size
         rows = "".join(f"{text},{(first, second)[row % 2]}\n" for row, text in enumerate(texts))
