@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from deploy import local
-from han.types import Mistake
+from han.types import UserError
 
 
 def up(nodes: int = 3, cpus: int = 2, folder: Path = local.FOLDER) -> None:
@@ -55,7 +55,7 @@ def reach(job_id: str | None = None) -> None:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise Mistake(
+        raise UserError(
             f"no cluster answers at {address}: make cluster starts one here, make attach forwards a remote one ({reason})"
         ) from None
     if job_id is None:
@@ -63,7 +63,7 @@ def reach(job_id: str | None = None) -> None:
     try:
         client.get_job_info(job_id)
     except RuntimeError:
-        raise Mistake(f"the cluster at {address} has no job {job_id}: make status lists its jobs") from None
+        raise UserError(f"the cluster at {address} has no job {job_id}: make status lists its jobs") from None
 
 
 def kill(name: str, folder: Path = local.FOLDER) -> None:
@@ -90,6 +90,6 @@ def down(folder: Path = local.FOLDER) -> None:
 if __name__ == "__main__":
     try:
         tyro.extras.subcommand_cli_from_dict({"up": up, "env": env, "reach": reach, "kill": kill, "down": down}, prog="python -m deploy")
-    except Mistake as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from han.cluster.start_hook import HOOK
-from han.types import Mistake
+from han.types import UserError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(tempfile.gettempdir(), f"han-cluster-{os.getuid()}")  # short, because Ray's socket paths have at most 107 characters
@@ -77,17 +77,17 @@ class LocalCluster:
         return addresses | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
 
     def node(self, name: str) -> Node:
-        """The node of that name. Raises `Mistake` if there is none."""
+        """The node of that name. Raises `UserError` if there is none."""
         for node in self.nodes:
             if node.name == name:
                 return node
-        raise Mistake(f"there is no node {name}: the cluster in {self.folder} has {', '.join(node.name for node in self.nodes)}")
+        raise UserError(f"there is no node {name}: the cluster in {self.folder} has {', '.join(node.name for node in self.nodes)}")
 
 
 def start(folder: Path, *, num_nodes: int, config: NodeConfig, auth: bool = True) -> LocalCluster:
     """Start a head and `num_nodes` - 1 workers. They run until `stop`, even if this process ends.
 
-    Raises `Mistake` if the folder is in use, and `RuntimeError` with the end of the log if a node does not start. After an error nothing
+    Raises `UserError` if the folder is in use, and `RuntimeError` with the end of the log if a node does not start. After an error nothing
     is left running.
     """
     _make_private(folder)
@@ -137,11 +137,11 @@ def stop(cluster: LocalCluster) -> None:
 
 
 def read(folder: Path = FOLDER) -> LocalCluster:
-    """The cluster that was started in `folder`. Raises `Mistake` if there is none."""
+    """The cluster that was started in `folder`. Raises `UserError` if there is none."""
     try:
         record = json.loads((folder / "cluster.json").read_text())
     except FileNotFoundError:
-        raise Mistake(f"no cluster was started in {folder}: run make cluster NODES=3") from None
+        raise UserError(f"no cluster was started in {folder}: run make cluster NODES=3") from None
     nodes = tuple(Node(**node) for node in record.pop("nodes"))
     return LocalCluster(**record | {"folder": folder, "nodes": nodes})
 
@@ -177,9 +177,9 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o77 or folder.is_symlink():
-        raise Mistake(f"{folder} is open to other users: use a new folder, or one that only you may enter (chmod 700)")
+        raise UserError(f"{folder} is open to other users: use a new folder, or one that only you may enter (chmod 700)")
     if existing := next(folder.iterdir(), None):
-        raise Mistake(f"{folder} holds {existing.name} of another cluster: stop that first (make cluster-down), or use another folder")
+        raise UserError(f"{folder} holds {existing.name} of another cluster: stop that first (make cluster-down), or use another folder")
     with os.fdopen(os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as token:
         token.write(secrets.token_hex(32))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
-from han.types import AttentionDetail, Mistake
+from han.types import AttentionDetail, UserError
 
 SETTINGS_FILE = "settings.toml"  # repeats a run: a job writes it before its work, so a folder that holds nothing else is new
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class ColumnsConfig:
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and (len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0'):
-            raise Mistake(f"delimiter is {self.delimiter!r}: give one ASCII character that is neither a quote nor a line break")
+            raise UserError(f"delimiter is {self.delimiter!r}: give one ASCII character that is neither a quote nor a line break")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class ModelConfig:
         _at_least(self, word_hidden=1, word_attention=1, sentence_hidden=1, sentence_attention=1)
         for name in ("embedding_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise Mistake(f"{name} is {getattr(self, name)}: give a share from 0 to below 1")
+                raise UserError(f"{name} is {getattr(self, name)}: give a share from 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +186,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(self, epochs=1, patience=1, batch_tokens=1, num_workers=1, cpus_per_worker=1, max_failures=0)
         if not 0 < self.coverage <= 1:
-            raise Mistake(f"coverage is {self.coverage}: give a share above 0, at most 1")
+            raise UserError(f"coverage is {self.coverage}: give a share above 0, at most 1")
         if self.semi_supervised and self.soft_labels is not None:
-            raise Mistake("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
+            raise UserError("semi_supervised makes its own soft labels: give --train.semi-supervised or --train.soft-labels, not both")
         if self.learning_rate <= 0:
-            raise Mistake(f"learning_rate is {self.learning_rate}: give a number above 0")
+            raise UserError(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.precision == "bfloat16" and not self.gpu:
-            raise Mistake("precision bfloat16 needs --train.gpu: on CPUs it makes small recurrent networks no faster")
+            raise UserError("precision bfloat16 needs --train.gpu: on CPUs it makes small recurrent networks no faster")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +271,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         _at_least(self, num_actors=1, batch_tokens=1)
         if self.stall_s <= 0:
-            raise Mistake(f"stall_s is {self.stall_s}: give seconds, above 0")
+            raise UserError(f"stall_s is {self.stall_s}: give seconds, above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,9 +296,9 @@ class OutputConfig:
     def __post_init__(self) -> None:
         _at_least(self, rows_per_file=1)
         if self.effects != "none" and self.attention != "words" and self.attention != self.effects:
-            raise Mistake(f"effects is {self.effects}, but attention is {self.attention}: the attention must have at least that detail")
+            raise UserError(f"effects is {self.effects}, but attention is {self.attention}: the attention must have at least that detail")
         if not 0 <= self.max_bad_ratio <= 1:
-            raise Mistake(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
+            raise UserError(f"max_bad_ratio is {self.max_bad_ratio}: give a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,14 +320,14 @@ def as_json(config: object) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
-    """The dataclass `kind` from `as_json`'s dicts. An unknown name is a `Mistake`; a missing one has its default."""
+    """The dataclass `kind` from `as_json`'s dicts. An unknown name is a `UserError`; a missing one has its default."""
     hints = get_type_hints(kind)
     if kind is TextConfig:  # version 0.1.0 had no such setting
         values = {"tags": "any", **values}
     values = without_removed(values)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise Mistake(f"{kind.__name__} has no setting {', '.join(unknown)}: it has {', '.join(sorted(hints))}")
+        raise UserError(f"{kind.__name__} has no setting {', '.join(unknown)}: it has {', '.join(sorted(hints))}")
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -360,15 +360,15 @@ def without_settings(names: Iterable[str]) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from disk; a file that is not one is a `Mistake`."""
+    """A JSON object from disk; a file that is not one is a `UserError`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Mistake(f"{path} is missing") from None
+        raise UserError(f"{path} is missing") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Mistake(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise Mistake(f"{path} holds {type(values).__name__}, not a JSON object")
+        raise UserError(f"{path} holds {type(values).__name__}, not a JSON object")
     return values
 
 
@@ -376,4 +376,4 @@ def _at_least(config: object, **smallest: int) -> None:
     for name, bound in smallest.items():
         value = getattr(config, name)
         if value is not None and value < bound:
-            raise Mistake(f"{name} is {value}: give at least {bound}")
+            raise UserError(f"{name} is {value}: give at least {bound}")

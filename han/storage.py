@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileType
 
-from han.types import Mistake
+from han.types import UserError
 
 log = logging.getLogger(__name__)
 _LOCK_TRIES = 100  # more removals of the lock's folder than jobs can finish meanwhile: something else is wrong
@@ -136,7 +136,7 @@ class Folder:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` while the body runs. If another process holds it, a `Mistake` names that process.
+        """Hold the lock `name` while the body runs. If another process holds it, a `UserError` names that process.
 
         The lock ends with its process, however that dies, so a stale lock cannot exist. A bucket has no locks.
         """
@@ -168,7 +168,7 @@ class Folder:
             except BlockingIOError:
                 holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace") or "which is just starting"
                 os.close(descriptor)
-                raise Mistake(f"{self.place} is being written by another process, {holder}: wait for it, or give a new folder") from None
+                raise UserError(f"{self.place} is being written by another process, {holder}: wait for it, or give a new folder") from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     os.close(descriptor)

@@ -24,12 +24,12 @@ Share: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
 Reason: TypeAlias = Literal["empty_text", "too_long"]
 
 
-class Mistake(ValueError):
+class UserError(ValueError):
     """A user's mistake. The message is one line: what is wrong, the value seen, the value wanted, what to do."""
 
 
 class TooManyBad(Exception):
-    """More records cannot be scored than `--max-bad-ratio` allows. One line, like a `Mistake`."""
+    """More records cannot be scored than `--max-bad-ratio` allows. One line, like a `UserError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

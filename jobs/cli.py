@@ -25,7 +25,7 @@ import tyro
 
 import han
 from han.config import SETTINGS_FILE, ColumnsConfig, as_json, without_removed, without_settings
-from han.types import Mistake, TooManyBad
+from han.types import TooManyBad, UserError
 from jobs import flags
 
 Config = TypeVar("Config")
@@ -184,14 +184,14 @@ def unused(path: Path) -> Path:
 def path(value: str, flag: str) -> str:
     """An absolute path, before Ray sees it; a URI stays as it is.
 
-    A relative path of a submitted job is a `Mistake`: the job runs in a temporary folder, and its output would be lost.
+    A relative path of a submitted job is a `UserError`: the job runs in a temporary folder, and its output would be lost.
     """
     if "://" in value or os.path.isabs(value):
         return value
     if not value:
-        raise Mistake(f"{flag} is empty: give a path")
+        raise UserError(f"{flag} is empty: give a path")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise Mistake(
+        raise UserError(
             f"{flag} {value} is relative, and a submitted job's folder is temporary: "
             f"give the absolute path (in the shell you submit from: $PWD/{value}) or a URI such as s3://bucket/{value}"
         )
@@ -201,12 +201,12 @@ def path(value: str, flag: str) -> str:
 def local(value: str, flag: str) -> Path:
     """Like `path`, for a folder on storage that every node has mounted."""
     if "://" in value:
-        raise Mistake(f"{flag} {value} is a URI: give a folder that every node has mounted")
+        raise UserError(f"{flag} {value} is a URI: give a folder that every node has mounted")
     return Path(path(value, flag))
 
 
 def model(value: str) -> str:
-    """`imdb`, or the absolute path of a model. A path that holds no model is a `Mistake`, before torch is loaded."""
+    """`imdb`, or the absolute path of a model. A path that holds no model is a `UserError`, before torch is loaded."""
     from han.model import artifact
 
     named = value if value == "imdb" else path(value, "--model")
@@ -216,26 +216,26 @@ def model(value: str) -> str:
 
 
 def encoded(value: str, flag: str = "--data") -> Path:
-    """The absolute path of an encoded folder; any other folder is a `Mistake`."""
+    """The absolute path of an encoded folder; any other folder is a `UserError`."""
     folder = local(value, flag)
     if not (folder / "encoding.json").is_file():
-        raise Mistake(f"{folder} is not an encoded folder: it has no encoding.json. Make one with {command('prepare')}")
+        raise UserError(f"{folder} is not an encoded folder: it has no encoding.json. Make one with {command('prepare')}")
     return folder
 
 
 def check_out(out: str | Path, *names: str) -> None:
-    """`Mistake` if the folder of --out has files but none of `names`, which the job writes first, or if it cannot be written."""
+    """`UserError` if the folder of --out has files but none of `names`, which the job writes first, or if it cannot be written."""
     folder = Path(out)
     if "://" in str(out):
         return
     if folder.exists() and not folder.is_dir():
-        raise Mistake(f"--out {folder} is a file: give a folder")
+        raise UserError(f"--out {folder} is a file: give a folder")
     existing = sorted(without_settings(each.name for each in folder.iterdir())) if folder.is_dir() else []
     if existing and not any(name.startswith(names) for name in existing):
-        raise Mistake(f"--out {folder} holds something else ({existing[0]}): give a new folder")
+        raise UserError(f"--out {folder} holds something else ({existing[0]}): give a new folder")
     parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise Mistake(f"--out {folder} cannot be made: {parent} is not a folder that this user can write to")
+        raise UserError(f"--out {folder} cannot be made: {parent} is not a folder that this user can write to")
 
 
 def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
@@ -268,7 +268,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
             else:
                 ray.init(address="local", num_cpus=max(at_least, num_cpus()), **options)
         except Exception as error:  # Ray raises a bare Exception if a node does not start in time
-            if _cause(error, Mistake):
+            if _cause(error, UserError):
                 raise
             reason = " ".join(str(error).split())[:200]
             todo = _NO_RAY.format(where) if where else "Ray did not start: try again"
@@ -283,7 +283,7 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """A `Mistake` if nothing listens at HOST:PORT for `_RAY_ANSWERS_S`. ray.init() itself would try for ten minutes."""
+    """A `UserError` if nothing listens at HOST:PORT for `_RAY_ANSWERS_S`. ray.init() itself would try for ten minutes."""
     from ray.util import get_node_ip_address
 
     host, _, port = address.rpartition(":")
@@ -301,7 +301,7 @@ def _check_answers(address: str) -> None:
             else:
                 return
         time.sleep(0.2)
-    raise Mistake(f"{_NO_RAY.format(address)} ({reason})")
+    raise UserError(f"{_NO_RAY.format(address)} ({reason})")
 
 
 def has_ray() -> bool:
@@ -381,18 +381,18 @@ def repeatable(settings: object, out: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_new and _cause(error, Mistake) and not without_settings(folder.names()):
+        if is_new and _cause(error, UserError) and not without_settings(folder.names()):
             folder.remove(SETTINGS_FILE)
             folder.remove_empty()
         raise
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of a flag, as `--flag VALUE` or `--flag=VALUE`; None if the flag is not there. A flag without a value is a `Mistake`."""
+    """The value of a flag, as `--flag VALUE` or `--flag=VALUE`; None if the flag is not there. A flag without a value is a `UserError`."""
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name == flag and not equals and place + 1 == len(arguments):
-            raise Mistake(f"{flag} needs a value")
+            raise UserError(f"{flag} needs a value")
         if name == flag:
             return value if equals else arguments[place + 1]
     return None
@@ -414,9 +414,9 @@ def _read_settings(file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise Mistake(f"--config {file} cannot be read ({error.strerror}): give a TOML file, such as {SETTINGS_FILE} of a run") from None
+        raise UserError(f"--config {file} cannot be read ({error.strerror}): give a TOML file, such as {SETTINGS_FILE} of a run") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Mistake(f"--config {file} is not TOML: {error}") from None
+        raise UserError(f"--config {file} is not TOML: {error}") from None
 
 
 def _from_values(kind: Any, values: dict[str, Any], *, where: str, base: Any) -> Any:
@@ -425,7 +425,7 @@ def _from_values(kind: Any, values: dict[str, Any], *, where: str, base: Any) ->
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(fields)):
-        raise Mistake(f"{where} has the setting {unknown[0]}, which does not exist: there are {', '.join(fields)}")
+        raise UserError(f"{where} has the setting {unknown[0]}, which does not exist: there are {', '.join(fields)}")
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
@@ -530,7 +530,7 @@ def _leave_closed_pipe() -> NoReturn:
 
 def _explain(error: Exception) -> None:
     """Exit with one line if the error is a user's, the disk's, the network's or Ray's; return if it is a bug."""
-    if mistake := _cause(error, Mistake):
+    if mistake := _cause(error, UserError):
         _exit(f"error: {mistake}", EXIT_USER_ERROR)
     if (failed := _cause(error, OSError)) and failed.errno is not None:
         _exit(f"error: {failed}: fix this, then run the same command to resume", EXIT_IO)

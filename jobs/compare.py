@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def main(job: Compare) -> None:
     out = None if job.out is None else cli.local(job.out, "--out")
     folders = [cli.local(run, "RUN") for run in job.runs]
     if out is not None and out.exists():
-        raise Mistake(f"--out {out} exists already: give a new name")
+        raise UserError(f"--out {out} exists already: give a new name")
     if out is not None and not out.parent.is_dir():
-        raise Mistake(f"--out {out}: there is no folder {out.parent}; make it, or give another name")
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or give another name")
     from rich.console import Console
 
     from han.evaluate import compare

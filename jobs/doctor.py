@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from han.config import ScoreConfig, TrainConfig
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(job: Doctor) -> None:
     if not os.environ.get("RAY_ADDRESS"):  # this machine is the only node
         for name, value in places.items():
             if value and name != "out" and "://" not in value and value not in ("imdb", "sample") and not glob.glob(value):
-                raise Mistake(f"--{name} {value} is missing on this machine: give an existing path")
+                raise UserError(f"--{name} {value} is missing on this machine: give an existing path")
     from han.cluster import doctor, nodes
 
     requested = [
@@ -78,7 +78,7 @@ def main(job: Doctor) -> None:
             print(f"       {'':<10} -> {finding.remedy}")
     red = [finding for finding in findings if finding.remedy]
     if red:
-        raise Mistake(f"{len(red)} of {len(findings)} checks are red: {', '.join(dict.fromkeys(finding.about for finding in red))}")
+        raise UserError(f"{len(red)} of {len(findings)} checks are red: {', '.join(dict.fromkeys(finding.about for finding in red))}")
     print(f"all {len(findings)} checks are green; next: make submit JOB=train ARGS='--data … --out …'")
 
 

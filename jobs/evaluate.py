@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from han.config import ColumnsConfig, ScoreConfig
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Evaluate:
 def main(job: Evaluate) -> None:
     out = cli.local(job.out, "--out")
     if job.data is None and job.rationales is None:
-        raise Mistake("give --data (labelled reviews), --rationales (marked evidence), or both")
+        raise UserError("give --data (labelled reviews), --rationales (marked evidence), or both")
     if job.rationales is not None:
         _measure_rationales(Path(cli.path(job.rationales, "--rationales")), out, job)
     if job.data is not None:

@@ -14,7 +14,7 @@ import tyro
 from han.config import ColumnsConfig, CorpusConfig
 from han.explain import gallery
 from han.explain.gallery import Order
-from han.types import Mistake, Refusal
+from han.types import Refusal, UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def main(job: Explain) -> None:
         _view(job)
         return
     if job.corpus_view != CorpusConfig():
-        raise Mistake("--min-count and --rows need --corpus")
+        raise UserError("--min-count and --rows need --corpus")
     out = cli.local(job.out or "attention.html", "--out")
     model = cli.model(job.model)
     if (job.input is None) == (job.text is None):
-        raise Mistake("give either --input (reviews to draw) or --text (one review)")
+        raise UserError("give either --input (reviews to draw) or --text (one review)")
     if out.exists() and not (out.is_file() and _OUR_PAGE in out.read_text(encoding="utf-8", errors="replace")):
-        raise Mistake(f"--out {out} exists and is not a page of this program: give a new file")
+        raise UserError(f"--out {out} exists and is not a page of this program: give a new file")
     if job.against is not None:
         _compare(job, out, model, cli.model(job.against))
         return
@@ -96,7 +96,7 @@ def main(job: Explain) -> None:
         print(f"{name} cannot be scored ({refusal.reason}): {refusal.message}")
     if not drawn:
         reason = "none is wrong, or none has a label" if job.order == "wrong" and scored else "none can be scored"
-        raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be drawn: {reason}")
+        raise UserError(f"none of {cli.plural(len(reviews), 'review')} can be drawn: {reason}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         page(
@@ -117,10 +117,10 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
     from han.model import artifact
 
     if job.order != "input":
-        raise Mistake("--against always draws the largest changes first: leave out --order")
+        raise UserError("--against always draws the largest changes first: leave out --order")
     labels, others = (artifact.read_labels(artifact.find(name)) for name in (model, against))
     if sorted(labels) != sorted(others):
-        raise Mistake(
+        raise UserError(
             f"{model} has the labels {', '.join(labels)}, {against} has {', '.join(others)}: give two models with the same labels"
         )
     reviews = list(islice(_read(job), job.candidates))
@@ -134,7 +134,7 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
     torch.set_num_threads(1)
     rows = out.with_suffix(".parquet")
     if rows.exists() and not changes.is_table(rows):
-        raise Mistake(f"{rows}, the file for the table of changes, exists and is not such a table: give another --out")
+        raise UserError(f"{rows}, the file for the table of changes, exists and is not such a table: give another --out")
     texts = [text for _, text, _ in reviews]
     answers = [load(name).score(texts, attention="words", effects="sentences") for name in (model, against)]
     compared = [
@@ -143,7 +143,7 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
         if not isinstance(before, Refusal) and not isinstance(after, Refusal)
     ]
     if not compared:
-        raise Mistake(f"none of {cli.plural(len(reviews), 'review')} can be scored by both models")
+        raise UserError(f"none of {cli.plural(len(reviews), 'review')} can be scored by both models")
     lines = changes.summary(compared)
     shown = [compared[place] for place in changes.order(compared)[: job.num_reviews]]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,11 +159,11 @@ def _compare(job: Explain, out: Path, model: str, against: str) -> None:
 def _view(job: Explain) -> None:
     """The corpus view of finished scores."""
     if job.input is None:
-        raise Mistake(f"--corpus needs --input, a folder of scores: make one with {cli.command('score')} --effects words")
+        raise UserError(f"--corpus needs --input, a folder of scores: make one with {cli.command('score')} --effects words")
     usual = Explain()
     for name in ("text", "model", "against", "num_reviews", "order", "candidates", "seed", "columns"):
         if getattr(job, name) != getattr(usual, name):
-            raise Mistake(f"--corpus reads finished scores: leave out --{name.replace('_', '-')}")
+            raise UserError(f"--corpus reads finished scores: leave out --{name.replace('_', '-')}")
     source, out = cli.path(job.input, "--input"), cli.path(job.out or "corpus", "--out")
     cli.check_out(out, "words.parquet", "index.html")
     scores = _scores(source)
@@ -188,19 +188,19 @@ def _view(job: Explain) -> None:
 
 
 def _scores(source: str) -> Scores:
-    """The finished folder of scores; one without effects of words is a `Mistake`, before anything heavy is loaded."""
+    """The finished folder of scores; one without effects of words is a `UserError`, before anything heavy is loaded."""
     from han.score import manifest
 
     made_by = f"{cli.command('score')} --input REVIEWS --effects words --out {{}}"
     if "://" not in source and (Path(source).is_file() or not (Path(source) / manifest.MANIFEST).exists()):
-        raise Mistake(f"--input {source} is not a finished folder of scores: make one with {made_by.format('scores')}")
+        raise UserError(f"--input {source} is not a finished folder of scores: make one with {made_by.format('scores')}")
     try:
         listing = manifest.read_listing(manifest.find(source))
     except manifest.Damaged as error:
-        raise Mistake(f"{source} is damaged: {error}. Check it with {cli.command('verify')} --out {source}") from None
+        raise UserError(f"{source} is damaged: {error}. Check it with {cli.command('verify')} --out {source}") from None
     if listing.effects != "words":
         new = cli.unused(Path(source)) if "://" not in source else f"{source}-words"
-        raise Mistake(f"{source} has no effects of words: score again with {made_by.format(new)}")
+        raise UserError(f"{source} has no effects of words: score again with {made_by.format(new)}")
     from han.explain.corpus import Scores
 
     files = tuple((file.name, file.rows) for part in listing.parts for file in part.files)

@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 CACHE = Path.home() / ".cache" / "han"
@@ -40,7 +40,7 @@ def fetch(name: str, folder: Path = CACHE) -> Path:
             (folder / ".imdb").rename(folder / "imdb")
         return folder / "imdb"
     if not GLOVE.fullmatch(name):
-        raise Mistake(f"{name} is not known: give imdb or glove.6B.50d, .100d, .200d or .300d")
+        raise UserError(f"{name} is not known: give imdb or glove.6B.50d, .100d, .200d or .300d")
     vectors = folder / f"{name}.txt"
     if not vectors.exists():
         archive = _download(download.GLOVE_URL, folder, download.GLOVE_CHECKSUMS, "unzip it and give its path with --vectors.source")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Models:
 def main(job: Models) -> None:
     folder = cli.local(job.models, "--models")
     if not folder.is_dir():
-        raise Mistake(f"there is no folder {folder}: make it with {cli.command('promote')} RUN --models {folder}")
+        raise UserError(f"there is no folder {folder}: make it with {cli.command('promote')} RUN --models {folder}")
     from han.evaluate import registry
 
     versions = registry.versions(folder)

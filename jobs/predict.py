@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-from han.types import AttentionDetail, EffectDetail, Mistake, Refusal
+from han.types import AttentionDetail, EffectDetail, Refusal, UserError
 from jobs import cli
 
 EXAMPLES = (
@@ -52,7 +52,7 @@ def main(job: Predict) -> None:
     answers = scorer.score(texts, attention=job.attention, effects=_effects(job))
     refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
     if refusal is not None:
-        raise Mistake(f"a review cannot be scored ({refusal.reason}): {refusal.message}")
+        raise UserError(f"a review cannot be scored ({refusal.reason}): {refusal.message}")
     scores = [answer for answer in answers if not isinstance(answer, Refusal)]
     if job.json:
         print("\n".join(json.dumps(as_json(score)) for score in scores))
@@ -68,7 +68,7 @@ def main(job: Predict) -> None:
 
 def _effects(job: Predict) -> EffectDetail:
     if job.effects == "exact_words" and job.attention != "words":
-        raise Mistake(f"--effects exact_words needs --attention words, not {job.attention}")
+        raise UserError(f"--effects exact_words needs --attention words, not {job.attention}")
     return "none" if job.attention == "none" else job.effects
 
 
@@ -92,7 +92,7 @@ def _decode(content: bytes, name: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise Mistake(f"{name} is not UTF-8: {error}") from None
+        raise UserError(f"{name} is not UTF-8: {error}") from None
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from han.config import PrepareConfig, as_json
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 EXAMPLES = (
@@ -72,7 +72,7 @@ def _dev_ids(job: Prepare, source: str) -> Path | None:
     if job.dev_ids:
         given = Path(cli.path(job.dev_ids, "--dev-ids"))
         if not given.is_file():
-            raise Mistake(f"--dev-ids {given} is missing: give a file with one id a line")
+            raise UserError(f"--dev-ids {given} is missing: give a file with one id a line")
         return given
     beside = Path(source) / "dev_ids.txt"
     if job.input == "imdb" and not beside.is_file():

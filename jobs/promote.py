@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 EXAMPLES = ("run", "--list", "--rollback")
@@ -32,7 +32,7 @@ class Promote:
 def main(job: Promote, *, failpoint: str | None = None) -> None:
     """failpoint: where this process is to die (see `Failpoint`)."""
     if (job.run is not None) + job.rollback + job.list != 1:
-        raise Mistake("give one of: the folder of a run, --rollback, --list")
+        raise UserError("give one of: the folder of a run, --rollback, --list")
     from han.evaluate import registry
     from han.model import artifact
 

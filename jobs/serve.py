@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:  # a mistake is reported before Ray is loaded
@@ -39,7 +39,7 @@ def main(job: Serve) -> None:
     model = cli.model(job.model)
     keys = cli.path(job.api_keys_file, "--api-keys-file") if job.api_keys_file else None
     if keys is not None and not os.path.isfile(keys):
-        raise Mistake(f"--api-keys-file {keys} is missing: give a file with one key a line")
+        raise UserError(f"--api-keys-file {keys} is missing: give a file with one key a line")
     cli.show(f"serve {model} on http://{job.host}:{job.port}", job)
     _check_port(job.host, job.port)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -75,7 +75,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise Mistake(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
+            raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 from han.config import ModelConfig, SemiSupervisedConfig, TrackConfig, TrainConfig, as_json, differences, read_json
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 EXAMPLES = (
@@ -77,7 +77,7 @@ def _check_same_run(data: Path, out: Path, job: Train) -> None:
     ours = {"data": str(data), "model": as_json(job.model), "train": as_json(job.train)}
     changed = differences(ours, {name: theirs.get(name) for name in ours})
     if changed:
-        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+        raise UserError(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
 
 
 def defaults(arguments: Sequence[str], values: dict[str, Any]) -> Train | None:

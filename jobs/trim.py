@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from han.config import TrainConfig
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def main(job: Trim) -> None:
     named = cli.model(job.model)
     out, data = cli.local(job.out, "--out"), cli.encoded(job.data)
     if out.exists():
-        raise Mistake(f"--out {out} exists already: give a new folder")
+        raise UserError(f"--out {out} exists already: give a new folder")
     from han.model import artifact
     from han.train.encoded import read_encoded
 
     model = artifact.load(artifact.find(named))
     folder = read_encoded(data)
     if folder.fingerprint != model.encoder.fingerprint:
-        raise Mistake(
+        raise UserError(
             f"{data} has the encoding {folder.fingerprint}, the model has {model.encoder.fingerprint}: give the data it was trained on"
         )
     encoder, network = artifact.trim(model, job.num_words)

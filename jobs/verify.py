@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Verify:
 def main(job: Verify) -> None:
     out = cli.path(job.out, "--out")
     if "://" not in out and not os.path.isdir(out):
-        raise Mistake(f"{out} is no folder: give the --out of a finished {cli.command('score')}")
+        raise UserError(f"{out} is no folder: give the --out of a finished {cli.command('score')}")
     from han.score.verify import Kind, verify
     from jobs.progress import Rows
 

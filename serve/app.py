@@ -29,7 +29,7 @@ _CAREFUL: dict[str, Any] = {
 
 
 def build(options: Options) -> Application:
-    """Three deployments: Ingress speaks HTTP, Model scores, Coordinator sums the metrics. Raises `Mistake` if the model does not exist."""
+    """Three deployments: Ingress speaks HTTP, Model scores, Coordinator sums metrics. Raises `UserError` if the model does not exist."""
     path = artifact.resolve(options.model)  # once: replicas that start later serve the same version of models/best
     if path != "imdb":
         options = options.model_copy(update={"model": str(Path(path).absolute())})

@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from han.score.scorer import Scored
 from han.score.worker import BatchScorer, Task
-from han.types import EffectDetail, Mistake
+from han.types import EffectDetail, UserError
 from serve.backend import About
 
 ANSWER_S = 120.0  # then the service is asked whether it still answers
@@ -26,19 +26,19 @@ class Deployed:
     """Scores through the replicas that also answer requests."""
 
     def __init__(self, application: str) -> None:
-        """Raises `Mistake` if no such application runs."""
+        """Raises `UserError` if no such application runs."""
         self._application = application
         try:
             self._handle: Any = serve.get_deployment_handle("Model", application)
         except RayServeException:
-            raise Mistake(
+            raise UserError(
                 f"no application {application} runs on this Ray: start it, set RAY_ADDRESS to its cluster, or leave out --via serve"
             ) from None
         about = self._about()
         self.labels, self.fingerprint = about.labels, about.model
 
     def score_flat(self, texts: Sequence[str], *, effects: EffectDetail = "none") -> Scored:
-        """As `Scorer.score_flat`, by the model that the job began with; raises `Mistake` if another one is deployed.
+        """As `Scorer.score_flat`, by the model that the job began with; raises `UserError` if another one is deployed.
 
         A call waits behind those of all other actors, however long that takes: if it were sent again, its texts would be scored twice. It
         cannot be lost while the service answers, because a replica that dies or hangs is replaced and Ray raises the error of its death.
@@ -61,7 +61,7 @@ class Deployed:
                 self._about()
                 response = call()
             except RayTaskError as error:
-                if isinstance(error.cause, Mistake):
+                if isinstance(error.cause, UserError):
                     raise error.cause from None
                 raise
             except RayActorError:

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE  # no public API gives the HTTP options in force
 from ray.serve.handle import DeploymentHandle
 
-from han.types import Mistake
+from han.types import UserError
 from serve.api import make_app
 from serve.coordinator import keep_reporting
 from serve.dispatch import Replicas
@@ -36,13 +36,13 @@ class Ingress:
 
 
 def check_exposure(host: str | None, options: Options) -> None:
-    """Raise `Mistake` if other machines reach the port and no API key protects it. Ray's token does not cover Serve's port."""
+    """Raise `UserError` if other machines reach the port and no API key protects it. Ray's token does not cover Serve's port."""
     try:
         is_loopback = host in (None, "localhost") or ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_loopback = False
     if not (is_loopback or options.api_keys_file or options.insecure):
-        raise Mistake(
+        raise UserError(
             f"Serve listens on {host}, so other machines can use it, and there is no API key: set http_options.host to 127.0.0.1, or "
             "give api_keys_file=FILE with one key a line, or insecure=true"
         )

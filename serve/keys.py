@@ -6,7 +6,7 @@ import hmac
 from contextlib import suppress
 from pathlib import Path
 
-from han.types import Mistake
+from han.types import UserError
 from serve.errors import Problem
 
 _SHORTEST = 16  # characters: shorter keys can be guessed
@@ -16,13 +16,13 @@ class Keys:
     """The keys of a file. A change of the file takes effect at once."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `Mistake` if the file cannot be read or has no good keys."""
+        """Raises `UserError` if the file cannot be read or has no good keys."""
         self._path, self._version = path, (0, 0)
         self._read_if_changed()
 
     def check(self, authorization: str) -> None:
         """Raise `Problem` 401 unless the header has one of the keys. Compares in constant time."""
-        with suppress(Mistake):  # the file is half written or gone: the old keys stay valid
+        with suppress(UserError):  # the file is half written or gone: the old keys stay valid
             self._read_if_changed()
         scheme, _, sent = authorization.partition(" ")
         matches = [hmac.compare_digest(sent.strip().encode("utf-8", "surrogatepass"), key) for key in self._keys]
@@ -36,7 +36,7 @@ class Keys:
                 return
             keys = [line.strip().encode() for line in self._path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError):
-            raise Mistake(f"api_keys_file {self._path} cannot be read: give a text file with one key a line") from None
+            raise UserError(f"api_keys_file {self._path} cannot be read: give a text file with one key a line") from None
         if not keys or min(map(len, keys)) < _SHORTEST:
-            raise Mistake(f"api_keys_file {self._path}: needs at least one key, one a line, each of {_SHORTEST} characters or more")
+            raise UserError(f"api_keys_file {self._path}: needs at least one key, one a line, each of {_SHORTEST} characters or more")
         self._version, self._keys = version, keys

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from han.model import artifact
 from han.score.scorer import Scored, Scorer, concatenate
-from han.types import EffectDetail, Mistake
+from han.types import EffectDetail, UserError
 from serve.backend import About, Answer, AnswerDetail, Answers, estimate_tokens
 from serve.batching import BatchQueue, Item
 from serve.coordinator import keep_reporting, report_begin
@@ -41,7 +41,7 @@ class Model:
         self._about = About.of(loaded)
         self._golden = float(self._scorer.score_flat([GOLDEN]).probabilities.max())
         if not 0 <= self._golden <= 1:
-            raise Mistake(f"the model {loaded.fingerprint} computes no probability for a fixed review: train it again")
+            raise UserError(f"the model {loaded.fingerprint} computes no probability for a fixed review: train it again")
         self._metrics, self._coordinator, self._is_invalid = Metrics(), coordinator, False
         self._metrics.add("han_model_info", 1, model=loaded.fingerprint)
         self._queue = BatchQueue(self._score_items, batch_tokens=options.batch_tokens, metrics=self._metrics)
@@ -57,9 +57,9 @@ class Model:
         return Answers(results=await self._queue.score(texts, attention, isolated=isolated), model=self._scorer.fingerprint)
 
     async def score_flat(self, texts: Sequence[str], *, model: str, effects: EffectDetail = "none") -> Scored:
-        """Score texts of a batch job, as arrays; requests go first. Raises `Mistake` unless `model` is this model's fingerprint."""
+        """Score texts of a batch job, as arrays; requests go first. Raises `UserError` unless `model` is this model's fingerprint."""
         if model != self._scorer.fingerprint:
-            raise Mistake(f"the application now scores with {self._scorer.fingerprint}, the job began with {model}: start the job again")
+            raise UserError(f"the application now scores with {self._scorer.fingerprint}, the job began with {model}: start the job again")
         self._metrics.count("han_bulk_texts_total", len(texts))
         score = functools.partial(self._scorer.score_flat, effects=effects)
         return concatenate(await self._queue.score_job(pieces(texts, _JOB_PIECE_TOKENS), score))

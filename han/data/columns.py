@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from han.config import ColumnsConfig
 from han.data.files import BadReason, BadRecord, Batch, Shard, escaped, excerpt, make_batch
-from han.types import Mistake
+from han.types import UserError
 
 LARGEST_TEXT = 16 << 20  # bytes of a text in Parquet
 
@@ -48,7 +48,7 @@ def checked(table: pa.Table, rows: NDArray[np.int64], bad: list[BadRecord], shar
 def refuse_doubles(path: str, names: list[str]) -> None:
     doubles = {name for name in names if names.count(name) > 1}
     if doubles:
-        raise Mistake(f"{path} has more than one column named {', '.join(sorted(map(escaped, doubles)))}: rename or drop all but one")
+        raise UserError(f"{path} has more than one column named {', '.join(sorted(map(escaped, doubles)))}: rename or drop all but one")
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -31,7 +31,7 @@ from han.data.files import (
     shard_bytes,
     size_of,
 )
-from han.types import Mistake
+from han.types import UserError
 
 LONGEST_ROW = 16 << 20  # characters of CSV
 RANGE_BYTES = 16 << 20  # largest shard of a plain file
@@ -102,7 +102,7 @@ def _header(path: str, delimiter: str) -> list[str]:
     with _open_range(path, 0, -1) as stream:
         names, text = next((row for row in _rows(path, stream, delimiter) if row[0] != []), (None, ""))
     if not names or not is_unicode(text):
-        raise Mistake(f"{path} does not begin with the names of its columns: its first row is {excerpt(_encoded(text))[:80]!r}")
+        raise UserError(f"{path} does not begin with the names of its columns: its first row is {excerpt(_encoded(text))[:80]!r}")
     return names
 
 
@@ -135,7 +135,7 @@ def _survey(path: str, delimiter: str, names: Sequence[str], columns: ColumnsCon
                         types.add(fields)
                 row += fields != []
                 offset += len(text)
-        except (Mistake, OSError, pa.ArrowException) as error:
+        except (UserError, OSError, pa.ArrowException) as error:
             if (isinstance(error, OSError) and error.errno is not None) or not has_rows:
                 raise
             types = _Types([])  # reading the last shard raises the error again; nobody knows what the rest holds
@@ -212,7 +212,7 @@ def _rows(
             return
         except csv.Error:
             if not lines[-1]:
-                raise Mistake(f"{path} ends inside a quote that is never closed: close it") from None
+                raise UserError(f"{path} ends inside a quote that is never closed: close it") from None
             fields = None
         yield fields, "".join(lines)
 
@@ -227,7 +227,7 @@ def _lines_of_a_row(path: str, text: io.TextIOWrapper, lines: list[str], longest
         lines.append(line)
         num_characters += len(line)
         if num_characters > longest:
-            raise Mistake(f"{path} holds a row of over {longest:,} characters, or a quote that is never closed: shorten or close it")
+            raise UserError(f"{path} holds a row of over {longest:,} characters, or a quote that is never closed: shorten or close it")
         if not line:
             return
         yield line

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from han.types import Mistake
+from han.types import UserError
 
 # Pennington et al., EMNLP 2014. The publisher gives no checksum; a dozen independent projects use this one.
 GLOVE_URL = "https://downloads.cs.stanford.edu/nlp/data/glove.6B.zip"
@@ -29,14 +29,14 @@ def download(url: str, path: Path, checksums: Mapping[str, str], *, progress: Pr
     """Download `url` to `path` and return `path`. A file that exists already is only verified.
 
     checksums: hex digests by hashlib's names; all must match. instead: what to do without a connection, e.g. "give its path with --input".
-    Bytes are written to <path>.part, and an interrupted download resumes there. Raises `Mistake` if there is no connection, if the server
+    Bytes are written to <path>.part, and an interrupted download resumes there. Raises `UserError` if there is no connection, if the server
     refuses, or if a checksum is wrong; a download with a wrong checksum is deleted.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise Mistake(f"{url} cannot be fetched: only http and https are allowed")
+        raise UserError(f"{url} cannot be fetched: only http and https are allowed")
     if path.exists():
         if wrong := _wrong_checksum(path, checksums):
-            raise Mistake(f"{path} differs from {url}: {wrong}. Delete it to download it again")
+            raise UserError(f"{path} differs from {url}: {wrong}. Delete it to download it again")
         return path
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,16 +44,16 @@ def download(url: str, path: Path, checksums: Mapping[str, str], *, progress: Pr
         _fetch(url, part, progress)
     except urllib.error.HTTPError as error:
         error.close()
-        raise Mistake(
+        raise UserError(
             f"{url} cannot be fetched: the server answers {error.code} {error.reason}. Download it by hand and {instead}"
         ) from None
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         host = urllib.parse.urlsplit(url).hostname
-        raise Mistake(f"no connection to {host} ({reason}): run it again to resume, or download {url} by hand and {instead}") from None
+        raise UserError(f"no connection to {host} ({reason}): run it again to resume, or download {url} by hand and {instead}") from None
     if wrong := _wrong_checksum(part, checksums):
         part.unlink()
-        raise Mistake(f"the download of {url} is damaged or changed: {wrong}. Run it again, or download it by hand and {instead}")
+        raise UserError(f"the download of {url} is damaged or changed: {wrong}. Run it again, or download it by hand and {instead}")
     return part.replace(path)
 
 

@@ -22,7 +22,7 @@ import pyarrow.fs
 from numpy.typing import NDArray
 
 from han.storage import filesystem
-from han.types import Mistake
+from han.types import UserError
 
 Kind: TypeAlias = Literal["parquet", "csv", "jsonl", "folder", "tar", "texts"]
 Split: TypeAlias = Literal["train", "test", "unsup"]
@@ -49,7 +49,7 @@ _SPLIT = re.compile(r"(?:.*[-_.])?(train|test|unsup)|(train|test|unsup)(?:ervise
 _CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 
 
-class InputChanged(Mistake):
+class InputChanged(UserError):
     """An input file is no longer the file that was found at the start of the job. One line that names the file."""
 
 
@@ -130,13 +130,13 @@ def in_batches(records: Iterable[T], num_records: int, size: Callable[[T], int])
 
 
 def find_files(source: str) -> list[tuple[str, Kind]]:
-    """(absolute path or URI, kind) of each input file, sorted. `source` is a file, a glob or a folder; no file is a `Mistake`.
+    """(absolute path or URI, kind) of each input file, sorted. `source` is a file, a glob or a folder; no file is a `UserError`.
 
     Subfolders of a folder are not searched. Names that begin with `_` or `.` are ignored, as Spark and Arrow do. The .txt files of a
     folder are reviews only if it holds no file of another kind: a README.txt next to a dump is not a review.
     """
     if not source:
-        raise Mistake(f"the input is an empty string: give {KINDS}")
+        raise UserError(f"the input is an empty string: give {KINDS}")
     source = source.rstrip("/") or "/"
     system, path = filesystem(source)
     prefix = source.removesuffix(path) if "://" in source else ""
@@ -144,7 +144,7 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
     if file_type == pa.fs.FileType.File:
         kind = _kind(path)
         if kind is None:
-            raise Mistake(f"{source} is not a supported kind of file: give {KINDS}")
+            raise UserError(f"{source} is not a supported kind of file: give {KINDS}")
         return [(prefix + path, kind)]
     if file_type == pa.fs.FileType.Directory:
         children = system.get_file_info(pa.fs.FileSelector(path))
@@ -154,13 +154,13 @@ def find_files(source: str) -> list[tuple[str, Kind]]:
     elif any(character in source for character in "*?["):
         names = _glob(system, path)
     else:
-        raise Mistake(f"{source} is missing: give a file, a folder, a glob, or sample")
+        raise UserError(f"{source} is missing: give a file, a folder, a glob, or sample")
     kinds = {name: _kind(name) for name in sorted(names) if file_name(name)[0] not in "._"}
     if file_type == pa.fs.FileType.Directory and not any(kinds.values()) and any(map(is_text, map(file_name, names))):
         return [(prefix + path, "texts")]
     files: list[tuple[str, Kind]] = [(prefix + name, kind) for name, kind in kinds.items() if kind and kind != "tar"]
     if not files:
-        raise Mistake(f"{source} holds no files of reviews: give {KINDS}; for folders in folders a glob such as 'dump/**/*.parquet'")
+        raise UserError(f"{source} holds no files of reviews: give {KINDS}; for folders in folders a glob such as 'dump/**/*.parquet'")
     return files
 
 
@@ -256,7 +256,7 @@ def size_of(path: str) -> int:
 
 @contextmanager
 def open_bytes(path: str, *, limit: int | None = None) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed according to its ending. More than `limit` bytes (None: a decompression bomb) are a `Mistake`."""
+    """A file's bytes, decompressed according to its ending. More than `limit` bytes (None: a decompression bomb) are a `UserError`."""
     system, name = filesystem(path)
     with system.open_input_file(name) as file:
         codec = _CODECS.get(os.path.splitext(path.lower())[1])
@@ -281,20 +281,20 @@ class _Capped(io.RawIOBase):
         num_bytes = cast(int, self._stream.readinto(buffer))
         self._num_bytes += num_bytes
         if self._num_bytes > self._limit:
-            raise Mistake(f"{self._what}, but over {self._limit:,} when decompressed, which is the limit: split it, or leave it out")
+            raise UserError(f"{self._what}, but over {self._limit:,} when decompressed, which is the limit: split it, or leave it out")
         return num_bytes
 
 
 @contextmanager
 def blaming(path: str) -> Iterator[None]:
-    """Turn a decoding error into a `Mistake` that names the file. An error of the disk or the network (it has an errno) passes through."""
+    """Turn a decoding error into a `UserError` that names the file. Errors of disk or network (with an errno) pass through."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, EOFError, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = escaped(str(error).partition("\n")[0])
-        raise Mistake(f"{path} cannot be read: {reason}. Make the file again, or leave it out") from None
+        raise UserError(f"{path} cannot be read: {reason}. Make the file again, or leave it out") from None
 
 
 def excerpt(content: bytes | str) -> str:

@@ -35,7 +35,7 @@ from han.data.files import (
     refuse_changed_member,
 )
 from han.storage import filesystem
-from han.types import Mistake
+from han.types import UserError
 
 URL = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 CHECKSUMS = {"md5": "7c2ac02c03563afcf9b574c7e56c153a", "sha256": "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"}
@@ -84,7 +84,7 @@ def look_at_folder(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
             mine = tuple(members[start : start + SHARD_ROWS])
             shards.append(replace(part, start=start, stop=start + len(mine), first_row=start, members=mine))
     if not shards:
-        raise Mistake(f"{whole.path} holds no review named like train/pos/1_7.txt: give a folder in the layout of aclImdb")
+        raise UserError(f"{whole.path} holds no review named like train/pos/1_7.txt: give a folder in the layout of aclImdb")
     return shards
 
 
@@ -120,7 +120,7 @@ def read_archived(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Iter
 
 
 def read_archive(path: str) -> Iterator[Review]:
-    """Every review of a .tar.gz, in the archive's order. Content that the official archive cannot have is a `Mistake`."""
+    """Every review of a .tar.gz, in the archive's order. Content that the official archive cannot have is a `UserError`."""
     seen: set[str] = set()
     with blaming(path), open_bytes(path, limit=MAX_ARCHIVE_BYTES) as stream:
         try:
@@ -132,16 +132,16 @@ def read_archive(path: str) -> Iterator[Review]:
                     if name is None or member.name != f"aclImdb/{review_id}.txt" or not member.isreg():
                         continue
                     if fault := _fault(member, review_id, seen):
-                        raise Mistake(f"{path} is not the official archive: {member.name} {fault}. Download {URL}")
+                        raise UserError(f"{path} is not the official archive: {member.name} {fault}. Download {URL}")
                     seen.add(review_id)
                     yield review_id, name, cast(tarfile.ExFileObject, archive.extractfile(member)).read()
         except tarfile.TarError as error:
-            raise Mistake(f"{path} is damaged, or no .tar.gz: {error}. Download {URL}") from None
+            raise UserError(f"{path} is damaged, or no .tar.gz: {error}. Download {URL}") from None
         while rest := stream.read(1 << 20):  # to the end, where gzip's checksum stands
             if rest.strip(b"\0"):  # tarfile takes a broken header for the end
-                raise Mistake(f"{path} is damaged after {len(seen):,} reviews. Download {URL}")
+                raise UserError(f"{path} is damaged after {len(seen):,} reviews. Download {URL}")
     if not seen:
-        raise Mistake(f"{path} holds no review named like aclImdb/train/pos/1_7.txt: give the official archive, {URL}")
+        raise UserError(f"{path} holds no review named like aclImdb/train/pos/1_7.txt: give the official archive, {URL}")
 
 
 def _fault(member: tarfile.TarInfo, review_id: str, seen: set[str]) -> str | None:
@@ -156,7 +156,7 @@ def unpack_imdb(archive: Path, folder: Path) -> list[Path]:
     """Write train.parquet, test.parquet and unsup.parquet into `folder`, each by one rename: what is there under these names is replaced.
 
     Columns review_id, text, label int8 (0 negative, 1 positive, -1 none), rating int8 (0 none); both classes in turn; 2,500 rows a row
-    group. The texts are held in memory: some 500 MB for the official archive. A review that is not UTF-8 is a `Mistake`.
+    group. The texts are held in memory: some 500 MB for the official archive. A review that is not UTF-8 is a `UserError`.
     """
     splits: dict[str, list[Review]] = {}
     for review in read_archive(str(archive)):
@@ -180,7 +180,7 @@ def _parquet_table(archive: Path, reviews: list[Review]) -> pa.Table:
     try:
         texts = [content.decode("utf-8") for _, _, content in reviews]
     except UnicodeDecodeError as error:
-        raise Mistake(f"{archive} is not the official archive: a review is not UTF-8 ({error.reason}). Download {URL}") from None
+        raise UserError(f"{archive} is not the official archive: a review is not UTF-8 ({error.reason}). Download {URL}") from None
     return _table([(review_id, name) for review_id, name, _ in reviews], texts, _SCHEMA)
 
 

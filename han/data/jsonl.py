@@ -31,7 +31,7 @@ from han.data.files import (
     shard_bytes,
     size_of,
 )
-from han.types import Mistake
+from han.types import UserError
 
 Record: TypeAlias = dict[str, Any]
 
@@ -184,7 +184,7 @@ def _first_records(path: str) -> list[Record]:
             if len(records) == SCHEMA_RECORDS or line.byte_offset > RANGE_BYTES:
                 break
     if not records:
-        raise Mistake(f"{path} holds no JSON objects, one a line: {trouble}")
+        raise UserError(f"{path} holds no JSON objects, one a line: {trouble}")
     return records
 
 

@@ -17,7 +17,7 @@ from han.config import ColumnsConfig
 from han.data.columns import checked, is_string, refuse_doubles
 from han.data.files import BATCH_BYTES, BOMB_RATIO, FILE_SHARDS, Batch, Shard, size_of
 from han.storage import filesystem
-from han.types import Mistake
+from han.types import UserError
 
 SLICED_ROWS = 5_000  # most rows of a shard, unless its row group would give more than SLICES
 SMALLEST_SLICE = 250  # rows; a second of work
@@ -40,7 +40,7 @@ def look_at_parquet(whole: Shard, columns: ColumnsConfig) -> list[Shard]:
         schema = pa.schema(list(zip(file.schema_arrow.names, kinds, strict=True)))
     claimed, size = sum(group.total_byte_size for group in groups), size_of(whole.path)
     if claimed > max(CLAIMED_BYTES, BOMB_RATIO * size):
-        raise Mistake(f"{whole.path} is {size:,} bytes and claims to hold {claimed:,}: write it again, in several files")
+        raise UserError(f"{whole.path} is {size:,} bytes and claims to hold {claimed:,}: write it again, in several files")
     refuse_doubles(whole.path, schema.names)
     shards, first_row = [], 0
     most = SLICED_ROWS
@@ -63,12 +63,12 @@ def _refuse_extensions(path: str) -> None:
         file.seek(max(0, size - 8))
         tail = file.read(8)
         if tail[4:] != b"PAR1":
-            raise Mistake(f"{path} is not Parquet, or is cut off: it does not end in PAR1. Make the file again, or leave it out")
+            raise UserError(f"{path} is not Parquet, or is cut off: it does not end in PAR1. Make the file again, or leave it out")
         length = min(int.from_bytes(tail[:4], "little"), size - 8)
         file.seek(size - 8 - length)
         footer = file.read(length)
     if any(spelling in footer for spelling in _EXTENSIONS):
-        raise Mistake(f"{path} has a column of an Arrow extension type: write it again with plain columns")
+        raise UserError(f"{path} has a column of an Arrow extension type: write it again with plain columns")
 
 
 def _open_parquet(path: str, *, metadata: pq.FileMetaData | None = None, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
@@ -100,7 +100,7 @@ def read_parquet(shard: Shard, columns: ColumnsConfig, batch_rows: int) -> Itera
                 yield checked(pa.table(record_batch.slice(first - begin + start, stop - start)), rows, [], shard, columns)
             if end >= shard.stop:
                 return
-    raise Mistake(f"{shard.path} is cut off: row group {shard.group} has {end:,} rows, not {shard.stop:,}. Make the file again")
+    raise UserError(f"{shard.path} is cut off: row group {shard.group} has {end:,} rows, not {shard.stop:,}. Make the file again")
 
 
 def _pieces(rows: pa.RecordBatch) -> Iterator[tuple[int, int]]:

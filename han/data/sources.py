@@ -2,7 +2,7 @@
 
 Parquet is cut by row groups, plain JSON lines and CSV by bytes, folders of texts by files. Compressed text and the archive are one stream.
 A record that cannot be read as a review (no text, not UTF-8, a broken line) is returned with its row and the reason, so that
-records in = records read + bad records. An error in a whole file is a `Mistake`. A file that changes while it is read is `InputChanged`.
+records in = records read + bad records. An error in a whole file is a `UserError`. A file that changes while it is read is `InputChanged`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from han.data.files import (
 )
 from han.data.jsonl import look_at_jsonl, read_jsonl
 from han.data.parquet import look_at_parquet, read_parquet
-from han.types import Mistake
+from han.types import UserError
 
 __all__ = [
     "REVIEWS",
@@ -84,7 +84,7 @@ _DEFAULT = ColumnsConfig()
 
 
 def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
-    """All shards of an input, in the order of its rows. Every error that can be found before any work is a `Mistake` here.
+    """All shards of an input, in the order of its rows. Every error that can be found before any work is a `UserError` here.
 
     `input` is a file, a glob, a folder of files, a folder of texts, an aclImdb folder, its archive, or "sample" (see
     `files.find_files`). A file may lack columns that others have (they read as null), but a column has one type. Every file must have the
@@ -98,7 +98,7 @@ def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[S
         files = find_files(str(samples.REVIEWS) if input == "sample" else input)
     shards_by_file = [shards for path, kind in files if (shards := _look(path, kind, columns, labelled=labelled))]
     if not shards_by_file:
-        raise Mistake(f"{input} holds no reviews: 0 rows")
+        raise UserError(f"{input} holds no reviews: 0 rows")
     of_reviews = {columns.text, columns.review_id, columns.label, columns.rating}
     _check_named(input, [shards[0] for shards in shards_by_file], columns)
     schema = _one_schema((shards[0] for shards in shards_by_file), of_reviews if labelled else None)
@@ -113,14 +113,14 @@ def find_shards(input: str, columns: ColumnsConfig, *, labelled: bool) -> list[S
 def read(shard: Shard, columns: ColumnsConfig, *, batch_rows: int = 1024) -> Iterator[Batch]:
     """The shard's records in file order, at most `batch_rows` in a batch, in bounded memory.
 
-    A file that cannot be read to its end is a `Mistake`. A file that is not the one that was found, before or after it is read, is
+    A file that cannot be read to its end is a `UserError`. A file that is not the one that was found, before or after it is read, is
     `InputChanged`.
     """
     _refuse_changed_file(shard)
     try:
         with blaming(shard.path):
             yield from _READ[shard.kind](shard, columns, batch_rows)
-    except (Mistake, OSError):
+    except (UserError, OSError):
         _refuse_changed_file(shard)  # then this is the cause
         raise
     _refuse_changed_file(shard)
@@ -135,7 +135,7 @@ def reviews(batch: Batch, shard: Shard, columns: ColumnsConfig, *, labelled: boo
     """The batch as `REVIEWS`: id, text, name of the label (null: unlabelled, or not `labelled`), stars (null: none).
 
     An id that is missing, null or empty becomes <file name>:<row>. An integer label without a name, and a label that is not in
-    `columns.label_names`, is a `Mistake`.
+    `columns.label_names`, is a `UserError`.
     """
     ids_in_file = _values(batch, columns.review_id)
     numbered = [f"{file_name(shard.path)}:{row}" for row in batch.rows]
@@ -182,22 +182,22 @@ def is_imdb_id(review_id: str) -> bool:
 
 
 def read_ids(path: Path) -> frozenset[str]:
-    """The review ids in a file, one on a line. A missing file, and a file without ids, is a `Mistake`."""
+    """The review ids in a file, one on a line. A missing file, and a file without ids, is a `UserError`."""
     try:
         ids = frozenset(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
     except FileNotFoundError:
-        raise Mistake(f"{path} is missing: give a file with one review id a line") from None
+        raise UserError(f"{path} is missing: give a file with one review id a line") from None
     except UnicodeDecodeError:
-        raise Mistake(f"{path} is not text: give a file with one review id a line") from None
+        raise UserError(f"{path} is not text: give a file with one review id a line") from None
     if not ids:
-        raise Mistake(f"{path} holds no ids: give a file with one review id a line")
+        raise UserError(f"{path} holds no ids: give a file with one review id a line")
     return ids
 
 
 def _look(path: str, kind: Kind, columns: ColumnsConfig, *, labelled: bool) -> list[Shard]:
-    """The shards of one file, none if it has no rows. A column that is missing, or whose type cannot be read, is a `Mistake`."""
+    """The shards of one file, none if it has no rows. A column that is missing, or whose type cannot be read, is a `UserError`."""
     if kind not in ("folder", "texts") and size_of(path) == 0:
-        raise Mistake(f"{path} is empty, 0 bytes: give a file with reviews, or leave it out")
+        raise UserError(f"{path} is empty, 0 bytes: give a file with reviews, or leave it out")
     whole = Shard(path=path, kind=kind, split=split_of(path), group=0, start=0, stop=-1, first_row=0, schema=pa.schema([]))
     if kind not in ("folder", "texts"):
         whole = replace(whole, identity=identity(path))
@@ -220,11 +220,11 @@ def _look(path: str, kind: Kind, columns: ColumnsConfig, *, labelled: bool) -> l
 
 
 def _check_named(input: str, firsts: list[Shard], columns: ColumnsConfig) -> None:
-    """A label or rating column that the user named, and that no file has, is a `Mistake`."""
+    """A label or rating column that the user named, and that no file has, is a `UserError`."""
     for option in ("label", "rating"):
         name = getattr(columns, option)
         if name != getattr(_DEFAULT, option) and not any(name in shard.schema.names for shard in firsts):
-            raise Mistake(_no_column(input, name, firsts[0].schema, option))
+            raise UserError(_no_column(input, name, firsts[0].schema, option))
 
 
 def _no_column(where: str, name: str, schema: pa.Schema, option: str) -> str:
@@ -236,9 +236,9 @@ def _check_column(shard: Shard, name: str, *, option: str, fits: Callable[[pa.Da
     if name in shard.schema.names:
         kind = shard.schema.field(name).type
         if not fits(kind):
-            raise Mistake(f"{shard.path}: column {name} holds {kind}, not {wanted}: name another with --columns.{option}")
+            raise UserError(f"{shard.path}: column {name} holds {kind}, not {wanted}: name another with --columns.{option}")
     elif required:
-        raise Mistake(_no_column(shard.path, name, shard.schema, option))
+        raise UserError(_no_column(shard.path, name, shard.schema, option))
 
 
 def _is_name(kind: pa.DataType) -> bool:
@@ -261,7 +261,7 @@ def _one_schema(shards: Iterable[Shard], names: Collection[str] | None) -> pa.Sc
             fixed = {each for each, owner in ((before, other), (kind, shard)) if owner.kind not in guessed}
             is_csv = "csv" in (shard.kind, other.kind)
             if fixed and not (is_csv and fixed == {pa.string()}):
-                raise Mistake(f"column {name} holds {before} in {other.path} but {kind} in {shard.path}: give both one type")
+                raise UserError(f"column {name} holds {before} in {other.path} but {kind} in {shard.path}: give both one type")
             kinds[name] = pa.float64() if {before, kind} == {pa.int64(), pa.float64()} else pa.string()
     return pa.schema(list(kinds.items()))
 
@@ -278,7 +278,7 @@ def _label(value: Any, review_id: str, shard: Shard, columns: ColumnsConfig) -> 
         return None
     if isinstance(value, str) and (value in names or not _INTEGER.fullmatch(value) or any(map(_INTEGER.fullmatch, names))):
         if names and value not in names:
-            raise Mistake(
+            raise UserError(
                 f"{shard.path}: column {columns.label} holds {escaped(value)[:40]}, none of --columns.label-names {' '.join(names)}"
             )
         return value
@@ -287,9 +287,9 @@ def _label(value: Any, review_id: str, shard: Shard, columns: ColumnsConfig) -> 
         return None
     names = names or (imdb.LABELS if is_imdb_id(review_id) else ())
     if not names:
-        raise Mistake(f"{shard.path}: column {columns.label} holds {index}: name integer labels, in order, with --columns.label-names")
+        raise UserError(f"{shard.path}: column {columns.label} holds {index}: name integer labels, in order, with --columns.label-names")
     if not 0 <= index < len(names):
-        raise Mistake(
+        raise UserError(
             f"{shard.path}: column {columns.label} holds {index}, but --columns.label-names are 0 to {len(names) - 1}: {' '.join(names)}"
         )
     return names[index]
@@ -304,7 +304,7 @@ def _stars(value: Any) -> int | None:
 
 
 def random_review(source: str, columns: ColumnsConfig, *, seed: int | None = None) -> tuple[str, str | None, str]:
-    """A random review of an input: its id, the name of its label or None, its text. An input without a text is a `Mistake`.
+    """A random review of an input: its id, the name of its label or None, its text. An input without a text is a `UserError`.
 
     A shard is drawn first, then a row. seed: None draws another review each time.
     """
@@ -316,4 +316,4 @@ def random_review(source: str, columns: ColumnsConfig, *, seed: int | None = Non
         if rows:
             row = draw.choice(rows)
             return row["review_id"], row["label"], row["text"]
-    raise Mistake(f"{source} has no review with a text: every value of its column {columns.text} is null or cannot be read")
+    raise UserError(f"{source} has no review with a text: every value of its column {columns.text} is null or cannot be read")

@@ -26,7 +26,7 @@ from han.data.files import (
     refuse_changed_member,
 )
 from han.storage import filesystem
-from han.types import Mistake
+from han.types import UserError
 
 SHARD_FILES = 2_500
 LARGEST_FILE = 16 << 20  # bytes, decompressed
@@ -79,7 +79,7 @@ def _content(folder: str, member: Member) -> bytes | None:
     try:
         with blaming(path), open_bytes(path) as stream:
             return io.BufferedReader(cast(io.RawIOBase, stream)).read(LARGEST_FILE + 1)
-    except Mistake:
+    except UserError:
         return None
     finally:
         refuse_changed_member(folder, member)

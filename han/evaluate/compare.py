@@ -14,7 +14,7 @@ from han.config import read_json
 from han.explain.html import document, stylesheet
 from han.model.metrics import best_epoch
 from han.train.track import flatten
-from han.types import Mistake
+from han.types import UserError
 
 FIGURES = ("accuracy", "f1", "auc", "log_loss", "brier", "expected_calibration_error", "temperature", "reviews_per_s")
 LOWER_IS_BETTER = ("log_loss", "brier", "expected_calibration_error")
@@ -42,10 +42,10 @@ class Compared:
 
 
 def read(folders: Sequence[Path]) -> list[Compared]:
-    """The runs in these folders; for a sweep, the runs of its trials. A folder without a run, or fewer than two runs, is a `Mistake`."""
+    """The runs in these folders; for a sweep, the runs of its trials. A folder without a run, or fewer than two runs, is a `UserError`."""
     run_folders = [run for folder in folders for run in _runs_of(folder)]
     if len(set(run_folders)) < 2:
-        raise Mistake(f"{len(set(run_folders))} run to compare: give the folders of two or more runs, or of a sweep")
+        raise UserError(f"{len(set(run_folders))} run to compare: give the folders of two or more runs, or of a sweep")
     return [_read(folder, name) for folder, name in zip(run_folders, _names(run_folders), strict=True)]
 
 
@@ -139,7 +139,7 @@ def _runs_of(folder: Path) -> list[Path]:
         return [folder]
     trials = sorted(path.parent for path in folder.glob("trials/*/config.json"))
     if not trials:
-        raise Mistake(f"{folder} holds no run (no config.json of a training) and no sweep (no trials/): give folders that `train` wrote")
+        raise UserError(f"{folder} holds no run (no config.json of a training) and no sweep (no trials/): give folders that `train` wrote")
     return trials
 
 

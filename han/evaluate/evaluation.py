@@ -28,7 +28,7 @@ from han.score.retries import Attempts
 from han.score.scorer import Scored, Scorer
 from han.score.worker import Item, Report, Task, local_scorer
 from han.storage import write_json
-from han.types import Mistake, Score
+from han.types import Score, UserError
 
 NUM_MISTAKES = 20  # drawn on the page
 _REVIEWS_A_TASK = 25  # of a faithfulness report
@@ -77,7 +77,7 @@ def evaluate(source: str, out: Path, *, model: str, columns: ColumnsConfig, conf
     results = list(pool.run(items, task, report))
     answers = pa.concat_tables([pa.ipc.open_stream(content).read_all() for _, content in results]).sort_by("shard").combine_chunks()
     if not len(answers):
-        raise Mistake(f"{source} has no labelled review that can be scored: name the column of labels with --columns.label")
+        raise UserError(f"{source} has no labelled review that can be scored: name the column of labels with --columns.label")
     probabilities = metrics.softmax(answers["logits"].combine_chunks().flatten().to_numpy().reshape(len(answers), -1))
     figures = metrics.measure(
         probabilities,
@@ -143,7 +143,7 @@ def faithful(
     shards = sources.find_shards(source, columns, labelled=False)
     texts = _sample([shard for shard in shards if shard.split == "test"] or shards, columns, num_reviews, seed)
     if not texts:
-        raise Mistake(f"{source} has no review")
+        raise UserError(f"{source} has no review")
     parts = [texts[first : first + _REVIEWS_A_TASK] for first in range(0, len(texts), _REVIEWS_A_TASK)]
     remote = ray.remote(num_cpus=1)(_measure)
     waiting = [
@@ -157,7 +157,7 @@ def faithful(
         measured += each
     report("reviews measured", len(texts), len(texts))
     if not measured:
-        raise Mistake(f"none of {len(texts)} reviews of {source} can be scored")
+        raise UserError(f"none of {len(texts)} reviews of {source} can be scored")
     figures = {**faithfulness.summarise(measured, seed=seed), "model": artifact.load(artifact.find(model)).fingerprint, "data": source}
     figures["failed_checks"] = faithfulness.failures(figures)
     out.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ class _Answers:
         label = pc.index_in(kept["label"], pa.array(self._labels))
         strange = kept["label"].filter(pc.and_(pc.is_null(label), pc.is_valid(kept["label"])))
         if len(strange):
-            raise Mistake(f"{self._path} has the label {strange[0].as_py()!r}, the model knows {', '.join(self._labels)}")
+            raise UserError(f"{self._path} has the label {strange[0].as_py()!r}, the model knows {', '.join(self._labels)}")
         offsets = np.arange(len(kept) + 1, dtype=np.int32) * len(self._labels)
         table = pa.table(
             [

@@ -12,7 +12,7 @@ from han.explain import charts
 from han.explain.charts import Frame, Scale, safe
 from han.explain.html import articles, document, stylesheet
 from han.model.metrics import doubts
-from han.types import Mistake, Score
+from han.types import Score, UserError
 
 METRICS, PREDICTIONS, PAGE = "metrics.json", "predictions.parquet", "evaluation.html"
 FAITHFULNESS, FAITHFULNESS_PLOT, RATIONALES = "faithfulness.json", "faithfulness.svg", "rationales.json"
@@ -28,9 +28,9 @@ _FIGURES = {
 
 
 def check_out(out: Path) -> None:
-    """`Mistake` if the folder exists and holds anything but an evaluation."""
+    """`UserError` if the folder exists and holds anything but an evaluation."""
     if out.exists() and (not out.is_dir() or set(without_settings(path.name for path in out.iterdir())) - _FILES):
-        raise Mistake(f"--out {out} holds something else: give a new folder")
+        raise UserError(f"--out {out} holds something else: give a new folder")
 
 
 def page(figures: dict[str, Any], mistakes: Sequence[tuple[str, str, Score]]) -> str:

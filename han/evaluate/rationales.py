@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from han.evaluate.faithfulness import bootstrap
 from han.score.scorer import Scorer
-from han.types import Mistake, Refusal, Score, Sentence, Word
+from han.types import Refusal, Score, Sentence, UserError, Word
 
 PRECISION_AT = (1, 5)
 
@@ -43,23 +43,23 @@ class Annotated:
 
 
 def read(split: Path) -> list[Annotated]:
-    """The documents of a split that have evidence. A `Mistake` names the line that cannot be used."""
+    """The documents of a split that have evidence. A `UserError` names the line that cannot be used."""
     if not split.is_file():
-        raise Mistake(f"--rationales {split} is not a file: give a split in the ERASER layout, such as movies/val.jsonl")
+        raise UserError(f"--rationales {split} is not a file: give a split in the ERASER layout, such as movies/val.jsonl")
     document = _documents(split.parent)
     found = []
     for number, line in enumerate(split.read_text(encoding="utf-8").splitlines(), 1):
         try:
             annotated = _annotated(json.loads(line), document) if line.strip() else None
-        except Mistake as mistake:
-            raise Mistake(f"{split}, line {number}: {mistake}") from None
+        except UserError as mistake:
+            raise UserError(f"{split}, line {number}: {mistake}") from None
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise Mistake(
+            raise UserError(
                 f"{split}, line {number}: not an annotation with annotation_id and evidences of docid, start_token, end_token"
             ) from None
         found += [annotated] if annotated else []
     if not found:
-        raise Mistake(f"{split} has no document with evidence")
+        raise UserError(f"{split} has no document with evidence")
     return found
 
 
@@ -70,12 +70,12 @@ def _documents(folder: Path) -> Callable[[str], str]:
         return texts.__getitem__
     docs = folder / "docs"
     if not docs.is_dir():
-        raise Mistake(f"{folder} has no docs folder and no docs.jsonl: put the documents of a split beside it")
+        raise UserError(f"{folder} has no docs folder and no docs.jsonl: put the documents of a split beside it")
 
     def read_document(name: str) -> str:
         path = docs / name
         if path.parent != docs or not path.is_file():
-            raise Mistake(f"document {name} is not in {docs}")
+            raise UserError(f"document {name} is not in {docs}")
         return path.read_text(encoding="utf-8")
 
     return read_document
@@ -93,7 +93,7 @@ def _annotated(line: Mapping[str, Any], document: Callable[[str], str]) -> Annot
         try:
             text = document(name)
         except KeyError:
-            raise Mistake(f"document {name} is not in docs.jsonl") from None
+            raise UserError(f"document {name} is not in docs.jsonl") from None
         first = sum(len(earlier) + 1 for earlier in texts)
         tokens = [(first + match.start(), first + match.end()) for match in re.finditer(r"\S+", text)]
         marked = [False] * len(tokens)
@@ -102,7 +102,7 @@ def _annotated(line: Mapping[str, Any], document: Callable[[str], str]) -> Annot
             if str(mark["docid"]) != name:
                 continue
             if not 0 <= start < end <= len(tokens):
-                raise Mistake(f"tokens {start} to {end} of document {name}, which has {len(tokens)}")
+                raise UserError(f"tokens {start} to {end} of document {name}, which has {len(tokens)}")
             marked[start:end] = [True] * (end - start)
         texts.append(text)
         spans += tokens
@@ -129,7 +129,7 @@ def measure(scorer: Scorer, documents: Sequence[Annotated], *, seed: int = 0, re
             sentences.setdefault(name, []).append([precision_at(values, evidence, k) for k in (*PRECISION_AT, int(evidence.sum()))])
     report(len(documents), len(documents))
     if not words:
-        raise Mistake(f"none of {len(documents)} documents can be scored")
+        raise UserError(f"none of {len(documents)} documents can be scored")
     return {
         "num_documents": len(documents) - refused,
         "refused": refused,

@@ -26,7 +26,7 @@ from han.failpoint import Failpoint
 from han.model import artifact
 from han.model.artifact import BEST, TEST, Artifact, Splits, read_checked, read_test
 from han.storage import Folder, replace_file, write_json
-from han.types import Mistake
+from han.types import UserError
 
 POINTER = f"{BEST}.json"
 KEPT = 20  # number of promotions that can be rolled back
@@ -62,12 +62,12 @@ class Version:
 def promote(source: Path, models: Path, *, force: bool = False, failpoint: str | None = None) -> tuple[dict[str, Any], bool]:
     """Copy the artifact `source` into `models`, and point best.json at it. Returns the pointer, and whether it moved.
 
-    `Mistake` if the artifact is damaged, if another process changes the folder, or if the best model has a higher development accuracy
+    `UserError` if the artifact is damaged, if another process changes the folder, or if the best model has a higher development accuracy
     on the same data; `force` skips the last check. failpoint: where this process is to die (see `Failpoint`).
     """
     loaded = artifact.load(source)
     if models.is_dir() and (other := _foreign(models)):
-        raise Mistake(f"--models {models} holds something else ({other}): give a folder for models alone")
+        raise UserError(f"--models {models} holds something else ({other}): give a folder for models alone")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
         point = Failpoint(failpoint, folder)
@@ -95,23 +95,23 @@ def promote(source: Path, models: Path, *, force: bool = False, failpoint: str |
 def roll_back(models: Path) -> dict[str, Any]:
     """Point best.json at the previous version; returns the pointer. The version that was the best stays in the folder.
 
-    If nothing was promoted before, or that version is damaged, it is a `Mistake` and nothing changes.
+    If nothing was promoted before, or that version is damaged, it is a `UserError` and nothing changes.
     """
     if _read_pointer(models) is None:
-        raise Mistake(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to roll back")
+        raise UserError(f"no model was promoted in {models} (it has no {POINTER}), so there is nothing to roll back")
     folder = Folder(str(models))
     with folder.locked(_LOCK):
         now = read_checked(models / POINTER, _Pointer)
         before: dict[str, Any] | None = now["previous"]
         if before is None:
-            raise Mistake(f"{now['version']} is the first model promoted in {models}: there is nothing to roll back to")
+            raise UserError(f"{now['version']} is the first model promoted in {models}: there is nothing to roll back to")
         artifact.load(models / before["version"])
         _point(folder, before)
     return before
 
 
 def versions(models: Path) -> list[Version]:
-    """Every model of the folder, the newest first; a damaged one is a `Mistake`."""
+    """Every model of the folder, the newest first; a damaged one is a `UserError`."""
     pointer = _read_pointer(models)
     best = pointer["version"] if pointer else None
     dates: dict[str, str] = {}
@@ -183,13 +183,13 @@ def _check_not_worse(new: Artifact, models: Path) -> None:
         return
     try:
         best = artifact.load(models / pointer["version"])
-    except Mistake:  # a damaged best model may be replaced
+    except UserError:  # a damaged best model may be replaced
         return
     data = [_data_fingerprint(model) for model in (new, best)]
     scores = [figures(model).get("development", {}).get("accuracy") for model in (new, best)]
     if data[0] is None or data[0] != data[1] or None in scores or scores[0] >= scores[1]:
         return
-    raise Mistake(
+    raise UserError(
         f"the model has development accuracy {scores[0]:.2%}, the best in {models} has {scores[1]:.2%} on the same data: "
         "give --force to promote it anyway"
     )
@@ -223,7 +223,7 @@ def _copy(source: Path, models: Folder, version: str, point: Failpoint) -> None:
     point.reach("copied")
     copy = Path(models.place, unfinished)
     if _version(copy, artifact.load(copy)) != version:
-        raise Mistake(f"{source} changed while it was copied: promote it once it is finished")
+        raise UserError(f"{source} changed while it was copied: promote it once it is finished")
     models.sync(unfinished)
     models.move(unfinished, version)
     models.sync("")
@@ -255,7 +255,7 @@ def _read_pointer(models: Path) -> dict[str, Any] | None:
 
 def _version_folders(models: Path) -> Iterator[Path]:
     if not models.is_dir():
-        raise Mistake(f"there is no folder {models}: promote a run into it")
+        raise UserError(f"there is no folder {models}: promote a run into it")
     return (path for path in models.iterdir() if not path.name.startswith(".") and (path / "SHA256SUMS").is_file())
 
 

@@ -33,7 +33,7 @@ from han.explain.phrases import Frequent, Rows, Sketch, Table
 from han.processes import follow_parent
 from han.storage import Folder
 from han.text.raw import blank_tags
-from han.types import Mistake
+from han.types import UserError
 
 Report: TypeAlias = Callable[[str, int, int], None]  # name of the pass, reviews done, all reviews
 
@@ -121,19 +121,19 @@ def fits_here(scores: Scores) -> bool:
 
 
 def check_out(place: str) -> None:
-    """`Mistake` if the folder exists and holds anything but a corpus view."""
+    """`UserError` if the folder exists and holds anything but a corpus view."""
     out = Folder(place)
     if out.exists() and (not out.is_folder() or set(without_settings(out.names())) - {WORDS, PAGE}):
-        raise Mistake(f"--out {place} holds something else: give a new folder")
+        raise UserError(f"--out {place} holds something else: give a new folder")
 
 
 def collect(scores: Scores, config: CorpusConfig, report: Report, *, num_processes: int | None) -> Corpus:
     """Read all scores. num_processes: of this machine, without Ray (see `fits_here`); None: tasks on Ray.
 
-    Scores without a text to quote are a `Mistake`, and so is a file that cannot be read.
+    Scores without a text to quote are a `UserError`, and so is a file that cannot be read.
     """
     if not scores.num_reviews:
-        raise Mistake(f"{scores.place} holds no review: nothing was scored, or all was quarantined")
+        raise UserError(f"{scores.place} holds no review: nothing was scored, or all was quarantined")
     columns = _columns(scores)
     min_count = config.min_count or max(_LOWEST, min(_USUAL, scores.num_reviews // _REVIEWS_PER_COUNT))
     shares = _shares(scores.files)
@@ -195,7 +195,7 @@ def _columns(scores: Scores) -> _Columns:
     carried = schema.names[: schema.names.index("label")]  # scoring renames a column of the input that has the name of one of its own
     text = _carried(carried, scores.text)
     if text is None:
-        raise Mistake(f"{scores.place} does not hold the texts (column {scores.text}): score again, with {scores.text} in --carry")
+        raise UserError(f"{scores.place} does not hold the texts (column {scores.text}): score again, with {scores.text} in --carry")
     of_words = [path for path in leaves if ".words." in path and path.rpartition(".")[2] in ("start", "end", "effect")]
     return _Columns(
         text=text,
@@ -331,7 +331,7 @@ def _here(
                 whole = future.result() if whole is None else merge([whole, future.result()])
             done(rows, _num_rows(shares))
     except BrokenProcessPool:
-        raise Mistake("a process that reads the scores died: free some memory, then run the command again") from None
+        raise UserError("a process that reads the scores died: free some memory, then run the command again") from None
     finally:
         pool.shutdown(cancel_futures=True)
     return whole

@@ -37,7 +37,7 @@ from han.config import ModelConfig, TextConfig, as_json, from_json
 from han.model.card import model_card
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Encoded, Mistake
+from han.types import Encoded, UserError
 
 if TYPE_CHECKING:  # a wrong path is found before torch is loaded
     import torch
@@ -175,13 +175,13 @@ def save(
     """Write the artifact as a new `folder`, wholly or not at all.
 
     Tensors keep their dtype. `metrics` holds what `metrics.measure` returned as `development` and, if any, `test`, and the
-    `temperature`, and optionally `uncertain_below` and `unfamiliar_above`; `provenance` is any JSON. `Mistake` if the folder exists, a
+    `temperature`, and optionally `uncertain_below` and `unfamiliar_above`; `provenance` is any JSON. `UserError` if the folder exists, a
     label is empty or repeated, or the network is not finite.
     """
     from safetensors.torch import save as safetensors_bytes
 
     if folder.exists():
-        raise Mistake(f"{folder} exists already: give a new folder for the artifact")
+        raise UserError(f"{folder} exists already: give a new folder for the artifact")
     config = {
         "format": 1 if network.ngrams is None else FORMAT,
         "text": as_json(encoder.tokeniser.config),
@@ -219,14 +219,14 @@ def save(
 
 
 def load(folder: Path) -> Artifact:
-    """The model in `folder`, with every checksum verified. A damaged, missing or inconsistent file is a `Mistake`."""
+    """The model in `folder`, with every checksum verified. A damaged, missing or inconsistent file is a `UserError`."""
     sums = _verified_sums(folder)
     config = _read_config(folder / "config.json")
     punkt = read_checked(folder / "punkt.json", _Punkt) if "punkt.json" in sums else None
     figures = read_checked(folder / "metrics.json", _Metrics)
     encoder = Encoder(from_json(TextConfig, config["text"]), punkt, Vocab.read(folder / "vocab.txt"))
     if encoder.fingerprint != config["encoder"]:
-        raise Mistake(
+        raise UserError(
             f"{folder}: its text files have the fingerprint {encoder.fingerprint}, its weights were trained with {config['encoder']}: "
             "they are from two models"
         )
@@ -254,7 +254,7 @@ def load(folder: Path) -> Artifact:
 
 
 def read_fingerprint(folder: Path) -> str:
-    """`Artifact.fingerprint` without torch, with every checksum verified. A damaged or missing file is a `Mistake`."""
+    """`Artifact.fingerprint` without torch, with every checksum verified. A damaged or missing file is a `UserError`."""
     return _fingerprint(_verified_sums(folder), _read_config(folder / "config.json"))
 
 
@@ -323,7 +323,7 @@ def find(model: str) -> Path:
     """
     if model == "imdb":
         if not (SHIPPED / model).is_dir():
-            raise Mistake("the shipped model imdb is not part of this installation: give --model a run or an artifact")
+            raise UserError("the shipped model imdb is not part of this installation: give --model a run or an artifact")
         return SHIPPED / model
     folder = Path(model)
     for candidate in (folder / "artifact", folder):
@@ -332,8 +332,8 @@ def find(model: str) -> Path:
     if folder.name == BEST and folder.parent.is_dir():
         return _promoted(folder.parent)
     if not folder.is_dir():
-        raise Mistake(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
-    raise Mistake(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
+        raise UserError(f"no model at {folder}: give the folder of a run or of an artifact, or imdb")
+    raise UserError(f"{folder} holds no model: an artifact has a SHA256SUMS, a finished run an artifact/")
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
@@ -351,24 +351,24 @@ def resolve(model: str) -> str:
 def _promoted(models: Path) -> Path:
     pointer = models / f"{BEST}.json"
     if not pointer.is_file():
-        raise Mistake(f"no model was promoted in {models} (it has no {pointer.name}): run han promote RUN --models {models}")
+        raise UserError(f"no model was promoted in {models} (it has no {pointer.name}): run han promote RUN --models {models}")
     version = read_object(pointer).get("version")
     if not isinstance(version, str) or Path(version).name != version or not (models / version / "SHA256SUMS").is_file():
-        raise Mistake(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
+        raise UserError(f"{pointer} names the version {version!r}, which is not in {models}: copy it back, or promote a run")
     return models / version
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size and depth, with finite numbers. Anything else is a `Mistake`."""
+    """A JSON object of bounded size and depth, with finite numbers. Anything else is a `UserError`."""
     _check_size(path)
     try:
         values = parse_json(path.read_bytes(), allow_inf_nan=False)
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise Mistake(f"{path} is not JSON: {_line(str(error))}") from None
+        raise UserError(f"{path} is not JSON: {_line(str(error))}") from None
     if not isinstance(values, dict):
-        raise Mistake(f"{path} holds {type(values).__name__}, not a JSON object")
+        raise UserError(f"{path} holds {type(values).__name__}, not a JSON object")
     return values
 
 
@@ -380,13 +380,13 @@ def read_checked(path: Path, schema: Any) -> dict[str, Any]:
 
 
 def _checked(path: Path, schema: Any, values: object) -> None:
-    """Validate JSON values against a type, strictly. The `Mistake` names the first field that is wrong."""
+    """Validate JSON values against a type, strictly. The `UserError` names the first field that is wrong."""
     try:
         TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(map(str, first["loc"]))
-        raise Mistake(f"{path} is wrong{f' at {_line(name)}' if name else ''}: {_line(first['msg'])}") from None
+        raise UserError(f"{path} is wrong{f' at {_line(name)}' if name else ''}: {_line(first['msg'])}") from None
 
 
 def _line(text: str) -> str:
@@ -397,14 +397,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_object(path)
     version = config.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise Mistake(f"{path.parent} has format {version}, this version reads up to {FORMAT}: upgrade han")
+        raise UserError(f"{path.parent} has format {version}, this version reads up to {FORMAT}: upgrade han")
     _checked(path, _Config, config)
     for part, kind in (("text", TextConfig), ("model", ModelConfig)):
         _checked(path, kind, config[part])
         from_json(kind, config[part])  # names a setting that does not exist
     for name, value in config["model"].items():
         if value > _MOST_UNITS:
-            raise Mistake(f"{path} is wrong at model.{name}: {value} is more than {_MOST_UNITS}")
+            raise UserError(f"{path} is wrong at model.{name}: {value} is more than {_MOST_UNITS}")
     return config
 
 
@@ -416,10 +416,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
+        raise UserError(f"{path} is not a safetensors file: {_line(str(error))}") from None
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
-            raise Mistake(f"{path} has {name} as {tensor.dtype}, not as floating point")
+            raise UserError(f"{path} has {name} as {tensor.dtype}, not as floating point")
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
@@ -438,14 +438,14 @@ def _read_ngrams(path: Path) -> NgramTable:
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise Mistake(f"{path} is not a safetensors file: {_line(str(error))}") from None
+        raise UserError(f"{path} is not a safetensors file: {_line(str(error))}") from None
     shapes = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
     if shapes != {"hashes": ("uint32", 1), "weights": ("float16", 2)} or len(arrays["hashes"]) != len(arrays["weights"]):
-        raise Mistake(f"{path} has {shapes}: it must have hashes uint32 [N] and weights float16 [N, K]")
+        raise UserError(f"{path} has {shapes}: it must have hashes uint32 [N] and weights float16 [N, K]")
     if not (arrays["hashes"][1:] > arrays["hashes"][:-1]).all():
-        raise Mistake(f"{path}: its hashes are not in ascending order")
+        raise UserError(f"{path}: its hashes are not in ascending order")
     if not np.isfinite(arrays["weights"]).all():
-        raise Mistake(f"{path}: a weight is not finite")
+        raise UserError(f"{path}: a weight is not finite")
     return NgramTable.of(arrays["hashes"], arrays["weights"].astype(np.float32))
 
 
@@ -457,20 +457,20 @@ def _check_finite(folder: Path, encoder: Encoder, network: HAN) -> None:
 
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise Mistake(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")
+            raise UserError(f"{folder}: the weights {name} are not finite: the training diverged; train again with a lower learning rate")
     encoded = [answer for text in GOLDEN if isinstance(answer := encoder.encode(text), Encoded)]
     if encoded:
         with torch.inference_mode():
             logits = network(collate(encoded)).logits
         if not torch.isfinite(logits).all():
-            raise Mistake(f"{folder}: the answer to a golden text is not finite: the training diverged; train with a lower learning rate")
+            raise UserError(f"{folder}: the answer to a golden text is not finite: the training diverged; train with a lower learning rate")
 
 
 def _check_size(path: Path) -> None:
     most = _MOST_BYTES.get(path.name)
     size = path.stat().st_size if path.is_file() else None
     if most is not None and size is not None and size > most:
-        raise Mistake(f"{path} has {size:,} bytes, at most {most:,} are read: it is not part of a model")
+        raise UserError(f"{path} has {size:,} bytes, at most {most:,} are read: it is not part of a model")
 
 
 def _verified_sums(folder: Path) -> dict[str, str]:
@@ -478,20 +478,20 @@ def _verified_sums(folder: Path) -> dict[str, str]:
     try:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise Mistake(f"{folder} is not an artifact: it has no SHA256SUMS") from None
+        raise UserError(f"{folder} is not an artifact: it has no SHA256SUMS") from None
     except UnicodeDecodeError:
-        raise Mistake(f"{folder}/SHA256SUMS is damaged: copy the artifact again") from None
+        raise UserError(f"{folder}/SHA256SUMS is damaged: copy the artifact again") from None
     if len(lines) > _MOST_FILES:
-        raise Mistake(f"{folder}/SHA256SUMS has {len(lines)} lines, an artifact at most {_MOST_FILES}: copy the artifact again")
+        raise UserError(f"{folder}/SHA256SUMS has {len(lines)} lines, an artifact at most {_MOST_FILES}: copy the artifact again")
     sums = {Path(name).name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in (*_SUMMED, *sorted(set(sums) - set(_SUMMED))):
         if name not in sums:
-            raise Mistake(f"{folder}/SHA256SUMS has no line for {name}: copy the artifact again")
+            raise UserError(f"{folder}/SHA256SUMS has no line for {name}: copy the artifact again")
         if not (folder / name).is_file():
-            raise Mistake(f"{folder}/{name} is missing: copy the artifact again")
+            raise UserError(f"{folder}/{name} is missing: copy the artifact again")
         _check_size(folder / name)
         if _sha256(folder / name) != sums[name]:
-            raise Mistake(f"{folder}/{name} does not match its line in SHA256SUMS: it was damaged or changed; copy the artifact again")
+            raise UserError(f"{folder}/{name} does not match its line in SHA256SUMS: it was damaged or changed; copy the artifact again")
     return sums
 
 
@@ -500,10 +500,10 @@ def _check_shapes(folder: Path, network: HAN, weights: dict[str, torch.Tensor]) 
     actual = {name: list(tensor.shape) for name, tensor in weights.items()}
     if actual.get("embedding.weight", [0])[0] != expected["embedding.weight"][0]:
         rows, words = actual.get("embedding.weight", [0])[0], expected["embedding.weight"][0]
-        raise Mistake(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are from two models")
+        raise UserError(f"{folder}/vocab.txt has {words} words, but model.safetensors has {rows} word vectors: they are from two models")
     for name in sorted(set(expected) | set(actual)):
         if expected.get(name) != actual.get(name):
-            raise Mistake(f"{folder}/model.safetensors has {name} of {actual.get(name)}, config.json wants {expected.get(name)}")
+            raise UserError(f"{folder}/model.safetensors has {name} of {actual.get(name)}, config.json wants {expected.get(name)}")
 
 
 def _fingerprint(sums: dict[str, str], config: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from han.score import publish, worker
 from han.score.manifest import STAGING
 from han.score.publish import Job, Part, PartPlan, Record
 from han.score.worker import BatchScorer, Closed, Item, Report, Task, local_scorer
-from han.types import Mistake, TooManyBad
+from han.types import TooManyBad, UserError
 
 _SAMPLE = 512  # records that a dry run scores
 _BYTES_HERE = 64_000_000  # of decompressed input: about 48,000 reviews as long as IMDB's
@@ -92,14 +92,14 @@ class Estimate:
 def plan(
     source: str, out: str, *, model: str, columns: ColumnsConfig, config: ScoreConfig, output: OutputConfig, limit: int | None
 ) -> Plan:
-    """Check the input, the model and the settings; an error in them is a `Mistake`. limit: number of records to score; None is all."""
+    """Check the input, the model and the settings; an error in them is a `UserError`. limit: number of records to score; None is all."""
     shards = sources.find_shards(source, columns, labelled=False)
     model = artifact.resolve(model)
     loaded = artifact.load(artifact.find(model))
     names = shards[0].schema.names
     missing = sorted(set(output.carry or ()) - set(names))
     if missing:
-        raise Mistake(f"{source} has no column {', '.join(missing)} to carry: it has {', '.join(names)}")
+        raise UserError(f"{source} has no column {', '.join(missing)} to carry: it has {', '.join(names)}")
     job = publish.job_of(shards, model=loaded.fingerprint, columns=columns, output=output, limit=limit)
     used = None if output.carry is None else {*output.carry, columns.text, columns.review_id, columns.label}
     shards = shards if used is None else sources.select(shards, used)
@@ -120,7 +120,7 @@ def plan(
 
 
 def published(plan: Plan) -> Scores | None:
-    """The scores, if the job is complete already; the scores of another job are a `Mistake`."""
+    """The scores, if the job is complete already; the scores of another job are a `UserError`."""
     if not publish.is_published(plan.out, plan.job):
         return None
     return Scores(manifest=publish.read_manifest(plan.out), rows_now=0)
@@ -184,7 +184,7 @@ def score(
                 if num_rows is not None and bad > plan.output.max_bad_ratio * num_rows:
                     break
             sources.refuse_changed(plan.shards)
-        except Mistake:
+        except UserError:
             if claim.is_new and not finished:
                 publish.abandon(claim)
             raise

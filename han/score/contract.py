@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from han.types import AttentionDetail, EffectDetail, Float32s, Int32s, Mistake
+from han.types import AttentionDetail, EffectDetail, Float32s, Int32s, UserError
 
 Rows: TypeAlias = NDArray[np.int64]  # ascending rows of a batch
 Mask: TypeAlias = NDArray[np.bool_]
@@ -28,9 +28,9 @@ ROUNDING = 2.0**-24  # or this for each share, from float32: the shipped model i
 
 
 def refuse_broken_probabilities(probabilities: Float32s, *, model: str) -> None:
-    """[R, C]. A probability that is not a number from 0 to 1 is a `Mistake` that names the model. Call it before answers are written."""
+    """[R, C]. A probability that is not a number from 0 to 1 is a `UserError` that names the model. Call it before answers are written."""
     if not are_probabilities(probabilities).all():
-        raise Mistake(f"model {model} gives probabilities that are not numbers from 0 to 1: its weights are broken. Use another --model")
+        raise UserError(f"model {model} gives probabilities that are not numbers from 0 to 1: its weights are broken. Use another --model")
 
 
 def are_probabilities(values: Float32s) -> Mask:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from han.config import SETTINGS_FILE
 from han.storage import filesystem
-from han.types import AttentionDetail, EffectDetail, Mistake
+from han.types import AttentionDetail, EffectDetail, UserError
 
 FORMAT = 1
 MANIFEST, SUCCESS, SCORES, QUARANTINE, STAGING = "_manifest.json", "_SUCCESS", "scores", "_quarantine", ".staging"
@@ -183,14 +183,14 @@ class Listing:
 
 
 def find(out: str) -> Folder:
-    """The folder at a path or URI. A folder that is missing or not finished is a `Mistake`."""
+    """The folder at a path or URI. A folder that is missing or not finished is a `UserError`."""
     system, path = filesystem(out.rstrip("/") or "/")
     if system.get_file_info(path).type != pyarrow.fs.FileType.Directory:
-        raise Mistake(f"{out} is no folder: give the --out of a finished han score")
+        raise UserError(f"{out} is no folder: give the --out of a finished han score")
     files = {info.path.removeprefix(f"{path}/"): info for info in system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))}
     sizes = {name: info.size for name, info in files.items() if info.type == pyarrow.fs.FileType.File}
     if SUCCESS not in sizes:
-        raise Mistake(f"{out} has no {SUCCESS}, so han score has not finished there: run the same han score again first")
+        raise UserError(f"{out} has no {SUCCESS}, so han score has not finished there: run the same han score again first")
     return Folder(system=system, path=path, sizes=sizes, has_staging=any(is_staging(name) for name in files))
 
 
@@ -227,10 +227,10 @@ def checked(name: str, values: dict[str, Any], kind: type[Json]) -> Json:
 
 
 def read_listing(folder: Folder) -> Listing:
-    """The content of the manifest. Another format is a `Mistake`; missing or wrong values are `Damaged`."""
+    """The content of the manifest. Another format is a `UserError`; missing or wrong values are `Damaged`."""
     values = read_json(folder, MANIFEST)
     if values.get("format") != FORMAT:
-        raise Mistake(f"{folder.path}/{MANIFEST} has format {values.get('format')}, not {FORMAT}: use the version that wrote it")
+        raise UserError(f"{folder.path}/{MANIFEST} has format {values.get('format')}, not {FORMAT}: use the version that wrote it")
     manifest = checked(MANIFEST, values, ManifestJson)
     settings = manifest.job.settings
     return Listing(

@@ -20,7 +20,7 @@ _POLL_S = 0.5
 
 
 def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[Closed]:
-    """Yield what the sinks of all items return when they are closed. An actor's `Mistake` or OSError stops all actors and is raised."""
+    """Yield what the sinks of all items return when they are closed. An actor's `UserError` or OSError stops all actors and is raised."""
     if not items:
         return
     configure_ray_data(preserve_order=False)

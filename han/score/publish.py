@@ -59,7 +59,7 @@ from han.score.manifest import (
 )
 from han.score.retries import Attempts
 from han.storage import Folder
-from han.types import Mistake
+from han.types import UserError
 
 if TYPE_CHECKING:  # a folder of another job is found before torch is loaded
     from han.score.scorer import Scored
@@ -92,13 +92,13 @@ def job_of(shards: Sequence[Shard], *, model: str, columns: ColumnsConfig, outpu
 
 
 def check(place: str, job: Job) -> None:
-    """`Mistake` if the folder holds another job or other files, as `claimed` raises it. Nothing is written."""
+    """`UserError` if the folder holds another job or other files, as `claimed` raises it. Nothing is written."""
     if not is_published(place, job):
         _check_unclaimed(Folder(place), job)
 
 
 def is_published(place: str, job: Job) -> bool:
-    """Whether the scores of `job` are complete. The scores of another job, and a link at a name of the layout, are a `Mistake`."""
+    """Whether the scores of `job` are complete. The scores of another job, and a link at a name of the layout, are a `UserError`."""
     out = Folder(place)
     _check_layout(out)
     if not out.exists(SUCCESS):
@@ -113,7 +113,7 @@ def claimed(place: str, job: Job, *, failpoint: str | None, settings: str | None
 
     settings: TOML that repeats the job, for its folder; None writes none.
 
-    A folder that holds another job or other files, or that another process is writing, is a `Mistake` and stays unchanged.
+    A folder that holds another job or other files, or that another process is writing, is a `UserError` and stays unchanged.
     """
     out = Folder(place)
     if is_published(place, job):
@@ -284,7 +284,7 @@ class Part:
     def add(self, batch: Batch, reviews: pa.Table, scored: Scored) -> None:
         """Take some records. `scored` has the answers to `reviews`, which `sources.reviews` made from the batch.
 
-        A probability that is not a number from 0 to 1 is a `Mistake`, and nothing of the batch is written.
+        A probability that is not a number from 0 to 1 is a `UserError`, and nothing of the batch is written.
         """
         from han.score import scorer
 
@@ -424,7 +424,7 @@ def _gather(records: Sequence[Record], staging: Folder, gathered: Folder, folder
 
 def _check_file(folder: Folder, name: str, file: dict[str, Any], *, is_parquet: bool) -> None:
     if folder.is_link(name):
-        raise Mistake(f"{folder.place}/{name} is a symbolic link, not the part that han score wrote: give a new --out")
+        raise UserError(f"{folder.place}/{name} is a symbolic link, not the part that han score wrote: give a new --out")
     actual: dict[str, Any] = {"bytes": folder.size(name)}
     if is_parquet and actual["bytes"]:
         with folder.open(name) as stream:
@@ -442,37 +442,37 @@ def _public(record: Record) -> Record:
 
 
 def _check_layout(out: Folder) -> None:
-    """A symbolic link at a name of the layout is a `Mistake`: it would be written through. So is a file for a folder, or the reverse."""
+    """A symbolic link at a name of the layout is a `UserError`: it would be written through. So is a file for a folder, or the reverse."""
     if out.is_link() and not out.exists():
-        raise Mistake(f"--out {out.place} is a symbolic link to {os.readlink(out.path)}, which does not exist: remove the link")
+        raise UserError(f"--out {out.place} is a symbolic link to {os.readlink(out.path)}, which does not exist: remove the link")
     if not out.on_disk:  # an object has no kind
         return
     for name in (STAGING, SCORES, QUARANTINE, *(f"{STAGING}/{name}" for name in _STAGED)):
         _refuse_link(out, name)
         if out.size(name) is not None:
-            raise Mistake(f"{out.place}/{name} is a file, where han score has a folder: give a new --out, or remove the file")
+            raise UserError(f"{out.place}/{name} is a file, where han score has a folder: give a new --out, or remove the file")
     for name in (MANIFEST, SUCCESS, SETTINGS, f"{STAGING}/lock", f"{STAGING}/job.json"):
         _refuse_link(out, name)
         if (out / name).is_folder():
-            raise Mistake(f"{out.place}/{name} is a folder, where han score has a file: give a new --out, or remove the folder")
+            raise UserError(f"{out.place}/{name} is a folder, where han score has a file: give a new --out, or remove the folder")
 
 
 def _refuse_link(folder: Folder, name: str) -> None:
     if folder.is_link(name):
-        raise Mistake(f"{folder.place}/{name} is a symbolic link, and han score does not write through links: remove it")
+        raise UserError(f"{folder.place}/{name} is a symbolic link, and han score does not write through links: remove it")
 
 
 def _check_unclaimed(out: Folder, job: Job) -> bool:
-    """Whether the job has no files yet. Files of another job, and other files, are a `Mistake`."""
+    """Whether the job has no files yet. Files of another job, and other files, are a `UserError`."""
     if (out / STAGING).exists("job.json"):
         _check_same(out, job, _read(out / STAGING, "job.json", JobJson)["job"])
         return False
     if out.exists() and (not out.is_folder() or not all(map(is_staging, without_settings(out.names())))):
-        raise Mistake(f"--out {out.place} holds something else: give a new folder")
+        raise UserError(f"--out {out.place} holds something else: give a new folder")
     if out.on_disk:
         parent = os.path.dirname(out.path)
         if os.path.ismount(out.path) or (os.path.isdir(parent) and not os.access(parent, os.W_OK)):
-            raise Mistake(
+            raise UserError(
                 f"--out {out.place} has a parent that it cannot be renamed in: give a folder inside it, such as {out.place}/scores"
             )
     return True
@@ -494,13 +494,13 @@ def _check_same(out: Folder, job: Job, theirs: Job) -> None:
     changed = differences(job, theirs)
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise Mistake(
+        raise UserError(
             f"--out {out.place} belongs to another job ({changed[0]}{more}): give a new folder, or the same model, input and settings"
         )
 
 
 def _read(folder: Folder, name: str, kind: type[BaseModel]) -> dict[str, Any]:
-    """A JSON file of the layout. A missing one, and one that `jobs.score` does not write, is a `Mistake`."""
+    """A JSON file of the layout. A missing one, and one that `jobs.score` does not write, is a `UserError`."""
     try:
         content = folder.read(name)
     except OSError:
@@ -508,7 +508,7 @@ def _read(folder: Folder, name: str, kind: type[BaseModel]) -> dict[str, Any]:
             raise _damaged(folder, name) from None
         raise
     if content is None:
-        raise Mistake(f"{folder.place}/{name} is missing: give a new --out")
+        raise UserError(f"{folder.place}/{name} is missing: give a new --out")
     try:
         values = parse(name, content)
         checked(name, values, kind)
@@ -517,8 +517,8 @@ def _read(folder: Folder, name: str, kind: type[BaseModel]) -> dict[str, Any]:
     return values
 
 
-def _damaged(folder: Folder, name: str) -> Mistake:
-    return Mistake(f"{folder.place}/{name} is not a file that han score wrote, or it is damaged: give a new --out, or remove the old one")
+def _damaged(folder: Folder, name: str) -> UserError:
+    return UserError(f"{folder.place}/{name} is not a file that han score wrote, or it is damaged: give a new --out, or remove the old one")
 
 
 def _encodings(schema: pa.Schema, answers: Sequence[str]) -> dict[str, Any]:

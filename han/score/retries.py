@@ -2,7 +2,7 @@
 
 A worker writes a marker before it reads or scores. A marker that a later worker finds shows where the earlier one died. After a death the
 records of the batch are scored one at a time. A record that killed its worker twice on its own is poison, and is quarantined; so is a
-record that raised an error each time. If workers die again and again and no record explains it, the job ends with a `Mistake`.
+record that raised an error each time. If workers die again and again and no record explains it, the job ends with a `UserError`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from han.storage import Folder
-from han.types import Mistake
+from han.types import UserError
 
 SINGLE_TRIES = 2  # of a record on its own, after one try in its batch
 BATCH_DEATHS = 3  # of workers at one batch, after which its records are always scored one at a time
@@ -65,7 +65,7 @@ class Attempts:
             self._deaths = Counter({key: deaths for key, deaths in self._deaths.items() if not key.startswith("reading")})
         for key, deaths in self._deaths.items():
             if deaths >= OTHER_DEATHS:
-                raise Mistake(
+                raise UserError(
                     f"{name}: the worker died {deaths} times at {key}, and no record is to blame: give fewer --num-actors, a smaller "
                     f"--batch-tokens, or more memory"
                 )

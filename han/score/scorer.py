@@ -32,13 +32,13 @@ from han.types import (
     EncodedBatch,
     Float32s,
     Int32s,
-    Mistake,
     RaggedBatch,
     Refusal,
     Removal,
     Removals,
     Score,
     Sentence,
+    UserError,
     Word,
 )
 
@@ -99,13 +99,13 @@ class Scorer:
         self._encoder.warm_up()
 
     def score(self, texts: Sequence[str], *, attention: AttentionDetail = "words", effects: EffectDetail = "none") -> list[Score | Refusal]:
-        """One `Score` or `Refusal` for each text, in their order. A logit that is not finite is a `Mistake`: the model is damaged.
+        """One `Score` or `Refusal` for each text, in their order. A logit that is not finite is a `UserError`: the model is damaged.
 
         effects: also the effects of sentences; `words` adds an estimate for each word, `exact_words` the exact effect (about 100 passes).
         """
         scored = self.score_flat(texts, effects=effects)
         if num_broken := int((~np.isfinite(scored.logits)).any(axis=1).sum()):
-            raise Mistake(
+            raise UserError(
                 f"model {self.fingerprint} gave logits that are not finite for {num_broken} of {len(scored.kept)} reviews: its weights are "
                 "damaged or diverged in training; use another model"
             )
@@ -213,7 +213,7 @@ class Scorer:
 
 
 def load(model: str = "imdb", *, device: str = "cpu") -> Scorer:
-    """A `Scorer` of the shipped model (imdb), or of the folder of an artifact, a run or a sweep. A missing model is a `Mistake`."""
+    """A `Scorer` of the shipped model (imdb), or of the folder of an artifact, a run or a sweep. A missing model is a `UserError`."""
     return Scorer(artifact.load(artifact.find(model)), device=device)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from han.data.files import blaming, escaped
 from han.score import contract, manifest, scorer
 from han.score.manifest import MANIFEST, QUARANTINE, SCORES, STAGING, SUCCESS, Damaged, Folder, Listing
-from han.types import Mistake
+from han.types import UserError
 
 Report: TypeAlias = Callable[[str, int, int], None]  # name of the step, rows done, total rows
 Kind: TypeAlias = Literal["manifest", "files", "quarantine", "answers", "attention", "effects", "spans", "slices", "ids"]
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def verify(out: str, *, unique_ids: bool, report: Report) -> Verdict:
-    """Check a finished folder, a path or a URI. A folder that is missing or not finished is a `Mistake`.
+    """Check a finished folder, a path or a URI. A folder that is missing or not finished is a `UserError`.
 
     unique_ids: a review id may occur only once in the scores and the quarantine together.
     """
@@ -227,7 +227,7 @@ def _check_scores(folder: Folder, listing: Listing, findings: _Findings, report:
                             report("verified", done + first_row, total)
                     done += first_row
                 readable.append(file.name)
-            except Mistake as error:
+            except UserError as error:
                 findings.add("files", str(error))
         if len(present) == len(part.files):
             findings.compare("answers", f"{SCORES}: {part.name}", num_tokens=(num_tokens, part.counts["num_tokens"]))

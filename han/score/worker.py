@@ -31,7 +31,7 @@ from han.model import artifact
 from han.processes import follow_parent
 from han.score.retries import Attempts, BatchState, RecordState, batch_state, record_state
 from han.score.scorer import Scored, Scorer
-from han.types import EffectDetail, Mistake
+from han.types import EffectDetail, UserError
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Worker:
             return None
         if self._scorer.fingerprint != self._task.fingerprint:
             actual, expected = self._scorer.fingerprint, self._task.fingerprint
-            raise Mistake(f"a node has {actual} as {self._task.model}, not {expected}: put one model on all nodes")
+            raise UserError(f"a node has {actual} as {self._task.model}, not {expected}: put one model on all nodes")
         sink = self._task.sink(item, self._scorer.labels)
         num_rows = 0
         for batch in self._batches(item, sink):
@@ -173,7 +173,7 @@ class Worker:
                 batch = next(batches, None)
             except InputChanged:
                 raise
-            except Mistake as mistake:
+            except UserError as mistake:
                 if not self._task.survives_broken_files:
                     raise
                 end = next_row + 1 if item.known_rows is None else shard.first_row + item.known_rows
@@ -213,7 +213,7 @@ class Worker:
         try:
             with _marked(attempts, batch, limit_s):
                 return batch, reviews, self._scorer.score_flat(reviews["text"].to_pylist(), effects=self._task.effects)
-        except (Mistake, OSError):
+        except (UserError, OSError):
             raise
         except Exception as error:
             if is_last_try:
@@ -293,7 +293,7 @@ class Coordinator:
 
 def passed_on(error: Exception, item: Item) -> Exception | None:
     """The error as the driver raises it, if it is a user's or the disk's; None for a bug."""
-    if isinstance(error, Mistake):
+    if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror or str(error), error.filename or item.name)
@@ -403,7 +403,7 @@ class _Crew:
         process.join()
         self._deaths += 1
         if self._deaths == _DEATHS_BEFORE_WORK:
-            raise Mistake(f"a scoring process died {self._deaths} times before it began: free some memory, or give --num-actors 1")
+            raise UserError(f"a scoring process died {self._deaths} times before it began: free some memory, or give --num-actors 1")
         self._waiting.appendleft(index)
         self.add()
 

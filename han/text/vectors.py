@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from han.config import VectorsConfig
-from han.types import Float32s, Mistake
+from han.types import Float32s, UserError
 
 RANDOM_SCALE = 0.1  # standard deviation of an element; that of trained vectors is larger
 MIN_WIDTH = 3  # torchtext reads narrower lines as headers
@@ -71,7 +71,7 @@ def train_in_domain(
 def load_file(path: Path, words: Sequence[str], *, seed: int) -> tuple[Float32s, int]:
     """Vectors from a text file (.vec of fastText or word2vec, .txt of GloVe): float32 [V, E] and the number of `words` in the file.
 
-    The rows of the other words are random. The file decides E. It is streamed, and only the lines of `words` are kept. A `Mistake` is
+    The rows of the other words are random. The file decides E. It is streamed, and only the lines of `words` are kept. A `UserError` is
     raised if the file is missing, its lines differ in width, a number is not finite, or it has none of the words.
     """
     with tempfile.TemporaryDirectory(prefix="han-vectors-") as folder:
@@ -83,10 +83,10 @@ def load_file(path: Path, words: Sequence[str], *, seed: int) -> tuple[Float32s,
             try:
                 loaded = Vectors(str(kept_lines), cache=folder)
             except ValueError as error:
-                raise Mistake(f"{path} has a vector with something that is not a number: {error}") from None
+                raise UserError(f"{path} has a vector with something that is not a number: {error}") from None
     values = loaded.vectors.numpy()
     if not np.isfinite(values).all():
-        raise Mistake(f"{path} has a number that is not finite: give a file of finite vectors")
+        raise UserError(f"{path} has a number that is not finite: give a file of finite vectors")
     vectors = random(len(words), width, seed=seed)
     rows = {word: row for row, word in enumerate(words)}
     vectors[[rows[word] for word in loaded.itos]] = values
@@ -122,7 +122,7 @@ def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
         has_header = len(first) == 2 and all(number.isdigit() for number in first)
         width = int(first[1]) if has_header else len(first) - 1
         if width < MIN_WIDTH:
-            raise Mistake(
+            raise UserError(
                 f"{source} begins with {len(first)} fields: each line of a file of vectors has a word and at least {MIN_WIDTH} numbers"
             )
         if not has_header:
@@ -132,12 +132,12 @@ def _copy_lines(source: Path, target: Path, words: set[str]) -> int:
                 continue
             word, *entries = line.rstrip().rsplit(b" ", width)
             if len(entries) != width or _ends_in_a_number(word):
-                raise Mistake(f"{source}, line {number} has {len(line.split()) - 1} numbers, not {width}: give a text file of vectors")
+                raise UserError(f"{source}, line {number} has {len(line.split()) - 1} numbers, not {width}: give a text file of vectors")
             if word in wanted:
                 wanted.remove(word)
                 kept.write(line)
     if len(wanted) == len(words):
-        raise Mistake(f"{source} has none of the vocabulary's {len(words)} words: give vectors of the same language")
+        raise UserError(f"{source} has none of the vocabulary's {len(words)} words: give vectors of the same language")
     return width
 
 
@@ -145,7 +145,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except (FileNotFoundError, IsADirectoryError):
-        raise Mistake(f"{path} is not a file: give a file of word vectors (.vec or .txt), in-domain or random") from None
+        raise UserError(f"{path} is not a file: give a file of word vectors (.vec or .txt), in-domain or random") from None
 
 
 def _ends_in_a_number(word: bytes) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from han.config import VocabConfig
 from han.text.compiled import Chunk, word_table
-from han.types import Int32s, Mistake
+from han.types import Int32s, UserError
 
 if TYPE_CHECKING:
     from han.text.kernel import Words
@@ -24,13 +24,13 @@ class Vocab:
     """V words; a word's place is its id."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        """A `Mistake` is raised unless `words` begins with `<unk>` and has no word twice."""
+        """A `UserError` is raised unless `words` begins with `<unk>` and has no word twice."""
         self.words = tuple(words)
         self._ids = {word: row for row, word in enumerate(self.words)}
         if not self.words or self.words[0] != UNKNOWN:
-            raise Mistake(f"a vocabulary begins with {UNKNOWN}, this one with {self.words[0] if self.words else 'nothing'!r}")
+            raise UserError(f"a vocabulary begins with {UNKNOWN}, this one with {self.words[0] if self.words else 'nothing'!r}")
         if len(self._ids) != len(self.words):
-            raise Mistake(f"a vocabulary holds each word once, this one repeats {len(self.words) - len(self._ids)}")
+            raise UserError(f"a vocabulary holds each word once, this one repeats {len(self.words) - len(self._ids)}")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -57,11 +57,11 @@ class Vocab:
 
     @staticmethod
     def read(path: Path) -> Vocab:
-        """Read what `write` wrote. A `Mistake` is raised for any other file."""
+        """Read what `write` wrote. A `UserError` is raised for any other file."""
         try:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
-            raise Mistake(f"{path} is not a vocabulary: {error}") from None
+            raise UserError(f"{path} is not a vocabulary: {error}") from None
         return Vocab(text.removesuffix("\n").split("\n"))
 
 

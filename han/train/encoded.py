@@ -27,7 +27,7 @@ from han.cluster.datasets import configure_ray_data
 from han.config import PrepareConfig, from_json, read_json
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Float32s, Mistake
+from han.types import Float32s, UserError
 
 ROWS_PER_GROUP = 64  # the unit of shuffling; a window mixes groups of many files, so files may be sorted by label
 ROWS_PER_FILE = 1_024 * ROWS_PER_GROUP  # a writer holds the metadata of all row groups of its file
@@ -67,21 +67,21 @@ class EncodedFolder:
 
 
 def read_encoded(path: Path) -> EncodedFolder:
-    """Read a folder that `prepare` wrote and check its fingerprint; anything else is a `Mistake`."""
+    """Read a folder that `prepare` wrote and check its fingerprint; anything else is a `UserError`."""
     if not (path / "encoding.json").exists():
-        raise Mistake(f"{path} is not an encoded folder (no encoding.json): give the --out folder of han prepare")
+        raise UserError(f"{path} is not an encoded folder (no encoding.json): give the --out folder of han prepare")
     encoding = read_json(path / "encoding.json")
     config = from_json(PrepareConfig, encoding["config"])
     punkt = read_json(path / "punkt.json") if (path / "punkt.json").exists() else None
     encoder = Encoder(config.text, punkt, Vocab.read(path / "vocab.txt"))
     if encoder.fingerprint != encoding["fingerprint"]:
-        raise Mistake(
+        raise UserError(
             f"{path} was encoded as {encoding['fingerprint']}, but its vocabulary, Punkt parameters and text settings encode as "
             f"{encoder.fingerprint}: a file was changed; run han prepare again"
         )
     embedding = load_file(path / "vectors.safetensors")["vectors"]
     if len(embedding) != len(encoder.vocab):
-        raise Mistake(f"{path}/vectors.safetensors has {len(embedding)} rows for a vocabulary of {len(encoder.vocab)}")
+        raise UserError(f"{path}/vectors.safetensors has {len(embedding)} rows for a vocabulary of {len(encoder.vocab)}")
     return EncodedFolder(
         path=path,
         config=config,

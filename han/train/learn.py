@@ -29,7 +29,7 @@ from han.model.gru import compiled
 from han.model.network import HAN, FoldedHAN
 from han.model.ngrams import NgramTables
 from han.model.ragged import collate_table, split, token_batches
-from han.types import Float32s, Mistake, RaggedBatch
+from han.types import Float32s, RaggedBatch, UserError
 
 PROBABILITY_TOLERANCE = 1e-3  # of the sum of soft labels
 PIECE_TOKENS = 24_000  # of a forward and backward pass on a CPU; a larger batch costs up to 1.5 times as much a token
@@ -248,13 +248,13 @@ def read_soft_labels(path: Path, labels: Sequence[str]) -> SoftLabels:
         table = pq.read_table(path, columns=["review_id", "probabilities"])
         columns = [table["probabilities"].combine_chunks().field(label).to_numpy(zero_copy_only=False) for label in labels]
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise Mistake(
+        raise UserError(
             f"{path} has no soft labels: give Parquet with review_id and probabilities, a struct of {', '.join(labels)} ({error})"
         ) from None
     probabilities = np.stack(columns, axis=1).astype(np.float32)
     sums = probabilities.sum(axis=1)
     if not (np.abs(sums - 1) < PROBABILITY_TOLERANCE).all() or (probabilities < 0).any():
-        raise Mistake(f"{path} has probabilities that do not sum to 1, or are negative")
+        raise UserError(f"{path} has probabilities that do not sum to 1, or are negative")
     return SoftLabels(rows={name: row for row, name in enumerate(table["review_id"].to_pylist())}, probabilities=probabilities)
 
 

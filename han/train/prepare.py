@@ -41,7 +41,7 @@ from han.text.tokenise import Tokeniser, blank_tags, learn_punkt
 from han.text.vocabulary import Interner, Vocab, build
 from han.train.encoded import SPLIT_SCHEMA, SPLITS, EncodedFolder, Report, SplitWriter, read_encoded
 from han.train.staging import STAGED, StagedWriter, is_finished, job_of, read_staged
-from han.types import Float32s, Int32s, Mistake
+from han.types import Float32s, Int32s, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ FINISHED_ROWS = 4_096  # rows that the second pass holds
 def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | None, report: Report) -> EncodedFolder:
     """Read `input`, build the vocabulary and the word vectors, and write the encoded folder `out`.
 
-    The same call again does nothing. With another input or setting it is a `Mistake`, and `out` is unchanged. Test texts are hashed, to
+    The same call again does nothing. With another input or setting it is a `UserError`, and `out` is unchanged. Test texts are hashed, to
     drop their copies from the training text; their labels are not read.
     """
     shards = sources.find_shards(input, config.columns, labelled=True)
@@ -90,7 +90,7 @@ def prepare(input: str, out: Path, config: PrepareConfig, *, dev_ids: Path | Non
     files = {split: dict(sorted(rows.items(), key=lambda row: Path(row[0]).stem)) for split, rows in files.items()}
     for split, rows in files.items():
         if not rows and split != "unlabelled":
-            raise Mistake(
+            raise UserError(
                 f"{input} leaves no {split} review: {totals['reviews']:,} reviews read, of which {totals['unlabelled']:,} unlabelled"
             )
     save_file({"vectors": _vectors(staging, vocab, config, report)}, out / "vectors.safetensors")
@@ -367,5 +367,5 @@ def _write_encoder(out: Path, encoder: Encoder) -> None:
 def _label_names(records: list[dict[str, Any]], columns: ColumnsConfig) -> list[str]:
     labels = sorted({label for record in records for label in record["labels"]})
     if len(labels) < 2:
-        raise Mistake(f"the labelled reviews have {len(labels)} label{'s' * (len(labels) != 1)} ({', '.join(labels)}): give at least 2")
+        raise UserError(f"the labelled reviews have {len(labels)} label{'s' * (len(labels) != 1)} ({', '.join(labels)}): give at least 2")
     return list(columns.label_names) or labels

@@ -18,7 +18,7 @@ from han.config import ModelConfig, TrainConfig
 from han.model.gru import RaggedGRU
 from han.train.encoded import EncodedFolder, read_windows
 from han.train.learn import batches
-from han.types import Mistake
+from han.types import UserError
 
 CONTEXT = 5  # words on each side
 RARITY = 1e-3  # a word of this frequency has half the weight of the rarest
@@ -35,7 +35,7 @@ def pretrain(
     """The weights of the word GRU by their names in `HAN`.
 
     report: reviews read, all reviews, and the share of the variance of the mean vectors that is not predicted yet. A loss or gradient that
-    is not finite is a `Mistake`.
+    is not finite is a `UserError`.
     """
     torch.manual_seed(train.seed)
     vectors = torch.from_numpy(folder.vectors)
@@ -57,7 +57,7 @@ def pretrain(
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(gru.parameters(), 1.0)
             if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise Mistake(_diverged("gradient" if torch.isfinite(loss) else "loss", seen, total))
+                raise UserError(_diverged("gradient" if torch.isfinite(loss) else "loss", seen, total))
             done = seen / total
             for group in optimiser.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, done / WARM_UP + 0.05) * (1 - done)

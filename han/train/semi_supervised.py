@@ -39,7 +39,7 @@ from han.storage import replace_file, write_json
 from han.train.encoded import EncodedFolder, read_encoded, read_windows
 from han.train.ngrams import NgramModel, fit_ngrams
 from han.train.pretrain import pretrain
-from han.types import Float32s, Mistake
+from han.types import Float32s, UserError
 
 LEAST_STEPS = 300  # so that a network of few reviews is trained to its end
 MOST_EPOCHS = 40
@@ -74,10 +74,10 @@ def teach(
 ) -> Student:
     """Run all stages before the student that are not finished yet, and return the student's training.
 
-    stages: the folder of the stages; several runs may share it. A `Mistake` is raised if it holds stages of other data or settings.
+    stages: the folder of the stages; several runs may share it. A `UserError` is raised if it holds stages of other data or settings.
     """
     if not folder.num_reviews("unlabelled"):
-        raise Mistake(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
+        raise UserError(f"{folder.path} has no unlabelled reviews: semi-supervised training needs some; prepare reviews without labels too")
     seed = _claim(folder, stages, model, train, recipe)
     cpus = train.num_workers * train.cpus_per_worker
     plan = _Plan(folder, train, recipe)
@@ -137,7 +137,7 @@ def _claim(folder: EncodedFolder, stages: Path, model: ModelConfig, train: Train
     earlier = read_json(stages / "stages.json")
     seed = int(earlier.pop("seed"))  # of the run that made the stages; runs of other seeds share them
     if changed := differences(content, earlier):
-        raise Mistake(f"{stages} holds stages of other data or settings ({'; '.join(changed[:3])}): give another folder")
+        raise UserError(f"{stages} holds stages of other data or settings ({'; '.join(changed[:3])}): give another folder")
     return seed
 
 

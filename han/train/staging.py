@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from han.config import PrepareConfig, as_json, differences, read_json, without_settings
 from han.data.files import identity
-from han.types import Mistake
+from han.types import UserError
 
 RUN_ROWS = 8_192  # most reviews of a run: 9 MB of IMDB,
 RUN_BYTES = 32 << 20  # unless they are longer
@@ -45,7 +45,7 @@ def job_of(config: PrepareConfig, dev_ids: Path | None) -> dict[str, Any]:
 
 
 def is_finished(out: Path, job: dict[str, Any]) -> bool:
-    """Whether `out` is the encoded folder of a job, or of what is known of it. Another job's folder, and other files, are a `Mistake`."""
+    """Whether `out` is the encoded folder of a job, or of what is known of it. Another job's folder, and other files, are a `UserError`."""
     existing = without_settings(path.name for path in out.iterdir()) if out.exists() else []
     if not existing:
         return False
@@ -53,10 +53,10 @@ def is_finished(out: Path, job: dict[str, Any]) -> bool:
         theirs = read_json(out / "encoding.json")
         changed = differences(job, {key: theirs.get(key) for key in job})
         if changed:
-            raise Mistake(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+            raise UserError(f"{out} was prepared with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
         return True
     if not (out / ".staging").exists():
-        raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
+        raise UserError(f"--out {out} holds something else ({existing[0]}): give a new folder")
     return False
 
 

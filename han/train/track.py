@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from han.config import TrackConfig, read_json
 from han.storage import write_json
-from han.types import Mistake
+from han.types import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ _notes = threading.Lock()
 
 
 def claim(out: Path, config: TrackConfig) -> None:
-    """Give the run in `out` an id, once. A tracker that is not installed is a `Mistake`, before any training."""
+    """Give the run in `out` an id, once. A tracker that is not installed is a `UserError`, before any training."""
     for package, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
         if wanted is not None and importlib.util.find_spec(package) is None:
-            raise Mistake(f"--track.{package} {wanted} needs the package {package}: pip install 'han-on-ray[{package}]', or leave it out")
+            raise UserError(f"--track.{package} {wanted} needs the package {package}: pip install 'han-on-ray[{package}]', or leave it out")
     (out / _STOPPED).unlink(missing_ok=True)
     if not (out / "run.json").exists():
         _note(out, {"id": secrets.token_hex(6), "name": config.name or out.name})

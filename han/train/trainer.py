@@ -54,7 +54,7 @@ from han.train.learn import Learner, NotFinite, Seen, batches, read_soft_labels
 from han.train.ngrams import NgramModel
 from han.train.semi_supervised import Start, summary, teach
 from han.train.track import Trackers, claim, link
-from han.types import Mistake
+from han.types import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def fit(
 
     recipe: settings of semi-supervised training; start: files to start from, None for random weights and no n-grams. The same call resumes
     a killed run and returns a finished one. Paths are absolute, on storage of all nodes. track: trackers beside TensorBoard, None for none;
-    they may change when a run resumes. callbacks: of Ray Train, called for every epoch. Raises `Mistake` if the cluster is too small or
+    they may change when a run resumes. callbacks: of Ray Train, called for every epoch. Raises `UserError` if the cluster is too small or
     `out` holds another run.
     """
     folder = read_encoded(data)
@@ -128,7 +128,7 @@ def fit(
         ),
     ).fit()
     if (out / DIVERGED).exists():
-        raise Mistake(read_json(out / DIVERGED)["message"])
+        raise UserError(read_json(out / DIVERGED)["message"])
     _write_artifact(out, folder, model, start, summary(stages) if train.soft_labels == str(stages / "soft-labels.parquet") else None)
     return read_run(out)
 
@@ -355,11 +355,11 @@ def _finished(out: Path, request: dict[str, Any]) -> bool:
         return False
     if not (out / "config.json").exists():
         if foreign := [name for name in existing if not name.startswith(".config.json.")]:
-            raise Mistake(f"--out {out} holds something else ({foreign[0]}): give a new folder")
+            raise UserError(f"--out {out} holds something else ({foreign[0]}): give a new folder")
         return False
     changed = differences(request, read_json(out / "config.json"))
     if changed:
-        raise Mistake(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+        raise UserError(f"{out} holds a run with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
     return (out / "artifact").exists()
 
 
@@ -370,7 +370,7 @@ def _check_soft_labels(folder: EncodedFolder, path: Path) -> None:
     missing = [name for name in unlabelled if name not in known]
     if missing or not unlabelled:
         example = f", as {missing[0]}" if missing else ""
-        raise Mistake(
+        raise UserError(
             f"{path} has probabilities for {len(unlabelled) - len(missing):,} of the {len(unlabelled):,} unlabelled reviews of "
             f"{folder.path}{example}: score all of them, e.g. with han score"
         )
@@ -381,7 +381,7 @@ def _check_cluster(train: TrainConfig) -> None:
     available = ray.cluster_resources()
     for kind, needed in (("CPU", train.num_workers * train.cpus_per_worker), ("GPU", train.num_workers if train.gpu else 0)):
         if available.get(kind, 0) < needed:
-            raise Mistake(
+            raise UserError(
                 f"{train.num_workers} worker{'s' * (train.num_workers > 1)} need {needed} {kind}s, "
                 f"the cluster has {int(available.get(kind, 0))}: "
                 f"lower --train.num-workers or --train.cpus-per-worker, or add nodes"

@@ -39,7 +39,7 @@ from han.tune import search_space as spaces
 from han.tune import sweep as sweeps
 from han.tune.report import report
 from han.tune.search_space import DATA, Space, Value
-from han.types import Mistake
+from han.types import UserError
 
 Fit = Callable[..., Run]  # as `trainer.fit`
 Watch = Callable[[optuna.Study], None]  # called at most once a second, and at the end
@@ -72,7 +72,7 @@ class SweepJob:
 def sweep(job: SweepJob, *, watch: Watch, fit: Fit = fit) -> Sweep:
     """Try `config.trials` settings of the space around `model` and `train`, and keep the best.
 
-    The same call resumes a sweep that was killed. Raises `Mistake` if a trial does not fit the cluster, `out` holds another sweep, or no
+    The same call resumes a sweep that was killed. Raises `UserError` if a trial does not fit the cluster, `out` holds another sweep, or no
     trial finished.
     """
     spaces.check(job.space, job.model, job.train)
@@ -92,7 +92,7 @@ def sweep(job: SweepJob, *, watch: Watch, fit: Fit = fit) -> Sweep:
 
 
 def fits(train: TrainConfig) -> int:
-    """How many trials the cluster holds at once: a trial has a driver, workers and a CPU that reads data. `Mistake` if none fits."""
+    """How many trials the cluster holds at once: a trial has a driver, workers and a CPU that reads data. `UserError` if none fits."""
     available = ray.cluster_resources()
     cpus, gpus = 2 + train.num_workers * train.cpus_per_worker, train.num_workers if train.gpu else 0
     bound = int(available.get("CPU", 0) // cpus)
@@ -100,7 +100,7 @@ def fits(train: TrainConfig) -> int:
         bound = min(bound, int(available.get("GPU", 0) // gpus))
     if bound < 1:
         has = f"{int(available.get('CPU', 0))} CPUs" + (f" and {int(available.get('GPU', 0))} GPUs" if gpus else "")
-        raise Mistake(
+        raise UserError(
             f"one trial needs {cpus} CPUs (1 for its driver, {train.num_workers} x {train.cpus_per_worker} for its workers, 1 to read "
             f"data){f' and {gpus} GPUs' if gpus else ''}, the cluster has {has}: lower --train.num-workers or --train.cpus-per-worker, "
             "or add nodes"
@@ -109,11 +109,11 @@ def fits(train: TrainConfig) -> int:
 
 
 def _alike(folders: Sequence[EncodedFolder]) -> Sequence[EncodedFolder]:
-    """The folders, or a `Mistake` if their labels or development reviews differ: their scores could not be compared."""
+    """The folders, or a `UserError` if their labels or development reviews differ: their scores could not be compared."""
     ids = [sorted(name for file in folder.files["development"] for name in _ids(folder, file)) for folder in folders]
     for folder, review_ids in zip(folders, ids, strict=True):
         if folder.labels != folders[0].labels or review_ids != ids[0]:
-            raise Mistake(
+            raise UserError(
                 f"{folder.path} has other labels or development reviews than {folders[0].path}: "
                 "prepare both from the same reviews with the same --dev-ids"
             )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from han import config
 from han.config import ModelConfig, TrainConfig
-from han.types import Mistake
+from han.types import UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -81,14 +81,14 @@ def flat(model: ModelConfig, train: TrainConfig) -> dict[str, Value]:
 
 
 def override(model: ModelConfig, train: TrainConfig, overrides: Mapping[str, Value]) -> tuple[ModelConfig, TrainConfig]:
-    """The settings with some values replaced (see `flat`; `data` is ignored). An unknown name or a wrong value is a `Mistake`."""
+    """The settings with some values replaced (see `flat`; `data` is ignored). An unknown name or a wrong value is a `UserError`."""
     known = flat(model, train)
     groups: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
     for name, value in overrides.items():
         if name == DATA:
             continue
         if name not in known:
-            raise Mistake(f"there is no setting {name}: give one of {', '.join(known)}")
+            raise UserError(f"there is no setting {name}: give one of {', '.join(known)}")
         group, _, field = name.partition(".")
         groups[group][field] = value
     return dataclasses.replace(model, **groups["model"]), dataclasses.replace(train, **groups["train"])
@@ -106,7 +106,7 @@ def read_space(file: Path | None, vary: Sequence[str], data: Sequence[str]) -> S
     if len(data) > 1:
         space = {DATA: Choice(choices=tuple(data)), **space}
     if not space:
-        raise Mistake("nothing is varied: leave a setting in the space, or train once with `train`")
+        raise UserError("nothing is varied: leave a setting in the space, or train once with `train`")
     return space
 
 
@@ -116,24 +116,24 @@ def as_json(space: Space) -> dict[str, Any]:
 
 
 def check(space: Space, model: ModelConfig, train: TrainConfig) -> None:
-    """Check that every end of the space is a valid setting and that the flags' own settings, trial 0, lie in it; else a `Mistake`."""
+    """Check that every end of the space is a valid setting and that the flags' own settings, trial 0, lie in it; else a `UserError`."""
     base = flat(model, train)
     for name, entry in space.items():
         if name == DATA:
             continue
         if name in _NOT_VARIED:
-            raise Mistake(f"{name} is no choice of a sweep: give it as a flag for all trials")
+            raise UserError(f"{name} is no choice of a sweep: give it as a flag for all trials")
         ends = entry.choices if isinstance(entry, Choice) else (entry.low, entry.high)
         for value in ends:
             if name in base and not _alike(value, base[name]):
-                raise Mistake(f"{name} is {value!r} in the space: give values like its flag's, {base[name]!r}")
+                raise UserError(f"{name} is {value!r} in the space: give values like its flag's, {base[name]!r}")
             override(model, train, {name: value})
         if entry.when is not None and not isinstance(base.get(entry.when), bool):
-            raise Mistake(f"{name} depends on {entry.when}, which is not a boolean setting")
+            raise UserError(f"{name} depends on {entry.when}, which is not a boolean setting")
         inside = base[name] in entry.choices if isinstance(entry, Choice) else entry.low <= float(base[name]) <= entry.high
         if not inside:
             wanted = ", ".join(map(str, ends)) if isinstance(entry, Choice) else f"{entry.low} to {entry.high}"
-            raise Mistake(
+            raise UserError(
                 f"{name} is {base[name]}, and the space {wanted}: trial 0 is what the flags say, so widen the space or give --{name}"
             )
 
@@ -165,13 +165,13 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-        raise Mistake(f"--space {file} cannot be read: give a TOML file such as han/tune/search_space.py shows") from None
+        raise UserError(f"--space {file} cannot be read: give a TOML file such as han/tune/search_space.py shows") from None
 
 
 def _line(line: str) -> dict[str, Any]:
     name, equals, value = line.partition("=")
     if not equals:
-        raise Mistake(
+        raise UserError(
             f"--vary {line} has no value: give it as train.learning_rate={{low=1e-4,high=1e-2,log=true}} or model.word_hidden=[25,50]"
         )
     return _toml(f'"{name.strip()}" = {value}', f"--vary {line}")
@@ -181,7 +181,7 @@ def _toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Mistake(f"{where} is not TOML: {error}") from None
+        raise UserError(f"{where} is not TOML: {error}") from None
 
 
 def _entry(name: str, value: object) -> Range | Choice:
@@ -192,9 +192,9 @@ def _entry(name: str, value: object) -> Range | Choice:
         return Choice(choices=tuple(value), when=when)
     if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log", "when"}:
         if value["low"] > value["high"] or (value.get("log") and value["low"] <= 0):
-            raise Mistake(f"{name} goes from {value['low']} to {value['high']}: give low below high, and above 0 on a log scale")
+            raise UserError(f"{name} goes from {value['low']} to {value['high']}: give low below high, and above 0 on a log scale")
         return Range(**value)
-    raise Mistake(f"{name} is {value!r} in the space: give {{low, high, log, when}}, a list of choices, or false to keep it fixed")
+    raise UserError(f"{name} is {value!r} in the space: give {{low, high, log, when}}, a list of choices, or false to keep it fixed")
 
 
 def _alike(value: object, flag: object) -> bool:

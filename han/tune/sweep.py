@@ -32,7 +32,7 @@ from han.config import ModelConfig, SweepConfig, TrainConfig, as_json, differenc
 from han.storage import replace_file, write_json
 from han.tune import search_space
 from han.tune.search_space import Space, Value
-from han.types import Mistake
+from han.types import UserError
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -45,19 +45,19 @@ def request_of(data: Sequence[Path], space: Space, *, model: ModelConfig, train:
 
 
 def check(out: Path, request: dict[str, Any]) -> None:
-    """`Mistake` if the folder holds the sweep of another request, or other files. Nothing is written."""
+    """`UserError` if the folder holds the sweep of another request, or other files. Nothing is written."""
     if not (out / "sweep.json").exists():
         names = without_settings(path.name for path in out.iterdir()) if out.exists() else []
         if existing := [name for name in names if not name.startswith(".")]:
-            raise Mistake(f"--out {out} holds something else ({existing[0]}): give a new folder")
+            raise UserError(f"--out {out} holds something else ({existing[0]}): give a new folder")
         return
     changed = differences(request, read_json(out / "sweep.json"))
     if changed:
-        raise Mistake(f"{out} holds a sweep with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
+        raise UserError(f"{out} holds a sweep with other settings ({'; '.join(changed[:3])}): give another --out, or the same settings")
 
 
 def claim(out: Path, request: dict[str, Any]) -> None:
-    """Create the folder, or accept a folder of the same request; anything else is a `Mistake`."""
+    """Create the folder, or accept a folder of the same request; anything else is a `UserError`."""
     check(out, request)
     if not (out / "sweep.json").exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,9 @@ def open_study(out: Path, config: SweepConfig, *, epochs: int, first: Sequence[d
 
 
 def read_study(out: Path) -> optuna.Study:
-    """The study of a sweep's folder; any other folder is a `Mistake`."""
+    """The study of a sweep's folder; any other folder is a `UserError`."""
     if not (out / "study.db").exists():
-        raise Mistake(f"{out} is no sweep (it has no study.db): give the folder that `tune` wrote")
+        raise UserError(f"{out} is no sweep (it has no study.db): give the folder that `tune` wrote")
     return optuna.load_study(study_name=None, storage=_storage(out))
 
 
@@ -168,7 +168,7 @@ def best(study: optuna.Study) -> FrozenTrial:
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if not complete:
         reasons = [trial.user_attrs.get("reason", "stopped") for trial in study.get_trials(deepcopy=False)]
-        raise Mistake(f"none of {len(reasons)} trials finished; reason of the first: {reasons[0] if reasons else 'there was none'}")
+        raise UserError(f"none of {len(reasons)} trials finished; reason of the first: {reasons[0] if reasons else 'there was none'}")
     if len(study.directions) > 1:
         return min(complete, key=lambda trial: (trial.values, trial.number))
     return min(complete, key=lambda trial: (-trial.values[0], trial.user_attrs["log_loss"], trial.number))
@@ -221,7 +221,7 @@ def write_best(out: Path, study: optuna.Study, overrides: dict[str, Value], *, d
 def read_best(out: Path) -> dict[str, Any]:
     """best.json of a finished sweep."""
     if not (out / "best.json").exists():
-        raise Mistake(f"{out} is no finished sweep (it has no best.json): give a finished one, or run `tune` again to finish it")
+        raise UserError(f"{out} is no finished sweep (it has no best.json): give a finished one, or run `tune` again to finish it")
     return read_json(out / "best.json")
 
 

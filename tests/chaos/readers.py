@@ -161,7 +161,7 @@ def _count(cases: list[files.FileCase]) -> tuple[int, int]:
 
 
 def _outcome(content: bytes, name: str = "a.parquet") -> files.Outcome | None:
-    """The outcome of reading a file, or None if any error except `Mistake` is raised."""
+    """The outcome of reading a file, or None if any error except `UserError` is raised."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)

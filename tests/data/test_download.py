@@ -11,7 +11,7 @@ import pytest
 
 from han.data import download as module
 from han.data.download import download
-from han.types import Mistake
+from han.types import UserError
 
 CONTENT = bytes(range(256)) * 40
 CHECKSUMS = {"md5": hashlib.md5(CONTENT, usedforsecurity=False).hexdigest(), "sha256": hashlib.sha256(CONTENT).hexdigest()}
@@ -98,7 +98,7 @@ def test_progress_goes_from_zero_to_the_size_of_the_file(server: Server, tmp_pat
 
 def test_an_interrupted_download_resumes_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.breaks_after = 4_500
-    with pytest.raises(Mistake, match=r"interrupted after 4,500 of 10,240 bytes\): run it again to resume"):
+    with pytest.raises(UserError, match=r"interrupted after 4,500 of 10,240 bytes\): run it again to resume"):
         fetch(server, tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
     server.breaks_after = None
@@ -128,14 +128,14 @@ def test_a_part_that_is_too_long_is_downloaded_again(server: Server, tmp_path: P
 
 @pytest.mark.parametrize("name", ["md5", "sha256"])
 def test_a_wrong_checksum_is_a_mistake_and_the_file_is_deleted(server: Server, tmp_path: Path, name: str) -> None:
-    with pytest.raises(Mistake, match=rf"is damaged or changed: its {name} is {CHECKSUMS[name]}, not 00"):
+    with pytest.raises(UserError, match=rf"is damaged or changed: its {name} is {CHECKSUMS[name]}, not 00"):
         fetch(server, tmp_path / "file", CHECKSUMS | {name: "00"})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_part_is_detected(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(b"\0" * 4_500)
-    with pytest.raises(Mistake, match="is damaged or changed"):
+    with pytest.raises(UserError, match="is damaged or changed"):
         fetch(server, tmp_path / "file")
     fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -149,13 +149,13 @@ def test_an_existing_file_is_only_checked(server: Server, tmp_path: Path) -> Non
 
 def test_an_existing_file_with_other_content_is_a_mistake_and_is_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(Mistake, match=r"file differs from http://127.0.0.1:\d+/file: its md5 is .* Delete it to download it again"):
+    with pytest.raises(UserError, match=r"file differs from http://127.0.0.1:\d+/file: its md5 is .* Delete it to download it again"):
         fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
 def refuse(url: str, folder: Path) -> str:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         download(url, folder / "file", {}, progress=lambda done, total: None, instead="give its path with --input")
     assert "\n" not in str(caught.value)
     assert list(folder.iterdir()) == []

@@ -64,7 +64,7 @@ def test_a_flipped_byte_in_a_page_without_a_checksum_never_crashes_a_reader(tmp_
     path = tmp_path / "a.parquet"
     for offset in page_offsets(content, 200):
         path.write_bytes(flipped(content, offset))
-        outcome(path)  # raises every error except `Mistake`
+        outcome(path)  # raises every error except `UserError`
 
 
 def test_a_footer_that_claims_more_rows_than_there_are_is_a_mistake(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from han.data.files import BadRecord
 from han.data.imdb import unpack_imdb
 from han.data.sources import find_shards, read, read_ids, reviews
 from han.model import artifact
-from han.types import Mistake
+from han.types import UserError
 from jobs import prepare
 
 COLUMNS = ColumnsConfig()
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_a_review_is_a_bad_record(folder: Path, content: b
 
 def test_a_folder_without_reviews_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "train" / "pos").mkdir(parents=True)
-    with pytest.raises(Mistake, match=r"holds no review named like train/pos/1_7.txt"):
+    with pytest.raises(UserError, match=r"holds no review named like train/pos/1_7.txt"):
         read_reviews(tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_members_that_the_official_archive_cannot_hold_are_a_mistake_and_nothing
     tmp_path: Path, members: list[Any], message: str
 ) -> None:
     archive = write_archive(tmp_path / "a.tar.gz", *members)
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         unpack_imdb(archive, tmp_path / "out")
     assert os.listdir(tmp_path) == ["a.tar.gz"]
 
@@ -240,7 +240,7 @@ def test_members_that_the_official_archive_cannot_hold_are_a_mistake_and_nothing
 )
 def test_an_archive_over_a_limit_is_a_mistake(archive: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, message: str) -> None:
     monkeypatch.setattr(imdb, limit, value)
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         find_shards(str(archive), COLUMNS, labelled=True)
 
 
@@ -263,7 +263,7 @@ def pax_bomb(content: bytes) -> bytes:
 @pytest.mark.parametrize("attack", [negative_size, pax_bomb, lambda content: content[:700], lambda content: content[:512] + b"\1" * 20_000])
 def test_a_broken_archive_is_a_mistake(archive: Path, attack: Any) -> None:
     archive.write_bytes(gzip.compress(attack(gzip.decompress(archive.read_bytes()))))
-    with pytest.raises(Mistake, match=r"Download http://ai.stanford.edu"):
+    with pytest.raises(UserError, match=r"Download http://ai.stanford.edu"):
         find_shards(str(archive), COLUMNS, labelled=True)
 
 
@@ -271,5 +271,5 @@ def test_a_broken_archive_is_a_mistake(archive: Path, attack: Any) -> None:
 def test_a_truncated_archive_is_a_mistake(archive: Path, keep: float) -> None:
     content = archive.read_bytes()
     archive.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(Mistake, match=r"aclImdb_v1.tar.gz cannot be read: Truncated compressed stream"):
+    with pytest.raises(UserError, match=r"aclImdb_v1.tar.gz cannot be read: Truncated compressed stream"):
         find_shards(str(archive), COLUMNS, labelled=True)

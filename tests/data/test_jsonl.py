@@ -15,7 +15,7 @@ from han.config import ColumnsConfig
 from han.data import files, jsonl
 from han.data.files import BadRecord, Batch, without
 from han.data.sources import find_shards, read
-from han.types import Mistake
+from han.types import UserError
 
 COLUMNS = ColumnsConfig()
 GOOD = b'{"text": "good"}'
@@ -186,14 +186,14 @@ def test_a_truncated_compressed_file_is_a_mistake(tmp_path: Path, ending: str) -
     squeezed = gzip.compress(content) if ending == "gz" else pa.compress(content, "zstd", asbytes=True)
     path = tmp_path / f"a.jsonl.{ending}"
     path.write_bytes(squeezed[:-20])
-    with pytest.raises(Mistake, match=f"a.jsonl.{ending} cannot be read: Truncated compressed stream"):
+    with pytest.raises(UserError, match=f"a.jsonl.{ending} cannot be read: Truncated compressed stream"):
         read_all(path)
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 def test_a_file_with_the_wrong_compression_for_its_name_is_a_mistake(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"a.jsonl.{ending}").write_bytes(GOOD)
-    with pytest.raises(Mistake, match=f"a.jsonl.{ending} cannot be read"):
+    with pytest.raises(UserError, match=f"a.jsonl.{ending} cannot be read"):
         read_all(tmp_path / f"a.jsonl.{ending}")
 
 
@@ -204,7 +204,7 @@ def test_a_decompression_bomb_is_a_mistake(tmp_path: Path, monkeypatch: pytest.M
     assert len(content) > 200 * (tmp_path / name).stat().st_size
     assert len(read_all(tmp_path / name)[0]) >= 100_000  # large in proportion alone is no harm
     monkeypatch.setattr(files, "BOMB_BYTES", 1_000_000)
-    with pytest.raises(Mistake, match=rf"{name} is [\d,]+ bytes, but over 1,\d+,\d+ when decompressed"):
+    with pytest.raises(UserError, match=rf"{name} is [\d,]+ bytes, but over 1,\d+,\d+ when decompressed"):
         read_all(tmp_path / name)
 
 
@@ -251,10 +251,10 @@ def test_a_text_column_of_mostly_other_types_is_still_a_column_of_strings(tmp_pa
     ],
 )
 def test_a_file_without_objects_is_a_mistake_that_shows_its_first_line(tmp_path: Path, content: bytes, message: str) -> None:
-    with pytest.raises(Mistake, match=f"a.jsonl holds no JSON objects, one a line: {message}"):
+    with pytest.raises(UserError, match=f"a.jsonl holds no JSON objects, one a line: {message}"):
         read_all(write(tmp_path, content))
 
 
 def test_a_missing_key_is_a_mistake_that_lists_the_existing_keys(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"a.jsonl has no column text: it has body, stars"):
+    with pytest.raises(UserError, match=r"a.jsonl has no column text: it has body, stars"):
         read_all(write(tmp_path, b'{"body": "good"}', b'{"stars": 5}'))

@@ -25,7 +25,7 @@ from han.data.sources import (
     refuse_changed,
     reviews,
 )
-from han.types import Mistake
+from han.types import UserError
 
 COLUMNS = ColumnsConfig()
 
@@ -95,30 +95,30 @@ def test_a_uri_reads_like_its_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.parquet", "missing", "*.parquet", "none/*.csv"])
 def test_a_missing_input_is_a_mistake_that_names_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Mistake, match=f"{name.replace('*', '[*]')} (is missing|holds no files)"):
+    with pytest.raises(UserError, match=f"{name.replace('*', '[*]')} (is missing|holds no files)"):
         find_shards(f"{tmp_path}/{name}", COLUMNS, labelled=False)
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"holds no files of reviews: give .parquet, .csv, .tsv, .jsonl"):
+    with pytest.raises(UserError, match=r"holds no files of reviews: give .parquet, .csv, .tsv, .jsonl"):
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.zst", "aclImdb_v1.tar.gz"])
 def test_a_file_of_zero_bytes_is_a_mistake(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(Mistake, match=f"{name} is empty, 0 bytes"):
+    with pytest.raises(UserError, match=f"{name} is empty, 0 bytes"):
         find_shards(str(tmp_path / name), COLUMNS, labelled=False)
 
 
 def test_a_file_of_another_kind_is_a_mistake_that_names_the_kinds(tmp_path: Path) -> None:
     (tmp_path / "reviews.xlsx").write_text("PK")
-    with pytest.raises(Mistake, match=r"is not a supported kind of file: give .parquet, .csv, .tsv, .jsonl"):
+    with pytest.raises(UserError, match=r"is not a supported kind of file: give .parquet, .csv, .tsv, .jsonl"):
         find_shards(str(tmp_path / "reviews.xlsx"), COLUMNS, labelled=False)
 
 
 def test_a_uri_that_no_filesystem_knows_is_a_mistake() -> None:
-    with pytest.raises(Mistake, match=r"http://localhost/a.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"http://localhost/a.parquet cannot be read"):
         find_shards("http://localhost/a.parquet", COLUMNS, labelled=False)
 
 
@@ -150,19 +150,19 @@ def test_the_file_name_determines_the_split(tmp_path: Path, name: str, split: st
 
 def test_a_missing_text_column_is_a_mistake_that_lists_the_existing_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", body=["good"], stars=[5])
-    with pytest.raises(Mistake, match=r"a.parquet has no column text: it has body, stars\. Name the right one with --columns.text"):
+    with pytest.raises(UserError, match=r"a.parquet has no column text: it has body, stars\. Name the right one with --columns.text"):
         find_shards(path, COLUMNS, labelled=False)
 
 
 def test_a_text_column_of_numbers_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"column text holds int64, not strings"):
+    with pytest.raises(UserError, match=r"column text holds int64, not strings"):
         find_shards(write_parquet(tmp_path / "a.parquet", text=[1]), COLUMNS, labelled=False)
 
 
 def test_labels_are_required_only_where_they_are_needed(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["good"])
     assert len(find_shards(path, COLUMNS, labelled=False)) == 1
-    with pytest.raises(Mistake, match=r"has no column label: it has text. Name the right one with --columns.label"):
+    with pytest.raises(UserError, match=r"has no column label: it has text. Name the right one with --columns.label"):
         find_shards(path, COLUMNS, labelled=True)
 
 
@@ -173,12 +173,12 @@ def test_an_unsup_file_needs_no_label_column(tmp_path: Path) -> None:
 
 
 def test_a_label_column_of_fractions_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"column label holds double, not names or integers"):
+    with pytest.raises(UserError, match=r"column label holds double, not names or integers"):
         find_shards(write_parquet(tmp_path / "a.parquet", text=["good"], label=[0.5]), COLUMNS, labelled=True)
 
 
 def test_an_id_column_of_lists_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"column review_id holds list<.*>, not strings or integers"):
+    with pytest.raises(UserError, match=r"column review_id holds list<.*>, not strings or integers"):
         find_shards(write_parquet(tmp_path / "a.parquet", text=["good"], review_id=[["x"]]), COLUMNS, labelled=False)
 
 
@@ -200,7 +200,7 @@ def test_all_shards_of_an_input_have_one_schema(tmp_path: Path) -> None:
 def test_one_name_with_two_types_is_a_mistake_that_names_both_files(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", text=["one"], year=[1999])
     write_parquet(tmp_path / "b.parquet", text=["two"], year=["MM"])
-    with pytest.raises(Mistake, match=r"column year holds int64 in .*a\.parquet but string in .*b\.parquet"):
+    with pytest.raises(UserError, match=r"column year holds int64 in .*a\.parquet but string in .*b\.parquet"):
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
@@ -221,7 +221,7 @@ def test_types_guessed_from_json_are_reconciled(tmp_path: Path) -> None:
 def test_a_named_column_that_does_not_exist_is_a_mistake(tmp_path: Path, option: str, column: str, labelled: bool) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["good"], label=["up"])
     expected = f"has no column nope: it has text, label. Name the right one with --columns.{option.replace('_', '-')}"
-    with pytest.raises(Mistake, match=expected):
+    with pytest.raises(UserError, match=expected):
         find_shards(path, ColumnsConfig(**{option: column}), labelled=labelled)
 
 
@@ -268,7 +268,7 @@ def test_labels_that_are_names_are_kept(tmp_path: Path) -> None:
 
 def test_a_label_outside_the_names_is_a_mistake(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["a"], label=["meh"])
-    with pytest.raises(Mistake, match=r"column label holds meh, none of --columns.label-names bad good"):
+    with pytest.raises(UserError, match=r"column label holds meh, none of --columns.label-names bad good"):
         read_labels(path, "bad", "good")
 
 
@@ -290,14 +290,14 @@ def test_integers_in_text_are_names_where_the_names_are_integers(tmp_path: Path)
 @pytest.mark.parametrize("label", [pa.array([0, 1]), pa.array(["0", "1"]), pa.array([False, True])])
 def test_integer_labels_without_names_are_a_mistake_that_says_how_to_name_them(tmp_path: Path, label: pa.Array) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["a", "b"], label=label)
-    with pytest.raises(Mistake, match=r"column label holds 0: name integer labels, in order, with --columns.label-names"):
+    with pytest.raises(UserError, match=r"column label holds 0: name integer labels, in order, with --columns.label-names"):
         find_shards(path, COLUMNS, labelled=True)
 
 
 @pytest.mark.parametrize("label", [2, -2])
 def test_an_integer_outside_the_names_is_a_mistake(tmp_path: Path, label: int) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["a"], label=[label])
-    with pytest.raises(Mistake, match=f"column label holds {label}, but --columns.label-names are 0 to 1: bad good"):
+    with pytest.raises(UserError, match=f"column label holds {label}, but --columns.label-names are 0 to 1: bad good"):
         read_labels(path, "bad", "good")
 
 
@@ -344,7 +344,7 @@ def test_ids_are_read_one_per_line(tmp_path: Path) -> None:
 def test_a_file_without_ids_is_a_mistake(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "ids.txt").write_bytes(content)
-    with pytest.raises(Mistake, match=f"ids.txt {message}: give a file with one review id a line"):
+    with pytest.raises(UserError, match=f"ids.txt {message}: give a file with one review id a line"):
         read_ids(tmp_path / "ids.txt")
 
 
@@ -387,7 +387,7 @@ def test_a_text_file_beside_a_dump_is_not_a_review(tmp_path: Path) -> None:
 
 def test_a_text_file_beside_an_archive_is_not_a_review(tmp_path: Path) -> None:
     write_texts(tmp_path, README_txt=b"read me", aclImdb_tar_gz=b"")
-    with pytest.raises(Mistake, match=r"holds no files of reviews: give .*, a folder of .txt files \(one review each\)"):
+    with pytest.raises(UserError, match=r"holds no files of reviews: give .*, a folder of .txt files \(one review each\)"):
         find_shards(str(tmp_path), COLUMNS, labelled=False)
 
 
@@ -415,7 +415,7 @@ def test_a_truncated_compressed_text_is_a_bad_record(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_texts_has_no_labels(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"has no column label: it has review_id, text"):
+    with pytest.raises(UserError, match=r"has no column label: it has review_id, text"):
         find_shards(str(write_texts(tmp_path, a_txt=b"good")), COLUMNS, labelled=True)
 
 
@@ -504,10 +504,10 @@ def test_files_below_a_folder_of_texts_do_not_change_its_identity(tmp_path: Path
 @pytest.mark.timeout(20)
 def test_a_random_review_of_an_input_whose_texts_are_all_null_is_a_mistake(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=pa.nulls(3, pa.string()))
-    with pytest.raises(Mistake, match="has no review with a text"):
+    with pytest.raises(UserError, match="has no review with a text"):
         random_review(path, COLUMNS)
 
 
 def test_an_empty_input_is_a_mistake() -> None:
-    with pytest.raises(Mistake, match="the input is an empty string"):
+    with pytest.raises(UserError, match="the input is an empty string"):
         find_shards("", COLUMNS, labelled=False)

@@ -16,7 +16,7 @@ from han.config import ColumnsConfig
 from han.data import columns, csv, files, parquet
 from han.data.files import BadRecord, Shard
 from han.data.sources import find_shards, read, select
-from han.types import Mistake
+from han.types import UserError
 
 COLUMNS = ColumnsConfig()
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"good"]).buffers())
@@ -82,7 +82,7 @@ def test_a_column_that_is_not_needed_is_not_decoded(sixty: Path) -> None:
         end = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
         content[end - 1] ^= 1  # of the data itself, which the page's checksum covers
     sixty.write_bytes(content)
-    with pytest.raises(Mistake, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_all(sixty)
     shards = select(find(sixty), {"text"})
     assert sum(len(batch.rows) for shard in shards for batch in read(shard, COLUMNS)) == 60
@@ -130,19 +130,19 @@ def test_a_row_that_is_not_utf8_is_a_bad_record(tmp_path: Path, table: pa.Table)
 def test_a_truncated_parquet_file_is_a_mistake(sixty: Path, keep: float) -> None:
     content = sixty.read_bytes()
     sixty.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(Mistake, match=r"a.parquet is not Parquet, or is cut off"):
+    with pytest.raises(UserError, match=r"a.parquet is not Parquet, or is cut off"):
         find(sixty)
 
 
 def test_html_that_is_named_parquet_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("<html>404 Not Found</html>")
-    with pytest.raises(Mistake, match=r"a.parquet is not Parquet"):
+    with pytest.raises(UserError, match=r"a.parquet is not Parquet"):
         find(tmp_path / "a.parquet")
 
 
 def test_an_invalid_footer_is_a_mistake_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\x9b\n" * 50 + (100).to_bytes(4, "little") + b"PAR1")
-    with pytest.raises(Mistake, match=r"a.parquet cannot be read: ") as caught:
+    with pytest.raises(UserError, match=r"a.parquet cannot be read: ") as caught:
         find(tmp_path / "a.parquet")
     assert "\n" not in str(caught.value)
 
@@ -155,7 +155,7 @@ def test_a_flipped_byte_in_a_page_never_gives_a_wrong_row(sixty: Path) -> None:
         sixty.write_bytes(content[:offset] + bytes([content[offset] ^ 0x10]) + content[offset + 1 :])
         try:
             assert read_all(sixty)[0] == right
-        except Mistake:
+        except UserError:
             refused += 1
     assert refused > 20
 
@@ -163,19 +163,19 @@ def test_a_flipped_byte_in_a_page_never_gives_a_wrong_row(sixty: Path) -> None:
 def test_a_parquet_file_with_a_false_huge_size_is_a_mistake(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "CLAIMED_BYTES", 100)
     monkeypatch.setattr(parquet, "BOMB_RATIO", 0)
-    with pytest.raises(Mistake, match=r"and claims to hold"):
+    with pytest.raises(UserError, match=r"and claims to hold"):
         find(sixty)
 
 
 def test_two_columns_with_the_same_name_are_a_mistake(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
-    with pytest.raises(Mistake, match=r"more than one column named text"):
+    with pytest.raises(UserError, match=r"more than one column named text"):
         find(tmp_path / "a.parquet")
 
 
 def test_parquet_without_rows_is_a_mistake(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    with pytest.raises(Mistake, match=r"holds no reviews: 0 rows"):
+    with pytest.raises(UserError, match=r"holds no reviews: 0 rows"):
         find(tmp_path / "a.parquet")
 
 
@@ -238,7 +238,7 @@ def test_an_extension_type_is_refused_before_its_code_runs(tmp_path: Path, paddi
     pa.register_extension_type(Hostile())
     try:
         before = Hostile.opened
-        with pytest.raises(Mistake, match=r"has a column of an Arrow extension type"):
+        with pytest.raises(UserError, match=r"has a column of an Arrow extension type"):
             find(path)
         assert Hostile.opened == before
         pq.read_schema(path)
@@ -311,7 +311,7 @@ def test_the_delimiter_is_a_tab_in_tsv_and_the_configured_one_elsewhere(tmp_path
 
 @pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "\u2028"])
 def test_a_delimiter_that_is_not_one_plain_character_is_a_mistake(delimiter: str) -> None:
-    with pytest.raises(Mistake, match=r"delimiter is .*: give one ASCII character"):
+    with pytest.raises(UserError, match=r"delimiter is .*: give one ASCII character"):
         ColumnsConfig(delimiter=delimiter)
 
 
@@ -331,7 +331,7 @@ def test_any_division_of_a_csv_file_reads_the_same(
     def rows() -> tuple[Any, ...]:
         try:
             return read_all(path)
-        except Mistake as mistake:
+        except UserError as mistake:
             return (str(mistake),)
 
     whole = rows()
@@ -385,7 +385,7 @@ def test_a_csv_field_of_10_mb_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", [b"1," + b"x" * 300, b'1,"' + b"x\n" * 150])
 def test_a_csv_row_over_the_size_limit_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: bytes) -> None:
     monkeypatch.setattr(csv, "LONGEST_ROW", 100)
-    with pytest.raises(Mistake, match=r"a.csv holds a row of over 100 characters, or a quote that is never closed"):
+    with pytest.raises(UserError, match=r"a.csv holds a row of over 100 characters, or a quote that is never closed"):
         read_all(write_csv(tmp_path, b"n,text\n0,good\n" + row + b"\n2,good\n"))
 
 
@@ -397,13 +397,13 @@ def test_only_small_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("header", [b"n;text", b"1,I loved it"])
 def test_a_wrong_delimiter_or_a_missing_header_is_a_mistake_that_shows_the_columns(tmp_path: Path, header: bytes) -> None:
-    with pytest.raises(Mistake, match=f"has no column text: it has {header.decode().replace(',', ', ')}"):
+    with pytest.raises(UserError, match=f"has no column text: it has {header.decode().replace(',', ', ')}"):
         find(write_csv(tmp_path, header + b"\n" + header + b"\n"))
 
 
 @pytest.mark.parametrize("content", [b"n,text\n", b"n,text\n1,2,3\n"])
 def test_csv_without_rows_is_a_mistake(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(Mistake, match=r"holds no reviews: 0 rows"):
+    with pytest.raises(UserError, match=r"holds no reviews: 0 rows"):
         find(write_csv(tmp_path, content))
 
 

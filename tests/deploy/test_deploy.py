@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from deploy import local
-from han.types import Mistake
+from han.types import UserError
 
 ROOT = Path(__file__).parents[2]
 FILES = [*sorted((ROOT / "deploy").glob("cluster.*.yaml")), ROOT / "cluster.yaml"]
@@ -132,7 +132,7 @@ def test_the_shipped_model_is_found_in_the_installed_package(tmp_path: Path) -> 
 def test_no_token_is_written_to_a_folder_that_others_may_enter(tmp_path: Path) -> None:
     folder = tmp_path / "open"
     folder.mkdir(mode=0o755)
-    with pytest.raises(Mistake, match="open to other users"):
+    with pytest.raises(UserError, match="open to other users"):
         local.start(folder, num_nodes=1, config=local.NodeConfig())
     assert list(folder.iterdir()) == []
 
@@ -141,7 +141,7 @@ def test_a_second_cluster_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     folder.mkdir(mode=0o700)
     (folder / "cluster.json").write_text("{}")
-    with pytest.raises(Mistake, match="make cluster-down"):
+    with pytest.raises(UserError, match="make cluster-down"):
         local.start(folder, num_nodes=1, config=local.NodeConfig())
 
 

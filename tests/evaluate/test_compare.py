@@ -13,7 +13,7 @@ import pytest
 from han.config import ModelConfig, TrainConfig, as_json
 from han.evaluate import compare
 from han.model import metrics
-from han.types import Mistake
+from han.types import UserError
 from jobs.compare import Compare, main
 
 
@@ -78,9 +78,9 @@ def test_the_trials_of_a_sweep_have_distinct_names(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_or_a_single_run_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         compare.read([tmp_path])
-    with pytest.raises(Mistake, match="1 run to compare"):
+    with pytest.raises(UserError, match="1 run to compare"):
         compare.read([write_run(tmp_path / "one", accuracies=[0.7])])
 
 
@@ -107,7 +107,7 @@ def test_the_job_prints_the_tables_and_writes_the_page_once(tmp_path: Path, caps
     for part in ("train.seed", "90.00%", "1 of at most 5 epochs", "note: not finished: other"):
         assert part in printed
     assert (tmp_path / "compare.html").read_text().startswith("<!DOCTYPE html>")
-    with pytest.raises(Mistake, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         main(job)
 
 
@@ -151,6 +151,6 @@ def test_nothing_is_marked_between_runs_of_different_data(tmp_path: Path) -> Non
 
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = tuple(str(write_run(tmp_path / name, accuracies=[0.5])) for name in ("one", "other"))
-    with pytest.raises(Mistake, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         main(Compare(runs=folders, out=str(tmp_path / "nowhere" / "compare.html")))
     assert capsys.readouterr().out == ""

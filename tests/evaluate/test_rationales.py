@@ -11,7 +11,7 @@ import pytest
 
 from han.evaluate import rationales
 from han.score import load
-from han.types import Mistake, Sentence, Word
+from han.types import Sentence, UserError, Word
 from jobs import evaluate
 from tests.helpers.scores import scored
 
@@ -56,13 +56,13 @@ def test_the_marked_tokens_are_found_in_the_text(tmp_path: Path, as_lines: bool)
     ],
 )
 def test_a_split_that_does_not_fit_its_documents_is_refused(tmp_path: Path, evidences: list[list[dict[str, Any]]], message: str) -> None:
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         rationales.read(eraser(tmp_path, evidences))
 
 
 def test_a_document_outside_the_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a secret")
-    with pytest.raises(Mistake, match="is not in"):
+    with pytest.raises(UserError, match="is not in"):
         rationales.read(eraser(tmp_path / "data", [[mark(0, 1, "../../secret")]]))
 
 
@@ -98,5 +98,5 @@ def test_the_job_writes_the_figures_of_every_method(tmp_path: Path, tiny_model: 
 
 
 def test_neither_data_nor_rationales_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="give --data"):
+    with pytest.raises(UserError, match="give --data"):
         evaluate.main(evaluate.Evaluate(out=str(tmp_path / "out")))

@@ -21,7 +21,7 @@ from han.score.scorer import Scorer
 from han.storage import Folder
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Mistake, Score
+from han.types import Score, UserError
 from jobs import cli, promote
 from tests.conftest import WORDS, tiny_network
 
@@ -116,7 +116,7 @@ def test_rollback_goes_back_step_by_step_until_the_first_version(runs: tuple[Pat
     assert registry.roll_back(tmp_path / "models") == pointers[1]
     assert best(tmp_path / "models") == fingerprint(runs[1])
     assert registry.roll_back(tmp_path / "models") == pointers[0]
-    with pytest.raises(Mistake, match=r"first model promoted in .*: there is nothing to roll back to"):
+    with pytest.raises(UserError, match=r"first model promoted in .*: there is nothing to roll back to"):
         registry.roll_back(tmp_path / "models")
     assert best(tmp_path / "models") == fingerprint(runs[0])
 
@@ -129,7 +129,7 @@ def test_a_rolled_back_version_can_be_promoted_again(runs: tuple[Path, ...], tmp
 
 
 def test_rollback_without_a_promotion_is_a_mistake_that_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no model was promoted in .*nothing to roll back"):
+    with pytest.raises(UserError, match=r"no model was promoted in .*nothing to roll back"):
         registry.roll_back(tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
@@ -137,7 +137,7 @@ def test_rollback_without_a_promotion_is_a_mistake_that_writes_nothing(tmp_path:
 def test_rollback_to_a_damaged_version_is_refused_and_changes_nothing(runs: tuple[Path, ...], tmp_path: Path) -> None:
     first, _ = promoted(runs[0], tmp_path / "models"), promoted(runs[1], tmp_path / "models")
     damage(tmp_path / "models" / first["version"])
-    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+    with pytest.raises(UserError, match="does not match its line in SHA256SUMS"):
         registry.roll_back(tmp_path / "models")
     assert best(tmp_path / "models") == fingerprint(runs[1])
 
@@ -162,7 +162,7 @@ def test_a_damaged_artifact_is_refused_and_the_pointer_stays(runs: tuple[Path, .
     first = promoted(runs[0], tmp_path / "models")
     shutil.copytree(runs[1] / "artifact", tmp_path / "damaged")
     damage(tmp_path / "damaged")
-    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+    with pytest.raises(UserError, match="does not match its line in SHA256SUMS"):
         promoted(tmp_path / "damaged", tmp_path / "models")
     assert json.loads((tmp_path / "models" / "best.json").read_text()) == first
     assert set(names(tmp_path / "models")) == {first["version"], "best.json"}
@@ -177,7 +177,7 @@ def test_a_failed_copy_is_never_named_as_a_version(runs: tuple[Path, ...], tmp_p
             os.truncate(target, 100)
 
     monkeypatch.setattr(shutil, "copyfile", half)
-    with pytest.raises(Mistake, match="does not match its line in SHA256SUMS"):
+    with pytest.raises(UserError, match="does not match its line in SHA256SUMS"):
         promoted(runs[0], tmp_path / "models")
     assert names(tmp_path / "models") == []
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_folder_with_other_content_is_not_changed(runs: tuple[Path, ...], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(Mistake, match=r"holds something else \(thesis.tex\)"):
+    with pytest.raises(UserError, match=r"holds something else \(thesis.tex\)"):
         promoted(runs[0], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -200,7 +200,7 @@ def test_a_concurrent_promotion_is_refused_and_names_the_holder(runs: tuple[Path
     first = promoted(runs[0], tmp_path / "models")
     with Folder(str(tmp_path / "models")).locked(".lock"):
         for change in (lambda: promoted(runs[1], tmp_path / "models"), lambda: registry.roll_back(tmp_path / "models")):
-            with pytest.raises(Mistake, match=rf"is being written by another process.*{os.getpid()}"):
+            with pytest.raises(UserError, match=rf"is being written by another process.*{os.getpid()}"):
                 change()
     assert json.loads((tmp_path / "models" / "best.json").read_text()) == first
 
@@ -211,7 +211,7 @@ from pathlib import Path
 from han.evaluate import registry
 try:
     registry.promote(Path(sys.argv[1]), Path(sys.argv[2]), failpoint=sys.argv[3] if len(sys.argv) > 3 else None)
-except registry.Mistake as mistake:
+except registry.UserError as mistake:
     sys.exit(str(mistake))
 """
 
@@ -275,12 +275,12 @@ def test_models_best_scores_like_the_promoted_run(runs: tuple[Path, ...], tmp_pa
 def test_a_pointer_to_a_missing_version_is_a_mistake(version: object, runs: tuple[Path, ...], tmp_path: Path) -> None:
     promoted(runs[0], tmp_path / "models")
     (tmp_path / "models" / "best.json").write_text(json.dumps({"version": version}))
-    with pytest.raises(Mistake, match="which is not in"):
+    with pytest.raises(UserError, match="which is not in"):
         artifact.find(str(tmp_path / "models" / "best"))
 
 
 def test_models_best_without_a_promotion_is_a_mistake_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no model was promoted in .*run han promote RUN"):
+    with pytest.raises(UserError, match=r"no model was promoted in .*run han promote RUN"):
         artifact.find(str(tmp_path / "best"))
 
 
@@ -299,7 +299,7 @@ def test_the_job_promotes_lists_and_rolls_back(runs: tuple[Path, ...], tmp_path:
     assert listed[0].startswith(f"best  {fingerprint(runs[1])}")
     assert f"{fingerprint(runs[0])}" in call(rollback=True)
     assert best(tmp_path / "models") == fingerprint(runs[0])
-    with pytest.raises(Mistake, match="give one of"):
+    with pytest.raises(UserError, match="give one of"):
         promote.main(promote.Promote(models=str(tmp_path / "models")))
 
 
@@ -328,7 +328,7 @@ def test_a_model_that_measures_worse_on_the_same_data_is_promoted_only_by_force(
     models = tmp_path / "models"
     good, worse = trained(tmp_path / "good", accuracy=0.9, data="abc"), trained(tmp_path / "worse", accuracy=0.8, data="abc", seed=2)
     registry.promote(good, models)
-    with pytest.raises(Mistake, match=r"accuracy 80\.00%.*has 90\.00% on the same data: give --force"):
+    with pytest.raises(UserError, match=r"accuracy 80\.00%.*has 90\.00% on the same data: give --force"):
         registry.promote(worse, models)
     assert best(models) == artifact.load(good).fingerprint
     assert registry.promote(worse, models, force=True)[1]

@@ -20,7 +20,7 @@ from han.explain.changes import Change
 from han.model import artifact
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Effects, Mistake, Score, Sentence
+from han.types import Effects, Score, Sentence, UserError
 from jobs import explain
 from tests.conftest import WORDS, tiny_network
 from tests.helpers.scores import scored
@@ -156,11 +156,11 @@ def test_the_job_writes_a_page_and_a_table_and_refuses_other_labels(tmp_path: Pa
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 40
     explain.main(job)  # its own table is replaced
     pq.write_table(pa.table({"text": ["mine"]}), tmp_path / "page.parquet")
-    with pytest.raises(Mistake, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
+    with pytest.raises(UserError, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
         explain.main(job)
     assert pq.read_table(tmp_path / "page.parquet").num_rows == 1
     (tmp_path / "page.parquet").write_text("notes")
-    with pytest.raises(Mistake, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
+    with pytest.raises(UserError, match=r"page\.parquet, the file for the table of changes, exists and is not such a table"):
         explain.main(job)
-    with pytest.raises(Mistake, match="give two models with the same labels"):
+    with pytest.raises(UserError, match="give two models with the same labels"):
         explain.main(dataclasses.replace(job, against=str(other)))

@@ -24,7 +24,7 @@ from han.explain.corpus import Corpus, Scores
 from han.explain.corpus_page import page
 from han.score import contract, scorer
 from han.text.raw import blank_tags
-from han.types import Mistake
+from han.types import UserError
 from jobs import explain
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
@@ -243,16 +243,16 @@ def test_the_only_word_of_a_review_has_no_effect_and_is_not_counted(tmp_path: Pa
 
 
 def test_scores_without_effects_of_words_are_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no effects of words: .*--effects words --out"):
+    with pytest.raises(UserError, match=r"no effects of words: .*--effects words --out"):
         write(tmp_path / "scores", some_reviews(2), effects="sentences")
     for place in (tmp_path / "nowhere", Path(__file__)):
-        with pytest.raises(Mistake, match=r"not a finished folder of scores: make one with .*--effects words"):
+        with pytest.raises(UserError, match=r"not a finished folder of scores: make one with .*--effects words"):
             explain._scores(str(place))
 
 
 def test_scores_without_their_text_are_refused(tmp_path: Path) -> None:
     scores = write(tmp_path / "scores", some_reviews(2))
-    with pytest.raises(Mistake, match="does not hold the texts"):
+    with pytest.raises(UserError, match="does not hold the texts"):
         view(Scores(place=scores.place, model=scores.model, files=scores.files, text="body", review_id="review_id"))
 
 
@@ -264,7 +264,7 @@ def test_a_view_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:
         assert sorted(path.name for path in out.iterdir()) == ["index.html", "words.parquet"]
     assert pq.read_table(out / "words.parquet").equals(found.table)
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(Mistake, match="something else"):
+    with pytest.raises(UserError, match="something else"):
         corpus.check_out(str(out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scores"]
 

@@ -1,4 +1,4 @@
-"""Hostile and damaged files, each with its expected outcome: the rows read, the quarantined records, or the `Mistake` that names the file.
+"""Hostile and damaged files with their expected outcome: the rows read, the quarantined records, or the `UserError` that names the file.
 
 The tests and `tests.chaos.readers` use the same lists.
 """
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from han.config import ColumnsConfig
 from han.data.files import BadReason
 from han.data.sources import find_shards, read
-from han.types import Mistake
+from han.types import UserError
 
 GOOD = b'{"text": "good"}\n'
 COLUMNS = ColumnsConfig()
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def outcome(source: Path) -> Outcome:
-    """The outcome of reading a file. Any error except a one-line `Mistake` that names the file is a defect and is raised."""
+    """The outcome of reading a file. Any error except a one-line `UserError` that names the file is a defect and is raised."""
     result = Outcome()
     try:
         for shard in find_shards(str(source), COLUMNS, labelled=False):
@@ -51,7 +51,7 @@ def outcome(source: Path) -> Outcome:
                 result.texts |= dict(zip(batch.rows.tolist(), batch.table["text"].to_pylist(), strict=True))
                 result.bad |= {record.row: record.reason for record in batch.bad}
                 assert all(len(record.excerpt) <= 200 and record.excerpt.isascii() for record in batch.bad)
-    except Mistake as mistake:
+    except UserError as mistake:
         result.mistake = str(mistake)
         assert source.name in result.mistake or result.mistake.startswith("column ")
         assert "\n" not in result.mistake
@@ -290,7 +290,7 @@ PARQUET = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderCase:
-    """Parquet files of one input, and the expected outcome: the texts in order, the number of bad records, or a `Mistake`."""
+    """Parquet files of one input, and the expected outcome: the texts in order, the number of bad records, or a `UserError`."""
 
     name: str
     tables: tuple[pa.Table, ...]
@@ -347,7 +347,7 @@ def folder_is_right(case: FolderCase, folder: Path) -> bool:
             for batch in read(shard, COLUMNS):
                 texts += batch.table["text"].to_pylist()
                 num_bad += len(batch.bad)
-    except Mistake as mistake:
+    except UserError as mistake:
         return case.mistake is not None and case.mistake in str(mistake)
     return (case.mistake, case.texts, case.num_bad) == (None, tuple(texts), num_bad)
 

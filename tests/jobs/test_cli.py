@@ -16,8 +16,8 @@ import pytest
 import han
 from han.config import SETTINGS_FILE, ColumnsConfig, TrainConfig
 from han.explain.pieces import signed
-from han.types import Mistake
 from han.types import Score as Answer
+from han.types import UserError
 from jobs import cli
 from jobs.__main__ import COMMANDS
 from jobs.prepare import Prepare
@@ -168,9 +168,9 @@ def test_a_run_writes_the_settings_that_repeat_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "said"), [("epochs = 3", "has the setting epochs, which does not exist"), ("=", "is not TOML")])
 def test_settings_that_cannot_be_used_are_user_errors(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "run.toml").write_text(content)
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         cli.parse(Train, ["--config", str(tmp_path / "run.toml")])
-    with pytest.raises(Mistake, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         cli.parse(Train, ["--config", str(tmp_path / "none.toml")])
 
 
@@ -298,7 +298,7 @@ def test_an_address_without_a_ray_is_refused_before_ray_tries_for_minutes(host: 
         closed.bind(("127.0.0.1", 0))
         address = f"{host}:{closed.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(Mistake, match=rf"no Ray answers at RAY_ADDRESS {re.escape(address)}: start one or unset RAY_ADDRESS .*{reason}"):
+    with pytest.raises(UserError, match=rf"no Ray answers at RAY_ADDRESS {re.escape(address)}: start one or unset RAY_ADDRESS .*{reason}"):
         cli.connect()
 
 

@@ -18,7 +18,7 @@ from han.score import manifest
 from han.score.verify import verify
 from han.storage import Folder
 from han.train import staging
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli, evaluate, explain, prepare, score, train, tune
 
 ROOT = Path(__file__).parents[2]
@@ -100,10 +100,10 @@ def test_a_killed_score_is_repeated_from_its_settings(tmp_path: Path, tiny_model
 
 def test_a_score_that_is_refused_in_its_work_leaves_no_folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise Mistake("no")
+        raise UserError("no")
 
     monkeypatch.setattr("han.score.worker.run_here", refuse)
-    with pytest.raises(Mistake, match="no"):
+    with pytest.raises(UserError, match="no"):
         score.main(score.Score(input="reviews.csv", out="out", model=str(tiny_model)))
     assert not (tmp_path / "out").exists()
 
@@ -113,8 +113,8 @@ def test_a_user_error_in_the_work_leaves_the_folder_as_it_was(tmp_path: Path, ex
     if exists:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "metrics.json").touch()
-    with pytest.raises(Mistake), cli.repeatable(evaluate.Evaluate(out="out"), tmp_path / "out"):
-        raise Mistake("no label")
+    with pytest.raises(UserError), cli.repeatable(evaluate.Evaluate(out="out"), tmp_path / "out"):
+        raise UserError("no label")
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["metrics.json"] * exists
 
 
@@ -134,7 +134,7 @@ def test_a_folder_with_settings_alone_is_new_for_every_job(tmp_path: Path) -> No
         lambda out: staging.is_finished(out, {}),
     )
     for check in checks:
-        with pytest.raises(Mistake, match="something else"):
+        with pytest.raises(UserError, match="something else"):
             check(out)
 
 

@@ -19,7 +19,7 @@ from han.model.ragged import collate
 from han.text.encode import Encoder
 from han.text.tokenise import learn_punkt
 from han.text.vocabulary import Vocab
-from han.types import Attention, Encoded, Mistake
+from han.types import Attention, Encoded, UserError
 
 WORDS = ("<unk>", "good", "bad", "café", ".")
 LABELS = ("negative", "positive")
@@ -158,7 +158,7 @@ def test_nothing_is_pickled(saved: Path) -> None:
 
 def test_an_existing_folder_is_refused_and_not_changed(saved: Path) -> None:
     before = {path: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(Mistake, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         artifact.save(saved, **parts())
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
 
@@ -172,7 +172,7 @@ def test_a_failed_save_leaves_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", "punkt.json", "model.safetensors", "metrics.json", "SHA256SUMS"])
 def test_a_flipped_bit_is_named_in_one_line(saved: Path, name: str) -> None:
     flip(saved / name)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         artifact.load(saved)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value) or name == "SHA256SUMS"
@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_named_in_one_line(saved: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", "punkt.json", "model.safetensors", "SHA256SUMS"])
 def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(Mistake, match=name):
+    with pytest.raises(UserError, match=name):
         artifact.load(saved)
 
 
@@ -193,14 +193,14 @@ def test_the_card_may_be_edited_or_removed(saved: Path) -> None:
 def test_a_vocabulary_of_another_model_is_refused_even_with_valid_checksums(saved: Path) -> None:
     Vocab([*WORDS[:-1], "other"]).write(saved / "vocab.txt")
     sum_again(saved)
-    with pytest.raises(Mistake, match="two models"):
+    with pytest.raises(UserError, match="two models"):
         artifact.load(saved)
 
 
 def test_a_vocabulary_of_the_wrong_size_is_refused_with_both_sizes(saved: Path, tmp_path: Path) -> None:
     larger = Encoder(TextConfig(), None, Vocab([*WORDS, "more"]))
     artifact.save(tmp_path / "larger", **parts(encoder=larger))
-    with pytest.raises(Mistake, match=r"6 words, but model\.safetensors has 5"):
+    with pytest.raises(UserError, match=r"6 words, but model\.safetensors has 5"):
         artifact.load(tmp_path / "larger")
 
 
@@ -208,14 +208,14 @@ def test_weights_of_the_wrong_shape_are_named(saved: Path) -> None:
     config = (saved / "config.json").read_text().replace('"sentence_hidden": 2', '"sentence_hidden": 3')
     (saved / "config.json").write_text(config)
     sum_again(saved)
-    with pytest.raises(Mistake, match=r"read_out\.weight|sentences\."):
+    with pytest.raises(UserError, match=r"read_out\.weight|sentences\."):
         artifact.load(saved)
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
     (saved / "config.json").write_text((saved / "config.json").read_text().replace('"format": 1', '"format": 3'))
     sum_again(saved)
-    with pytest.raises(Mistake, match="upgrade"):
+    with pytest.raises(UserError, match="upgrade"):
         artifact.load(saved)
 
 
@@ -227,9 +227,9 @@ def test_a_model_is_found_by_its_own_folder_and_by_its_run(saved: Path, tmp_path
 
 
 def test_a_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="holds no model"):
+    with pytest.raises(UserError, match="holds no model"):
         artifact.find(str(tmp_path))
-    with pytest.raises(Mistake, match="no model at"):
+    with pytest.raises(UserError, match="no model at"):
         artifact.find(str(tmp_path / "nowhere"))
 
 
@@ -290,5 +290,5 @@ def test_a_table_whose_hashes_do_not_ascend_is_refused(tmp_path: Path) -> None:
     arrays = load_arrays(tmp_path / "model" / "ngrams.safetensors")
     save_arrays({**arrays, "hashes": arrays["hashes"][::-1].copy()}, tmp_path / "model" / "ngrams.safetensors")
     sum_again(tmp_path / "model")
-    with pytest.raises(Mistake, match="are not in ascending order"):
+    with pytest.raises(UserError, match="are not in ascending order"):
         artifact.load(tmp_path / "model")

@@ -19,7 +19,7 @@ from han.model import artifact
 from han.model.network import HAN
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
-from han.types import Mistake
+from han.types import UserError
 from jobs import promote
 
 Craft = Callable[[Path], None]
@@ -151,11 +151,11 @@ def test_a_crafted_artifact_is_refused_with_one_line(name: str, tmp_path: Path) 
     folder = save(tmp_path / "model")
     CRAFTED[name](folder)
     sum_again(folder)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         artifact.load(folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700 + len(str(tmp_path))
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         registry.promote(folder, tmp_path / "models")
 
 
@@ -184,7 +184,7 @@ def test_a_crafted_pointer_is_refused_with_one_line(name: str, tmp_path: Path) -
     registry.promote(folder, models)
     POINTERS[name](models)
     for read in (lambda: registry.promote(folder, models), lambda: registry.roll_back(models), lambda: registry.versions(models)):
-        with pytest.raises(Mistake, match=r"best\.json") as caught:
+        with pytest.raises(UserError, match=r"best\.json") as caught:
             read()
         assert "\n" not in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_a_checksum_list_of_50_mb_is_refused_before_it_is_read(tmp_path: Path) -
     folder = save(tmp_path / "model")
     large("SHA256SUMS", 50 << 20)(folder)
     started = time.monotonic()
-    with pytest.raises(Mistake, match="SHA256SUMS has 52,428,800 bytes"):
+    with pytest.raises(UserError, match="SHA256SUMS has 52,428,800 bytes"):
         artifact.load(folder)
     assert time.monotonic() - started < 5
 
@@ -205,18 +205,18 @@ def test_a_checksum_list_of_50_mb_is_refused_before_it_is_read(tmp_path: Path) -
 def test_a_network_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     broken = network()
     broken.read_out.bias.data[0] = float("nan")
-    with pytest.raises(Mistake, match=r"read_out\.bias are not finite"):
+    with pytest.raises(UserError, match=r"read_out\.bias are not finite"):
         save(tmp_path / "model", network=broken)
     overflowing = network()
     overflowing.words.context.data.fill_(3e38)
     overflowing.words.attention.bias.data.fill_(9.0)
-    with pytest.raises(Mistake, match="golden text"):
+    with pytest.raises(UserError, match="golden text"):
         save(tmp_path / "model", network=overflowing)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("labels", [("no", "no"), ("", "yes"), ("no",)])
 def test_labels_that_are_equal_or_empty_are_never_saved(labels: tuple[str, ...], tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"label|at least 2"):
+    with pytest.raises(UserError, match=r"label|at least 2"):
         save(tmp_path / "model", labels=labels)
     assert list(tmp_path.iterdir()) == []

@@ -192,7 +192,7 @@ def test_bad_input_is_an_error_of_one_line_and_leaves_no_files(call: Call, tiny_
 def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     from hashlib import sha256
 
-    from han.types import Mistake
+    from han.types import UserError
 
     weights = safetensors.numpy.load_file(tiny_model / "model.safetensors")
     weights["embedding.weight"] = weights["embedding.weight"][:-1]
@@ -200,7 +200,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: P
     sums = (folder / "SHA256SUMS").read_text().splitlines()
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "SHA256SUMS").write_text("".join(f"{digest if 'safetensors' in line else line[:64]}{line[64:]}\n" for line in sums))
-    with pytest.raises(Mistake, match="from two models"):
+    with pytest.raises(UserError, match="from two models"):
         artifact.load(folder)
 
 

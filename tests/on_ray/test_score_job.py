@@ -19,7 +19,7 @@ from han.evaluate.evaluation import evaluate
 from han.model import artifact, metrics
 from han.score.batch_job import Scores, plan, score
 from han.score.scorer import Scorer, as_json
-from han.types import Mistake, Score, TooManyBad
+from han.types import Score, TooManyBad, UserError
 from jobs.progress import Rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray"), pytest.mark.timeout(600)]
@@ -109,7 +109,7 @@ def test_repeating_a_finished_job_does_nothing(dump: Path, scored: tuple[Path, S
 
 def test_other_settings_on_the_same_folder_are_refused(dump: Path, scored: tuple[Path, Scores], tiny_model: Path) -> None:
     before = files(scored[0])
-    with pytest.raises(Mistake, match=r"settings\.attention: words -> none"):
+    with pytest.raises(UserError, match=r"settings\.attention: words -> none"):
         run(dump, scored[0], tiny_model, attention="none")
     assert files(scored[0]) == before
 
@@ -137,7 +137,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_a_truncated_file_is_a_mistake_and_nothing_is_published(broken: Path, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"dump\.jsonl\.gz") as caught:
+    with pytest.raises(UserError, match=r"dump\.jsonl\.gz") as caught:
         run(broken, tmp_path / "out", tiny_model)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from han.model import artifact
 from han.train.encoded import EncodedFolder
 from han.train.prepare import prepare
 from han.train.trainer import fit
-from han.types import Mistake
+from han.types import UserError
 
 if TYPE_CHECKING:
     from conftest import Cluster
@@ -67,7 +67,7 @@ def test_other_settings_do_not_share_stages(folder: EncodedFolder, tmp_path: Pat
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "stages.json").write_text(json.dumps({"encoding": "other", "seed": 1}))
     recipe = SemiSupervisedConfig(teachers=2, stages=str(tmp_path / "stages"))
-    with pytest.raises(Mistake, match="holds stages of other data or settings"):
+    with pytest.raises(UserError, match="holds stages of other data or settings"):
         fit(folder.path, tmp_path / "run", MODEL, TRAIN, recipe=recipe)
 
 
@@ -75,7 +75,7 @@ def test_soft_labels_of_other_reviews_are_refused(folder: EncodedFolder, tmp_pat
     probabilities = [dict.fromkeys(folder.labels, 1 / len(folder.labels))]
     pq.write_table(pa.table({"review_id": ["another"], "probabilities": probabilities}), tmp_path / "soft.parquet")
     train = TrainConfig(soft_labels=str(tmp_path / "soft.parquet"))
-    with pytest.raises(Mistake, match="0 of the 400 unlabelled reviews"):
+    with pytest.raises(UserError, match="0 of the 400 unlabelled reviews"):
         fit(folder.path, tmp_path / "run", MODEL, train)
 
 

@@ -28,7 +28,7 @@ import yaml
 from han.data import samples
 from han.model import artifact
 from han.score.scorer import Scorer, as_json
-from han.types import Mistake, Score
+from han.types import Score, UserError
 from serve.backend import estimate_tokens
 from serve.coordinator import REPORT_S
 from tests.helpers.fatal import FATAL, INVALID
@@ -181,7 +181,7 @@ def test_a_batch_job_gets_the_scores_of_the_scorer_through_the_handle(
     np.testing.assert_allclose(found.word_attention, wanted.word_attention, atol=1e-6)
     assert found.refused == wanted.refused
     assert handle.about.remote().result(timeout_s=60).model == scorer.fingerprint
-    with pytest.raises(Mistake, match="the job began with other"):
+    with pytest.raises(UserError, match="the job began with other"):
         handle.score_flat.remote(texts, model="other").result(timeout_s=60)
 
 

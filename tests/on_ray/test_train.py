@@ -24,7 +24,7 @@ from han.score.scorer import Scorer
 from han.train.encoded import EncodedFolder, read_encoded, windows
 from han.train.prepare import digest_of, prepare
 from han.train.trainer import Run, fit, read_run
-from han.types import Mistake
+from han.types import UserError
 
 if TYPE_CHECKING:
     from conftest import Cluster, Submitted
@@ -64,7 +64,7 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(planted: Pa
     again = prepare(str(planted), folder.path, small, dev_ids=None, report=lambda *step: None)
     assert again.fingerprint == folder.fingerprint
     other = PrepareConfig(vocab=VocabConfig(min_count=9), vectors=small.vectors, punkt_sample=0)
-    with pytest.raises(Mistake, match=r"config\.vocab\.min_count: 1 -> 9"):
+    with pytest.raises(UserError, match=r"config\.vocab\.min_count: 1 -> 9"):
         prepare(str(planted), folder.path, other, dev_ids=None, report=lambda *step: None)
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
@@ -77,7 +77,7 @@ def test_a_folder_whose_input_has_swapped_labels_since_is_refused(on_ray: Cluste
         arguments = str(tmp_path / "reviews.csv"), tmp_path / "data", small
         if first == "good":
             prepare(*arguments, dev_ids=None, report=lambda *step: None)
-    with pytest.raises(Mistake, match="was prepared with other settings"):
+    with pytest.raises(UserError, match="was prepared with other settings"):
         prepare(*arguments, dev_ids=None, report=lambda *step: None)
 
 
@@ -177,12 +177,12 @@ def test_a_data_fingerprint_depends_on_the_reviews_and_not_on_order_or_files(fol
 def test_a_finished_run_is_returned_and_other_settings_are_refused(folder: EncodedFolder, two_workers: Run) -> None:
     out = two_workers.artifact.parent
     assert fit(folder.path, out, MODEL, TrainConfig(**{**vars_of(TRAIN), "num_workers": 2})).best == two_workers.best
-    with pytest.raises(Mistake, match=r"train\.num_workers: 2 -> 1"):
+    with pytest.raises(UserError, match=r"train\.num_workers: 2 -> 1"):
         fit(folder.path, out, MODEL, TRAIN)
 
 
 def test_a_cluster_that_is_too_small_is_reported_before_anything_waits(folder: EncodedFolder, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="64 workers need 64 CPUs, the cluster has 4"):
+    with pytest.raises(UserError, match="64 workers need 64 CPUs, the cluster has 4"):
         fit(folder.path, tmp_path / "run", MODEL, TrainConfig(num_workers=64))
 
 
@@ -192,13 +192,13 @@ def test_an_encoded_folder_whose_vocabulary_was_changed_is_refused(folder: Encod
     for name in ("encoding.json", "vectors.safetensors"):
         (changed / name).symlink_to(folder.path / name)
     (changed / "vocab.txt").write_text("\n".join([*folder.encoder.vocab.words, "new"]) + "\n")
-    with pytest.raises(Mistake, match="a file was changed"):
+    with pytest.raises(UserError, match="a file was changed"):
         read_encoded(changed)
 
 
 def test_a_diverging_training_stops_with_one_line_and_leaves_no_model(folder: EncodedFolder, tmp_path: Path) -> None:
     steep = TrainConfig(epochs=2, learning_rate=1e30, batch_tokens=8_192)
-    with pytest.raises(Mistake, match=r"not finite at epoch 1, step \d+, learning rate .*lower --train\.learning-rate") as caught:
+    with pytest.raises(UserError, match=r"not finite at epoch 1, step \d+, learning rate .*lower --train\.learning-rate") as caught:
         fit(folder.path, tmp_path / "run", MODEL, steep)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "artifact").exists()

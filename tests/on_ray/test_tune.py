@@ -15,7 +15,7 @@ from han.config import ModelConfig, TrainConfig
 from han.model import artifact
 from han.train.trainer import read_run
 from han.tune import search, search_space, sweep
-from han.types import Mistake
+from han.types import UserError
 from jobs import train
 from tests.helpers.swept import EPOCHS, TRIALS, Swept, finished_trials
 
@@ -77,13 +77,13 @@ def test_checkpoints_and_files_of_ray_tune_are_removed(swept: Swept) -> None:
 
 
 def test_other_settings_on_the_same_folder_are_refused(swept: Swept, folder: EncodedFolder) -> None:
-    with pytest.raises(Mistake, match="sweep with other settings"):
+    with pytest.raises(UserError, match="sweep with other settings"):
         search.sweep(_job(folder, swept.out, config=sweep.SweepConfig(trials=TRIALS + 1)), watch=lambda study: None)
 
 
 def test_a_trial_that_does_not_fit_the_cluster_is_an_error_with_its_numbers(folder: EncodedFolder, tmp_path: Path) -> None:
     with pytest.raises(
-        Mistake, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
+        UserError, match=r"one trial needs 6 CPUs \(1 for its driver, 2 x 2 for its workers, 1 to read data\), the cluster has 4"
     ):
         search.sweep(_job(folder, tmp_path / "sweep", train=TrainConfig(num_workers=2, cpus_per_worker=2)), watch=lambda study: None)
 

@@ -15,7 +15,7 @@ from han.score.verify import verify
 from han.train.encoded import read_encoded
 from han.tune import sweep
 from han.tune.report import report
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 from jobs.train import Train
 
@@ -64,7 +64,7 @@ def test_settings_with_removed_fields_that_were_off_still_load_and_are_the_same_
     for config, removed in ((TrainConfig(), REMOVED["train"]), (SemiSupervisedConfig(), REMOVED["semi_supervised"])):
         assert from_json(type(config), as_json(config) | removed) == config
         assert differences({"a": as_json(config)}, {"a": as_json(config) | removed}) == []
-    with pytest.raises(Mistake, match="has no setting adversarial"):
+    with pytest.raises(UserError, match="has no setting adversarial"):
         from_json(TrainConfig, {"adversarial": 0.02})
     assert differences(as_json(TrainConfig()), as_json(TrainConfig()) | {"adversarial": 0.02}) == ["adversarial: 0.02 -> None"]
 
@@ -75,5 +75,5 @@ def test_a_settings_file_with_removed_fields_that_were_off_still_loads(tmp_path:
     )
     assert cli._read_settings(Train, str(tmp_path / "settings.toml")) == Train(data="d", out="o", train=TrainConfig(seed=3))
     (tmp_path / "settings.toml").write_text('data = "d"\n[train]\nadversarial = 0.02\n')
-    with pytest.raises(Mistake, match="adversarial, which does not exist"):
+    with pytest.raises(UserError, match="adversarial, which does not exist"):
         cli._read_settings(Train, str(tmp_path / "settings.toml"))

@@ -27,7 +27,7 @@ from han.score import scorer as scoring
 from han.score.batch_job import Plan, Scores
 from han.score.scorer import Scored, Scorer
 from han.storage import Folder
-from han.types import Mistake, Score
+from han.types import Score, UserError
 from tests.helpers.commit import commit, digest, killed, plan, precomputed
 
 TEXTS = ["Good film. I loved it!", "", "Bad.", "Not good, not bad."]
@@ -140,7 +140,7 @@ def test_only_the_requested_columns_are_carried(dump: str, tiny_model: Path, sco
 
 
 def test_a_missing_column_to_carry_is_a_mistake(dump: str, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="no column stars to carry"):
+    with pytest.raises(UserError, match="no column stars to carry"):
         plan(dump, str(tmp_path / "out"), tiny_model, carry=("stars",))
 
 
@@ -212,7 +212,7 @@ def test_a_different_job_on_the_same_folder_is_refused_and_changes_nothing(
     if is_published:
         commit(job, answer)
     before = names(Path(job.out))
-    with pytest.raises(Mistake, match="belongs to another job"), publish.claimed(job.out, {**job.job, **change}, failpoint=None):
+    with pytest.raises(UserError, match="belongs to another job"), publish.claimed(job.out, {**job.job, **change}, failpoint=None):
         pass
     assert names(Path(job.out)) == before
 
@@ -220,14 +220,14 @@ def test_a_different_job_on_the_same_folder_is_refused_and_changes_nothing(
 def test_a_folder_with_other_content_is_refused_and_not_changed(job: Plan, scorer: Scorer) -> None:
     Path(job.out).mkdir()
     (Path(job.out) / "precious.txt").write_text("mine")
-    with pytest.raises(Mistake, match="holds something else"):
+    with pytest.raises(UserError, match="holds something else"):
         commit(job, scorer.score_flat)
     assert names(Path(job.out)) == {"precious.txt"}
 
 
 def test_the_second_of_two_jobs_on_a_folder_is_refused_with_the_holder(job: Plan) -> None:
     message = f'written by another process.*"pid": {os.getpid()}'
-    with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(Mistake, match=message):
+    with publish.claimed(job.out, job.job, failpoint=None), pytest.raises(UserError, match=message):
         publish.claimed(job.out, job.job, failpoint=None).__enter__()
 
 
@@ -249,7 +249,7 @@ def test_a_job_that_waited_for_the_lock_finds_the_work_complete(job: Plan, answe
     worker.start()
     assert gate.wait(30)
     while worker.is_alive():
-        with contextlib.suppress(Mistake):
+        with contextlib.suppress(UserError):
             assert commit(job, answer) is None
     assert worker.exitcode == 0
     assert commit(job, answer) is None
@@ -259,7 +259,7 @@ def test_a_job_that_waited_for_the_lock_finds_the_work_complete(job: Plan, answe
 def begin_and_abandon(job: Plan, times: int) -> None:
     """Claim and abandon the folder repeatedly."""
     while times:
-        with contextlib.suppress(Mistake), publish.claimed(job.out, job.job, failpoint=None) as claim:
+        with contextlib.suppress(UserError), publish.claimed(job.out, job.job, failpoint=None) as claim:
             assert claim is not None
             assert (Path(job.out) / ".staging" / "parts").is_dir()
             publish.abandon(claim)
@@ -313,7 +313,7 @@ def test_an_invalid_job_file_is_a_mistake_of_one_line(job: Plan, scorer: Scorer,
     staging = Path(job.out) / ".staging"
     staging.mkdir(parents=True)
     (staging / "job.json").write_text(content)
-    with pytest.raises(Mistake, match=r"job\.json is not a file that han score wrote, or it is damaged") as caught:
+    with pytest.raises(UserError, match=r"job\.json is not a file that han score wrote, or it is damaged") as caught:
         commit(job, scorer.score_flat)
     assert "\n" not in str(caught.value)
 
@@ -361,7 +361,7 @@ def test_an_invalid_record_of_a_shard_is_a_mistake_of_one_line(
     job = a_copy(recorded, tmp_path)
     record = next((Path(job.out) / ".staging" / "records").iterdir())
     change(record, name, value)
-    with pytest.raises(Mistake, match=f"{record.name} is not a file that jobs.score wrote, or it is damaged") as caught:
+    with pytest.raises(UserError, match=f"{record.name} is not a file that jobs.score wrote, or it is damaged") as caught:
         commit(job, answer)
     assert "\n" not in str(caught.value)
 
@@ -371,7 +371,7 @@ def test_a_record_that_is_a_folder_is_a_mistake(recorded: Plan, answer: Callable
     record = next((Path(job.out) / ".staging" / "records").iterdir())
     record.unlink()
     record.mkdir()
-    with pytest.raises(Mistake, match=f"{record.name} is not a file that jobs.score wrote"):
+    with pytest.raises(UserError, match=f"{record.name} is not a file that jobs.score wrote"):
         commit(job, answer)
 
 
@@ -388,7 +388,7 @@ def finished(dump: str, tiny_model: Path, scorer: Scorer, tmp_path_factory: pyte
 def test_an_invalid_manifest_is_a_mistake_of_one_line(finished: Plan, scorer: Scorer, tmp_path: Path, name: str, value: object) -> None:
     job = a_copy(finished, tmp_path)
     change(Path(job.out) / "_manifest.json", name, value)
-    with pytest.raises(Mistake, match=r"_manifest\.json is not a file that jobs\.score wrote, or it is damaged"):
+    with pytest.raises(UserError, match=r"_manifest\.json is not a file that jobs\.score wrote, or it is damaged"):
         commit(job, scorer.score_flat)
 
 
@@ -397,7 +397,7 @@ def test_a_file_at_the_name_of_a_folder_is_a_mistake(job: Plan, scorer: Scorer, 
     path = Path(job.out) / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(Mistake, match=f"{name} is a file, where jobs.score has a folder"):
+    with pytest.raises(UserError, match=f"{name} is a file, where jobs.score has a folder"):
         commit(job, scorer.score_flat)
     assert path.read_text() == "mine"
 
@@ -405,7 +405,7 @@ def test_a_file_at_the_name_of_a_folder_is_a_mistake(job: Plan, scorer: Scorer, 
 @pytest.mark.parametrize("name", ["_manifest.json", "_SUCCESS", ".staging/lock", ".staging/job.json"])
 def test_a_folder_at_the_name_of_a_file_is_a_mistake(job: Plan, scorer: Scorer, name: str) -> None:
     (Path(job.out) / name).mkdir(parents=True)
-    with pytest.raises(Mistake, match=f"{name} is a folder, where jobs.score has a file"):
+    with pytest.raises(UserError, match=f"{name} is a folder, where jobs.score has a file"):
         commit(job, scorer.score_flat)
 
 
@@ -423,14 +423,14 @@ def test_a_symbolic_link_in_the_layout_is_refused_and_its_target_unchanged(
         (target / "precious").write_text("mine")
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
-    with pytest.raises(Mistake, match=f"{name} is a symbolic link"):
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
         commit(job, scorer.score_flat)
     assert os.listdir(target) == ["precious"] if target.exists() else is_dangling
 
 
 def test_a_dangling_link_as_the_output_folder_is_a_mistake(job: Plan, scorer: Scorer, tmp_path: Path) -> None:
     Path(job.out).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(Mistake, match=r"out is a symbolic link to .*nowhere, which does not exist"):
+    with pytest.raises(UserError, match=r"out is a symbolic link to .*nowhere, which does not exist"):
         commit(job, scorer.score_flat)
 
 
@@ -457,7 +457,7 @@ def test_a_symbolic_link_in_the_hidden_sibling_of_a_resumed_job_is_refused(
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".out.publishing").mkdir()
     (tmp_path / ".out.publishing" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Mistake, match=rf"\.out\.publishing/{name} is a symbolic link"):
+    with pytest.raises(UserError, match=rf"\.out\.publishing/{name} is a symbolic link"):
         commit(job, answer)
     assert os.listdir(tmp_path / "elsewhere") == []
     assert not (Path(job.out) / "_SUCCESS").exists()
@@ -472,7 +472,7 @@ def test_a_part_that_is_a_symbolic_link_is_not_published(
     part = sorted(path for path in folder.iterdir() if "jsonl" not in path.name)[0]
     part.rename(tmp_path / "elsewhere")
     part.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Mistake, match=f"{part.name} is a symbolic link, not the part that jobs.score wrote"):
+    with pytest.raises(UserError, match=f"{part.name} is a symbolic link, not the part that jobs.score wrote"):
         commit(job, answer)
     assert not (Path(job.out) / "scores").exists()
 
@@ -505,7 +505,7 @@ def test_a_probability_outside_0_to_1_is_never_published(job: Plan, scorer: Scor
         scored.probabilities[0, 0] = value
         return scored
 
-    with pytest.raises(Mistake, match=f"model {scorer.fingerprint} gives probabilities that are not numbers from 0 to 1"):
+    with pytest.raises(UserError, match=f"model {scorer.fingerprint} gives probabilities that are not numbers from 0 to 1"):
         commit(job, broken)
     assert not [name for name in names(Path(job.out)) if name.endswith(".parquet")]
 
@@ -525,7 +525,7 @@ def test_a_folder_of_texts_that_changed_since_the_run_is_refused(
     else:
         commit(job, scorer.score_flat)
     (source / ("1.txt" if change == "edited" else "0.txt")).write_text("Bad film.")
-    with pytest.raises(Mistake, match="belongs to another job"):
+    with pytest.raises(UserError, match="belongs to another job"):
         commit(plan(str(source), str(tmp_path / "out"), tiny_model), scorer.score_flat)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from han.score.retries import OTHER_DEATHS, Attempts, BatchState, RecordState, batch_state, record_state
 from han.storage import Folder
-from han.types import Mistake
+from han.types import UserError
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_record_that_raised_is_remembered_after_its_worker_died(staging: Folde
 def test_deaths_without_a_suspect_record_end_the_run_but_not_the_next_one(staging: Folder) -> None:
     for _ in range(OTHER_DEATHS):
         Attempts(staging, "part", run="1").reading(0)
-    with pytest.raises(Mistake, match="no record is to blame"):
+    with pytest.raises(UserError, match="no record is to blame"):
         Attempts(staging, "part", run="1")
     assert Attempts(staging, "part", run="2").deaths(0, 0) == 0
 

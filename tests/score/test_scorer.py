@@ -18,7 +18,7 @@ from han.data import samples
 from han.model import artifact
 from han.score import scorer as scoring
 from han.score.scorer import Scorer
-from han.types import AttentionDetail, EffectDetail, Mistake, Refusal, Score
+from han.types import AttentionDetail, EffectDetail, Refusal, Score, UserError
 
 TEXTS = [
     "I loved it. The film was good!<br /><br />Not dull, not bad.",
@@ -216,7 +216,7 @@ def test_pandas_and_duckdb_read_the_nested_columns(scorer: Scorer, tmp_path: Pat
 def test_a_score_that_is_not_finite_is_refused_with_the_fingerprint_of_the_model(tiny_model: Path) -> None:
     model = artifact.load(tiny_model)
     model.network.read_out.weight.data[0, 0] = float("nan")
-    with pytest.raises(Mistake, match=rf"model {model.fingerprint} gave logits that are not finite for 1 of 1 reviews"):
+    with pytest.raises(UserError, match=rf"model {model.fingerprint} gave logits that are not finite for 1 of 1 reviews"):
         Scorer(model).score(TEXTS[:1])
 
 

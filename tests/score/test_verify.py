@@ -25,7 +25,7 @@ from han.score import verify as verifying
 from han.score.publish import Part, PartPlan
 from han.score.scorer import Scorer
 from han.score.verify import PROBLEMS, Verdict, verify
-from han.types import Mistake
+from han.types import UserError
 from jobs import cli
 from jobs.verify import Verify, main
 
@@ -452,19 +452,19 @@ def test_hashes_are_equal_exactly_for_equal_strings(values: list[str]) -> None:
 
 
 def test_a_missing_folder_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="nowhere is no folder: give the --out of "):
+    with pytest.raises(UserError, match="nowhere is no folder: give the --out of "):
         check(tmp_path / "nowhere")
 
 
 def test_an_unfinished_folder_is_a_mistake(out: Path) -> None:
     (out / "_SUCCESS").unlink()
-    with pytest.raises(Mistake, match=r"has no _SUCCESS, so han score has not finished there: run the same han score again first"):
+    with pytest.raises(UserError, match=r"has no _SUCCESS, so han score has not finished there: run the same han score again first"):
         check(out)
 
 
 def test_a_manifest_of_another_format_is_a_mistake(out: Path) -> None:
     edit(out, lambda manifest: manifest.update(format=2))
-    with pytest.raises(Mistake, match="format 2, not 1"):
+    with pytest.raises(UserError, match="format 2, not 1"):
         check(out)
 
 

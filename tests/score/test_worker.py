@@ -26,7 +26,7 @@ from han.score.batch_job import Plan
 from han.score.scorer import Scored, Scorer, load
 from han.score.verify import verify
 from han.score.worker import BatchScorer, Task
-from han.types import EffectDetail, Mistake, Score
+from han.types import EffectDetail, Score, UserError
 
 POISON = "This text kills its worker."
 TEXTS = [f"Review {number} was good. The end was {'bad' if number % 2 else 'fine'}." for number in range(60)]
@@ -118,10 +118,10 @@ def test_flags_are_not_counted_beside_parts_of_a_version_that_did_not_count_them
 
 def test_a_mistake_of_a_worker_ends_the_job_and_nothing_is_published(tmp_path: Path, scorer: Scorer) -> None:
     def refuse(text: str) -> None:
-        raise Mistake("the weights are damaged")
+        raise UserError("the weights are damaged")
 
     plan = planned(tmp_path, TEXTS)
-    with pytest.raises(Mistake, match="the weights are damaged"):
+    with pytest.raises(UserError, match="the weights are damaged"):
         run(plan, lambda _: Sabotaged(scorer, refuse))
     assert not (tmp_path / "out").exists()
 
@@ -156,13 +156,13 @@ def test_a_limit_that_leaves_shards_of_an_unchanged_folder_out_is_no_change(limi
 def test_a_change_of_a_folder_beyond_the_limit_is_named(limited: tuple[Plan, Path], scorer: Scorer) -> None:
     plan, last = limited
     last.write_text("It was bad, after all.")
-    with pytest.raises(Mistake, match=f"{last.name} changed or was removed"):
+    with pytest.raises(UserError, match=f"{last.name} changed or was removed"):
         run(plan, lambda _: scorer)
 
 
 def test_workers_that_die_at_start_end_the_job(tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("han.score.worker.Worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(Mistake, match="died 3 times before it began"):
+    with pytest.raises(UserError, match="died 3 times before it began"):
         run(planned(tmp_path, TEXTS), lambda _: scorer)
 
 

@@ -23,7 +23,7 @@ from ray.serve.exceptions import BackPressureError
 
 from han.model import artifact
 from han.score.scorer import Scored, Scorer, as_json, concatenate
-from han.types import Mistake, Refusal, Score
+from han.types import Refusal, Score, UserError
 from jobs import serve as serve_job
 from serve import batch_client, replica
 from serve import coordinator as coordinator_module
@@ -714,7 +714,7 @@ def test_a_file_without_valid_keys_is_a_mistake(tmp_path: Path, content: str | N
     path = tmp_path / "keys"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(Mistake, match="api_keys_file"):
+    with pytest.raises(UserError, match="api_keys_file"):
         Keys(path)
 
 
@@ -733,7 +733,7 @@ def test_no_key_is_needed_on_loopback(host: str | None) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "", "example.org"])  # noqa: S104 - to be refused
 def test_a_key_or_insecure_is_needed_outside_loopback(host: str) -> None:
-    with pytest.raises(Mistake, match="api_keys_file"):
+    with pytest.raises(UserError, match="api_keys_file"):
         check_exposure(host, Options())
     check_exposure(host, Options(api_keys_file="keys"))
     check_exposure(host, Options(insecure=True))
@@ -774,7 +774,7 @@ def test_serve_sees_the_type_of_the_options() -> None:
 
 
 def test_a_missing_model_is_a_mistake() -> None:
-    with pytest.raises(Mistake, match="no model at"):
+    with pytest.raises(UserError, match="no model at"):
         build(Options(model="nowhere"))
 
 

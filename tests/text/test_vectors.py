@@ -8,7 +8,7 @@ import pytest
 
 from han.config import VectorsConfig
 from han.text import vectors
-from han.types import Float32s, Mistake
+from han.types import Float32s, UserError
 
 WORDS = ("<unk>", "good", "fine", "bad", "awful", "nowhere")
 PLEASANT, UNPLEASANT = ("sun", "warm", "smile", "song"), ("rain", "cold", "frown", "noise")
@@ -128,7 +128,7 @@ def test_reading_does_not_change_the_https_context_the_terminal_or_the_folder(
 )
 def test_a_file_without_vectors_is_a_mistake_of_one_line(tmp_path: Path, text: str, message: str) -> None:
     context = ssl._create_default_https_context
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         vectors.load_file(write(tmp_path, text), WORDS, seed=2)
     assert "\n" not in str(caught.value)
     assert ssl._create_default_https_context is context
@@ -136,5 +136,5 @@ def test_a_file_without_vectors_is_a_mistake_of_one_line(tmp_path: Path, text: s
 
 def test_a_path_that_is_not_a_file_is_a_mistake(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.vec"):
-        with pytest.raises(Mistake, match="is not a file"):
+        with pytest.raises(UserError, match="is not a file"):
             vectors.load_file(path, WORDS, seed=2)

@@ -5,7 +5,7 @@ import pytest
 
 from han.config import VocabConfig
 from han.text.vocabulary import Vocab, build
-from han.types import Mistake
+from han.types import UserError
 
 
 def test_words_are_sorted_by_frequency_and_then_by_spelling() -> None:
@@ -29,5 +29,5 @@ def test_a_vocabulary_is_saved_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["good"], ["<unk>", "a", "a"]])
 def test_invalid_vocabularies_are_refused(words: list[str]) -> None:
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         Vocab(words)

@@ -16,7 +16,7 @@ from han.model.network import HAN
 from han.storage import replace_file, write_json
 from han.train import pretrain
 from han.train.learn import LabelledBatch, Learner, NotFinite
-from han.types import Mistake, RaggedBatch
+from han.types import RaggedBatch, UserError
 
 MODEL = ModelConfig(word_hidden=2, word_attention=3, sentence_hidden=2, sentence_attention=3, embedding_dropout=0, dropout=0)
 
@@ -85,7 +85,7 @@ def test_pretraining_stops_at_the_first_loss_that_is_not_finite(scale: float, di
         assert all(torch.isfinite(weight).all() for weight in fit().values())
         assert reported
         return
-    with pytest.raises(Mistake, match="pretraining of the word GRU diverged: the loss is not finite after 0 of 40 reviews") as caught:
+    with pytest.raises(UserError, match="pretraining of the word GRU diverged: the loss is not finite after 0 of 40 reviews") as caught:
         fit()
     assert "\n" not in str(caught.value)
     assert reported == []

@@ -18,7 +18,7 @@ from han.model.network import HAN
 from han.model.ragged import token_batches
 from han.train import learn
 from han.train.learn import LabelledBatch, Learner, RowAdam, batches, read_soft_labels
-from han.types import Mistake, RaggedBatch
+from han.types import RaggedBatch, UserError
 
 NUM_WORDS, CLASSES = 40, 2
 STILL = ModelConfig(word_hidden=4, word_attention=5, sentence_hidden=3, sentence_attention=4, embedding_dropout=0, dropout=0)
@@ -233,7 +233,7 @@ def test_labelled_reviews_keep_their_label_beside_soft_labels(tmp_path: Path) ->
 )
 def test_soft_labels_that_are_not_probabilities_of_the_labels_are_refused(table: pa.Table, message: str, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "soft.parquet")
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         read_soft_labels(tmp_path / "soft.parquet", ("bad", "good"))
 
 

@@ -22,7 +22,7 @@ from han.text.tokenise import Tokeniser
 from han.text.vocabulary import build
 from han.train import encoded, prepare, staging
 from han.train.encoded import ROWS_PER_GROUP, SPLITS
-from han.types import Mistake, Tokens
+from han.types import Tokens, UserError
 
 NUM_REVIEWS = 500
 COLUMNS = ColumnsConfig()
@@ -168,5 +168,5 @@ def test_an_encoded_folder_with_other_vectors_under_the_same_name_is_refused(tmp
     (out / "encoding.json").write_text(json.dumps(staging.job_of(config, None)))
     assert staging.is_finished(out, staging.job_of(config, None))
     file.write_text("good 4 5 6\n")
-    with pytest.raises(Mistake, match="was prepared with other settings \\(vectors: "):
+    with pytest.raises(UserError, match="was prepared with other settings \\(vectors: "):
         staging.is_finished(out, staging.job_of(config, None))

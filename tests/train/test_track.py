@@ -16,7 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from han.config import TrackConfig
 from han.train import track
 from han.train.track import Trackers, claim, figures, link
-from han.types import Mistake
+from han.types import UserError
 
 # mlflow's own models use a loader that SQLAlchemy 2.1 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -198,6 +198,6 @@ def test_a_tracker_that_does_not_answer_does_not_block_the_run(
 
 def test_a_missing_tracker_package_is_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Mistake, match=r"pip install 'han-on-ray\[wandb\]'"):
+    with pytest.raises(UserError, match=r"pip install 'han-on-ray\[wandb\]'"):
         claim(tmp_path, TrackConfig(wandb="reviews"))
     assert list(tmp_path.iterdir()) == []

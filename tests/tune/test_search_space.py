@@ -12,7 +12,7 @@ import pytest
 from han.config import ModelConfig, TrainConfig
 from han.tune import search_space
 from han.tune.search_space import SPACE, Choice, Range
-from han.types import Mistake
+from han.types import UserError
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 
@@ -88,14 +88,14 @@ def test_several_encoded_folders_add_a_choice() -> None:
     ],
 )
 def test_an_invalid_space_is_an_error_of_one_line(vary: str, said: str) -> None:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         search_space.check(search_space.read_space(None, [vary], ["data"]), MODEL, TRAIN)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_nothing_to_vary_is_a_mistake() -> None:
-    with pytest.raises(Mistake, match="nothing is varied"):
+    with pytest.raises(UserError, match="nothing is varied"):
         search_space.read_space(None, [f"{name}=false" for name in SPACE], ["data"])
 
 

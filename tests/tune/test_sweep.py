@@ -15,7 +15,7 @@ from optuna.trial import Trial, TrialState
 from han.config import ModelConfig, SweepConfig, TrainConfig
 from han.tune import search_space, sweep
 from han.tune.search_space import SPACE
-from han.types import Mistake
+from han.types import UserError
 
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 FIRST = search_space.default(SPACE, MODEL, TRAIN)
@@ -189,7 +189,7 @@ def test_a_sweep_whose_trials_all_fail_reports_the_reason(tmp_path: Path) -> Non
     study = opened(tmp_path / "sweep", config)
     for trial, _ in requested(study, config):
         sweep.tell(study, trial, [], folder="", stopped="no memory", workers=1)
-    with pytest.raises(Mistake, match="none of 2 trials finished; reason of the first: no memory"):
+    with pytest.raises(UserError, match="none of 2 trials finished; reason of the first: no memory"):
         sweep.best(study)
 
 
@@ -227,14 +227,14 @@ def _made(folder: Path) -> Path:
 def test_other_settings_and_folders_with_other_content_are_refused(tmp_path: Path) -> None:
     sweep.claim(tmp_path / "sweep", {"trials": 4})
     sweep.claim(tmp_path / "sweep", {"trials": 4})
-    with pytest.raises(Mistake, match="trials: 4 -> 8"):
+    with pytest.raises(UserError, match="trials: 4 -> 8"):
         sweep.claim(tmp_path / "sweep", {"trials": 8})
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(Mistake, match="holds something else"):
+    with pytest.raises(UserError, match="holds something else"):
         sweep.claim(tmp_path, {"trials": 4})
-    with pytest.raises(Mistake, match="is no sweep"):
+    with pytest.raises(UserError, match="is no sweep"):
         sweep.read_study(tmp_path)
-    with pytest.raises(Mistake, match="is no finished sweep"):
+    with pytest.raises(UserError, match="is no finished sweep"):
         sweep.read_best(tmp_path / "sweep")
 
 
@@ -263,5 +263,5 @@ def test_every_trial_has_a_row_in_the_table_and_the_best_has_its_artifact(tmp_pa
 
 @pytest.mark.parametrize("wrong", [{"trials": 0}, {"trials": 4, "grace": 0}, {"trials": 4, "reduction_factor": 0}])
 def test_settings_of_a_sweep_have_bounds(wrong: dict[str, int]) -> None:
-    with pytest.raises(Mistake, match="give at least 1"):
+    with pytest.raises(UserError, match="give at least 1"):
         SweepConfig(**wrong)
