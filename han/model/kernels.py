@@ -32,11 +32,12 @@ WIDTH = {np.dtype(np.float32): _REGISTER_BYTES // 4, np.dtype(np.float64): _REGI
 class _Emitter:
     """Emits LLVM instructions on vectors of one float type."""
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type) -> None:
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type, width: int | None = None) -> None:
+        """width: elements of a vector; None for those of one register."""
         self.builder = builder
         self.element = element
         self.is_double = isinstance(element, ir.DoubleType)
-        self.width = _REGISTER_BYTES // (8 if self.is_double else 4)
+        self.width = width or _REGISTER_BYTES // (8 if self.is_double else 4)
         self.vector = ir.VectorType(element, self.width)
         self.suffix = f"v{self.width}f{64 if self.is_double else 32}"
         self.align = 8 if self.is_double else 4
@@ -78,6 +79,9 @@ class _Emitter:
         align = ir.Constant(ir.IntType(32), self.align)
         self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, align, mask)
 
+    def to_double(self, value: ir.Value) -> ir.Value:
+        return value if self.is_double else self.builder.fpext(value, ir.VectorType(ir.DoubleType(), self.width))
+
     def spread(self, scalar: ir.Value) -> ir.Value:
         return self._spread(scalar, self.vector)
 
@@ -92,14 +96,14 @@ class _Emitter:
 
     def sigmoid(self, value: ir.Value) -> ir.Value:
         """1 / (1 + exp(-x)), within 1e-7 in float32 and 1e-15 in float64."""
-        return self._reciprocal(self.builder.fadd(self.constant(1.0), self._exp_of_negative(value)))
+        return self._reciprocal(self.builder.fadd(self.constant(1.0), self.exp_of_negative(value)))
 
     def tanh(self, value: ir.Value) -> ir.Value:
         """2 sigmoid(2x) - 1, within 2e-7 in float32."""
         doubled = self.builder.fadd(value, value)
         return self.fma(self.sigmoid(doubled), self.constant(2.0), self.constant(-1.0))
 
-    def _exp_of_negative(self, value: ir.Value) -> ir.Value:
+    def exp_of_negative(self, value: ir.Value) -> ir.Value:
         """exp(-x) = 2^k exp(r), |r| <= ln 2 / 2; x is clamped to where float32 or float64 stays finite."""
         limit, degree = (700.0, 13) if self.is_double else (87.0, 6)
         # A NaN passes: minnum and maxnum would hide it.
@@ -112,7 +116,7 @@ class _Emitter:
         rounder = self.constant(1.5 * 2.0**mantissa)
         rounded = self.fma(value, self.constant(-1 / math.log(2)), rounder)
         power = self.builder.fsub(rounded, rounder)
-        # ln 2 in one constant: the error grows with |x|, where a sigmoid is flat.
+        # ln 2 in one constant: the error grows with |x|, where a sigmoid is flat. In float64 it stays below 3e-14.
         rest = self.fma(power, self.constant(-math.log(2)), self.builder.fsub(self.constant(-0.0), value))
         total = self.constant(1 / math.factorial(degree))
         for term in range(degree - 1, -1, -1):
@@ -556,6 +560,54 @@ def _scores_from(typing: Any, states: Any, at: Any, weights: Any, start: Any, st
     return signature, generate
 
 
+@intrinsic
+def _weights(typing: Any, scores: Any, shifts: Any, out: Any) -> Any:
+    """out[row] = exp(scores[row] - shifts[row]) of ROWS rows; shifts and out: float64."""
+    signature = types.void(scores, shifts, out)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        arguments = _Arguments(context, builder, signature, values)
+        scores, shifts, out = arguments.parts
+        doubles = _Emitter(builder, ir.DoubleType())
+        singles = _Emitter(builder, arguments.emit.element, doubles.width)
+        for first in range(0, ROWS, doubles.width):
+            at = ir.Constant(ir.IntType(64), first)
+            negative = builder.fsub(doubles.load(shifts, at), singles.to_double(singles.load(scores, at)))
+            doubles.store(doubles.exp_of_negative(negative), out, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _add_weighed(typing: Any, states: Any, at: Any, weights: Any, out: Any, out_at: Any, hidden: Any) -> Any:
+    """out[row] += weights[row] * state[row] of ROWS states [hidden], in float64.
+
+    states and out: flat; at, out_at: int64 [ROWS], element offsets. A row of `out` has whole vectors of the states' type.
+    """
+    signature = types.void(states, at, weights, out, out_at, hidden)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        arguments = _Arguments(context, builder, signature, values)
+        emit, int64 = arguments.emit, ir.IntType(64)
+        doubles = _Emitter(builder, ir.DoubleType(), emit.width)
+        states, at, weights, out, out_at, hidden = arguments.parts
+        rows, places = arguments.offsets(at), arguments.offsets(out_at)
+        factors = [doubles.spread(builder.load(emit.at(weights, ir.Constant(int64, row)))) for row in range(ROWS)]
+        step = ir.Constant(int64, emit.width)
+        count = builder.sdiv(builder.add(hidden, ir.Constant(int64, emit.width - 1)), step)
+        with cgutils.for_range(builder, count) as loop:
+            first = builder.mul(loop.index, step)
+            mask = emit.mask(first, hidden)
+            for row, place, factor in zip(rows, places, factors, strict=True):
+                state = emit.to_double(emit.load_masked(states, builder.add(row, first), mask))
+                total = builder.add(place, first)
+                doubles.store(doubles.fma(factor, state, doubles.load(out, total)), out, total)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def run_edits(  # type: ignore[no-untyped-def]
     table, states, scored, shifts, running, weights, bias, attention, context, width, firsts, lasts, places, begin, reach, tolerance,
@@ -578,12 +630,16 @@ def run_edits(  # type: ignore[no-untyped-def]
     # The state of each row of the group before and after the step; the two change places after each step.
     buffer = np.zeros(2 * ROWS * hidden, table.dtype)
     scores = np.zeros(ROWS, table.dtype)
-    x, before, after, kept_at, start_at = np.zeros((5, ROWS), np.int64)
+    x, before, after, kept_at, start_at, own_at, other, other_at = np.zeros((8, ROWS), np.int64)
     edits, steps = np.zeros((2, ROWS), np.int64)
     kept = np.zeros(0, table.dtype)
+    # Sums of the edit in each row: its states in both directions, each in whole vectors, and its weights.
+    totals = np.zeros((ROWS, 2, (hidden + width - 1) // width * width))
+    row_shifts, row_weights, total_weights = np.zeros((3, ROWS))
+    flat_states, flat_totals = states.reshape(-1), totals.reshape(-1)
     for way in range(2):
         sign = 1 - 2 * way
-        own, other = way * hidden, (1 - way) * hidden
+        own = way * hidden
         ends = lasts if way == 0 else firsts
         following = first_edit
         num_alive = 0
@@ -591,12 +647,15 @@ def run_edits(  # type: ignore[no-untyped-def]
             edits[row] = -1
             before[row] = 2 * row * hidden
             after[row] = before[row] + hidden
+            own_at[row] = (2 * row + way) * totals.shape[2]
+            other_at[row] = (2 * row + 1 - way) * totals.shape[2]
         while True:
             for row in range(ROWS):
                 while edits[row] < 0 and following < end_edit:
                     place = places[way, following]
                     if place != ends[place] and reach > 0:
                         edits[row], steps[row] = following, 0
+                        totals[row], total_weights[row] = 0, 0
                         _begin(buffer[before[row] : before[row] + hidden], states, begin, following, place, firsts, lasts, way)
                         num_alive += 1
                     elif place != ends[place]:
@@ -607,25 +666,27 @@ def run_edits(  # type: ignore[no-untyped-def]
                     place = places[way, edits[row]] + sign * steps[row]
                     x[row] = place * 6 * hidden + way * 3 * hidden
                     start_at[row] = place * size
+                    other[row] = place * 2 * hidden + (1 - way) * hidden
+                    row_shifts[row] = shifts[place]
             if num_alive == 0:
                 break
             for first in range(0, hidden, width):
                 _cell(table, x, buffer, before, after, weights[way], bias[way], kept, kept_at, first, hidden, stride)  # type: ignore[call-arg]
             _scores_from(buffer, after, attention[way], scored[way], start_at, context, scores, hidden, size)  # type: ignore[call-arg]
+            _weights(scores, row_shifts, row_weights)
+            _add_weighed(buffer, after, row_weights, flat_totals, own_at, hidden)
+            _add_weighed(flat_states, other, row_weights, flat_totals, other_at, hidden)
             for row in range(ROWS):
                 edit = edits[row]
                 if edit >= 0:
                     place = places[way, edit] + sign * steps[row]
-                    weight = math.exp(scores[row] - shifts[place])
-                    _add_element(buffer[after[row] : after[row] + hidden], weight, sums[edit, own : own + hidden])
-                    _add_element(states[place, other : other + hidden], weight, sums[edit, other : other + hidden])
-                    sums[edit, 2 * hidden] += weight
+                    total_weights[row] += row_weights[row]
                     is_last = place == ends[place] or steps[row] == reach
                     if not is_last and steps[row] % _STEPS_BETWEEN_CHECKS == 0:
                         unedited = states[place, own : own + hidden]
                         is_last = _largest_change(buffer[after[row] : after[row] + hidden], unedited) <= tolerance
                     if is_last:
-                        sums[edit] += _rest(running, place, ends[place], way)
+                        _finish(totals[row], total_weights[row], running, place, ends[place], way, sums[edit])
                         edits[row] = -1
                         num_alive -= 1
                 before[row], after[row] = after[row], before[row]
@@ -662,10 +723,16 @@ def _rest(running, place, end, way):  # type: ignore[no-untyped-def]
     return running[end + 1] - running[place + 1] if way == 0 else running[place] - running[end]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _add_element(state, weight, total):  # type: ignore[no-untyped-def]
-    for unit in range(len(total)):
-        total[unit] += weight * state[unit]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _finish(totals, total_weight, running, place, end, way, summed):  # type: ignore[no-untyped-def]
+    """Adds to `summed` [2H + 1] the edited elements up to `place`, and the unedited ones beyond it."""
+    hidden = len(summed) // 2
+    for unit in range(hidden):
+        summed[unit] += totals[0, unit]
+        summed[hidden + unit] += totals[1, unit]
+    summed[2 * hidden] += total_weight
+    if place != end:
+        summed += _rest(running, place, end, way)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
