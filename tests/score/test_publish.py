@@ -361,7 +361,7 @@ def test_an_invalid_record_of_a_shard_is_a_mistake_of_one_line(
     job = a_copy(recorded, tmp_path)
     record = next((Path(job.out) / ".staging" / "records").iterdir())
     change(record, name, value)
-    with pytest.raises(UserError, match=f"{record.name} is not a file that jobs.score wrote, or it is damaged") as caught:
+    with pytest.raises(UserError, match=f"{record.name} is not a file that han score wrote, or it is damaged") as caught:
         commit(job, answer)
     assert "\n" not in str(caught.value)
 
@@ -371,7 +371,7 @@ def test_a_record_that_is_a_folder_is_a_mistake(recorded: Plan, answer: Callable
     record = next((Path(job.out) / ".staging" / "records").iterdir())
     record.unlink()
     record.mkdir()
-    with pytest.raises(UserError, match=f"{record.name} is not a file that jobs.score wrote"):
+    with pytest.raises(UserError, match=f"{record.name} is not a file that han score wrote"):
         commit(job, answer)
 
 
@@ -397,7 +397,7 @@ def test_a_file_at_the_name_of_a_folder_is_a_mistake(job: Plan, scorer: Scorer, 
     path = Path(job.out) / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(UserError, match=f"{name} is a file, where jobs.score has a folder"):
+    with pytest.raises(UserError, match=f"{name} is a file, where han score has a folder"):
         commit(job, scorer.score_flat)
     assert path.read_text() == "mine"
 
@@ -405,7 +405,7 @@ def test_a_file_at_the_name_of_a_folder_is_a_mistake(job: Plan, scorer: Scorer, 
 @pytest.mark.parametrize("name", ["_manifest.json", "_SUCCESS", ".staging/lock", ".staging/job.json"])
 def test_a_folder_at_the_name_of_a_file_is_a_mistake(job: Plan, scorer: Scorer, name: str) -> None:
     (Path(job.out) / name).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{name} is a folder, where jobs.score has a file"):
+    with pytest.raises(UserError, match=f"{name} is a folder, where han score has a file"):
         commit(job, scorer.score_flat)
 
 
@@ -472,7 +472,7 @@ def test_a_part_that_is_a_symbolic_link_is_not_published(
     part = sorted(path for path in folder.iterdir() if "jsonl" not in path.name)[0]
     part.rename(tmp_path / "elsewhere")
     part.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"{part.name} is a symbolic link, not the part that jobs.score wrote"):
+    with pytest.raises(UserError, match=f"{part.name} is a symbolic link, not the part that han score wrote"):
         commit(job, answer)
     assert not (Path(job.out) / "scores").exists()
 
