@@ -73,7 +73,8 @@ def test_a_settings_file_with_removed_fields_that_were_off_still_loads(tmp_path:
     (tmp_path / "settings.toml").write_text(
         'data = "d"\nout = "o"\n[train]\nseed = 3\nadversarial = 0.0\n[semi_supervised]\nteacher_adversarial = 0.0\n'
     )
-    assert cli._read_settings(Train, str(tmp_path / "settings.toml")) == Train(data="d", out="o", train=TrainConfig(seed=3))
+    given = ["--config", str(tmp_path / "settings.toml")]
+    assert cli.parse(Train, given) == Train(data="d", out="o", train=TrainConfig(seed=3))
     (tmp_path / "settings.toml").write_text('data = "d"\n[train]\nadversarial = 0.02\n')
     with pytest.raises(UserError, match="adversarial, which does not exist"):
-        cli._read_settings(Train, str(tmp_path / "settings.toml"))
+        cli.parse(Train, given)
