@@ -312,9 +312,8 @@ class _CompiledRows:
         attention, bias, _ = level.attention
         # tanh(W h + b) splits into the parts of the two directions, and an edit changes one of them.
         self._attention = attention.reshape(2, level.hidden, -1)
-        ways = self.states.view(len(inputs_TE), 2, level.hidden)
-        of_others = [row_product(ways[:, 1 - way], torch.from_numpy(self._attention[1 - way]).T, torch.from_numpy(bias)) for way in (0, 1)]
-        self._scored = torch.stack(of_others).numpy().reshape(2, -1)
+        self._scored = np.empty((2, len(inputs_TE) * len(bias)), bias.dtype)
+        level.kernels.score_others(self.read.states, self._attention, bias, self._scored)
         shift, sums = np.empty(len(inputs_TE)), np.zeros((len(inputs_TE) + 1, 2 * level.hidden + 1))
         level.kernels.sum_rows(self.read.states, self.read.scores, first.numpy(), last.numpy(), shift, sums)
         self.shift, self.sums = torch.from_numpy(shift), torch.from_numpy(sums)

@@ -297,20 +297,23 @@ def _scores(typing: Any, states: Any, at: Any, weights: Any, bias: Any, context_
 
 
 @intrinsic
-def _add_product(typing: Any, inputs: Any, weights: Any, out: Any, depth: Any, size: Any) -> Any:
-    """out [ROWS, size] += inputs [ROWS, depth] @ weights [depth, size]; size is a multiple of the vector."""
-    signature = types.void(inputs, weights, out, depth, size)
+def _add_product(typing: Any, inputs: Any, at: Any, weights: Any, out: Any, out_at: Any, depth: Any, size: Any) -> Any:
+    """out [size] += inputs [depth] @ weights [depth, size] of ROWS rows; size is a multiple of the vector.
+
+    inputs and out: flat; at, out_at: int64 [ROWS], element offsets. Rows at the same offsets are one row.
+    """
+    signature = types.void(inputs, at, weights, out, out_at, depth, size)
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         arguments = _Arguments(context, builder, signature, values)
         emit, int64 = arguments.emit, ir.IntType(64)
-        inputs, weights, out, depth, size = arguments.parts
-        numbers = [ir.Constant(int64, row) for row in range(ROWS)]
-        rows = [emit.at(inputs, builder.mul(depth, number)) for number in numbers]
+        inputs, at, weights, out, out_at, depth, size = arguments.parts
+        rows = [emit.at(inputs, offset) for offset in arguments.offsets(at)]
+        outs = arguments.offsets(out_at)
 
         def part(first: ir.Value, num_columns: int) -> None:
             columns = [builder.add(first, ir.Constant(int64, number * emit.width)) for number in range(num_columns)]
-            places = [builder.add(builder.mul(size, number), column) for number in numbers for column in columns]
+            places = [builder.add(offset, column) for offset in outs for column in columns]
             sums = emit.product(rows, weights, columns, size, depth, [emit.load(out, place) for place in places])
             for value, place in zip(sums, places, strict=True):
                 emit.store(value, out, place)
@@ -516,6 +519,7 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
     carried = np.zeros((ROWS, padded), states.dtype)
     products = np.zeros((ROWS, 3 * hidden), states.dtype)
     flat_carried, flat_products = carried.reshape(-1), products.reshape(-1)
+    products_at, carried_at = np.arange(ROWS) * (3 * hidden), np.arange(ROWS) * padded
     zeros = len(states) - 4 * hidden
     for group in range(worker * ROWS, len(lengths), num_workers * ROWS):
         num_rows = min(ROWS, len(lengths) - group)
@@ -532,10 +536,10 @@ def backward(grad_states, starts, lengths, weights, states, kept, worker, num_wo
                     previous = zeros if step == 0 else at + (2 * hidden if way else -2 * hidden)
                     _cell_gradients(  # type: ignore[call-arg]
                         grad_states, states, kept, flat_carried, flat_products, grad_projected, grad_recurrent, before, at, previous,
-                        row * padded, row * 3 * hidden, hidden,
+                        carried_at[row], products_at[row], hidden,
                     )  # fmt: skip
                 if step > 0:
-                    _add_product(products, weights[way], carried, 3 * hidden, padded)  # type: ignore[call-arg]
+                    _add_product(flat_products, products_at, weights[way], flat_carried, carried_at, 3 * hidden, padded)  # type: ignore[call-arg]
 
 
 @intrinsic
@@ -690,6 +694,23 @@ def run_edits(  # type: ignore[no-untyped-def]
                         edits[row] = -1
                         num_alive -= 1
                 before[row], after[row] = after[row], before[row]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def score_others(states, attention, bias, scored):  # type: ignore[no-untyped-def]
+    """Fills `scored` [2, T * Ap] of `run_edits` from the states [T, 2H]; attention: [2, H, Ap], bias: [Ap]."""
+    num_states = len(states)
+    hidden, size = attention.shape[1:]
+    at, out_at = np.zeros((2, ROWS), np.int64)
+    flat_states = states.reshape(-1)
+    for way in range(2):
+        for first in range(0, num_states, ROWS):
+            for row in range(ROWS):
+                place = min(first + row, num_states - 1)
+                at[row] = place * 2 * hidden + (1 - way) * hidden
+                out_at[row] = place * size
+                scored[way, out_at[row] : out_at[row] + size] = bias
+            _add_product(flat_states, at, attention[1 - way], scored[way], out_at, hidden, size)  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})

@@ -24,6 +24,7 @@ from han.types import Encoded, Int32s, RaggedBatch
 NUM_WORDS = 30
 ROUNDING = 2e-6  # the attention of a float64 network is computed in float32
 SMALL = ModelConfig(word_hidden=5, word_attention=7, sentence_hidden=4, sentence_attention=6)
+WIDE = ModelConfig(word_hidden=5, word_attention=7, sentence_hidden=19, sentence_attention=37)  # several SIMD vectors, and a rest
 WITHOUT_SENTENCE_GRU = ModelConfig(word_hidden=5, word_attention=7, sentence_encoder=False, sentence_attention=6)
 
 
@@ -78,7 +79,7 @@ def sentence_vectors(han: HAN, batch: RaggedBatch) -> Tensor:
         return han.words(han.embedding(batch.token_ids), batch.sentence_lengths)[0]
 
 
-@pytest.mark.parametrize("config", [SMALL, WITHOUT_SENTENCE_GRU])
+@pytest.mark.parametrize("config", [SMALL, WIDE, WITHOUT_SENTENCE_GRU])
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_the_effect_of_a_sentence_equals_scoring_the_review_without_it(config: ModelConfig, num_classes: int) -> None:
     han, batch = network(config, num_classes=num_classes), random_batch([4, 1, 7, 2])
