@@ -59,9 +59,10 @@ class SentenceEffects:
 
 def evidence(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-odds [N] of `labels` int64 [N] under calibrated `logits` [N, C], in nats."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - torch.logsumexp(others, dim=1)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    if logits.shape[1] == 2:  # the same numbers without an exponential
+        return own - logits.gather(1, 1 - labels[:, None])[:, 0]
+    return own - torch.logsumexp(logits.scatter(1, labels[:, None], -torch.inf), dim=1)
 
 
 @torch.no_grad()
@@ -83,10 +84,10 @@ def sentence_effects(
     logits_RC = network.logits(rows.vectors())
     labels = logits_RC.argmax(dim=1)
     whole = evidence(logits_RC, labels)
-    review_of = torch.repeat_interleave(torch.arange(len(review_lengths)), review_lengths).to(vectors_SD.device)
+    review_of = rows.row_of
     places = torch.arange(len(vectors_SD), device=vectors_SD.device)
     logits_SC = network.logits(_edited(rows, places, None, None, reach))
-    logits_SC[review_lengths.to(vectors_SD.device)[review_of] == 1] = torch.nan
+    logits_SC = logits_SC.masked_fill((rows.first == rows.last)[:, None], torch.nan)
     effects = whole[review_of] - evidence(logits_SC, labels[review_of])
     sums = torch.zeros_like(whole).index_add(0, review_of, effects)
     nothing = evidence(network.read_out.bias.expand(len(labels), -1), labels)
@@ -161,8 +162,9 @@ class _Rows:
         device = inputs_TE.device
         ends = torch.cumsum(lengths, 0)
         self.starts = (ends - lengths).to(device)
-        self.first = torch.repeat_interleave(ends - lengths, lengths).to(device)  # [T], of the element's row
-        self.last = torch.repeat_interleave(ends - 1, lengths).to(device)
+        self.row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)  # [T]
+        self.first = self.starts[self.row_of]  # [T], of the element's row
+        self.last = (ends - 1).to(device)[self.row_of]
         kept = compiled_level or CompiledLevel.of(level)
         self.compiled = _CompiledRows(kept, inputs_TE, lengths, self.first, self.last) if kept is not None else None
         if self.compiled is not None:
@@ -187,9 +189,8 @@ class _Rows:
             # What a step of each direction reads of an element, side by side, because most of the time goes into reading it.
             self.read = [torch.cat(parts, dim=1) for parts in zip(projected, scored, others, strict=True)]
         scores = level.scores(self.states)
-        row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(inputs_TE.device)
-        highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, row_of, scores, "amax")
-        self.shift = highest[row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
+        highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(0, self.row_of, scores, "amax")
+        self.shift = highest[self.row_of].double()  # keeps exp in range; float64 leaves room for the scores of edited rows
         self.shares = torch.exp(scores.double() - self.shift)
         self.mass = torch.cat([self.shares[:, None] * self.states, self.shares[:, None]], dim=1)  # float64 [T, size + 1]
         self.sums = torch.cat([self.mass.new_zeros(1, self.mass.shape[1]), torch.cumsum(self.mass, 0)])
@@ -296,8 +297,8 @@ class _Rows:
         return torch.cat([weights * states, weights], dim=1)
 
     def _vectors(self, mass: Tensor) -> Tensor:
-        total = mass[:, -1:]
-        return torch.where(total > 0, mass[:, :-1] / total, 0.0).to(self.inputs.dtype)
+        # A row without elements has the sums 0 and the vector 0.
+        return (mass[:, :-1] / mass[:, -1:].clamp_min(torch.finfo(mass.dtype).tiny)).to(self.inputs.dtype)
 
 
 class _CompiledRows:
