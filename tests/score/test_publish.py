@@ -388,7 +388,7 @@ def finished(dump: str, tiny_model: Path, scorer: Scorer, tmp_path_factory: pyte
 def test_an_invalid_manifest_is_a_mistake_of_one_line(finished: Plan, scorer: Scorer, tmp_path: Path, name: str, value: object) -> None:
     job = a_copy(finished, tmp_path)
     change(Path(job.out) / "_manifest.json", name, value)
-    with pytest.raises(UserError, match=r"_manifest\.json is not a file that jobs\.score wrote, or it is damaged"):
+    with pytest.raises(UserError, match=r"_manifest\.json is not a file that han score wrote, or it is damaged"):
         commit(job, scorer.score_flat)
 
 
