@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +56,13 @@ def test_mlflow_has_a_run_of_each_trial_with_its_figures(swept: Swept) -> None:
         assert run.info.status == ("FINISHED" if state == TrialState.COMPLETE else "KILLED")
 
 
-def test_the_best_trial_gives_a_model_and_settings_for_a_training(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_trial_gives_a_model_and_settings_for_a_training(swept: Swept) -> None:
     best = sweep.read_best(swept.out)
     trial = sweep.best(sweep.read_study(swept.out))
     model = artifact.load(artifact.find(str(swept.out)))
     assert best["trial"] == trial.number
     assert model.metrics["development"]["accuracy"] == trial.values[0] == best["development"]["accuracy"]
-    monkeypatch.setattr(sys, "argv", ["jobs.train", "--from", str(swept.out), "--out", "run"])
-    defaults = train.defaults()
+    defaults = train.defaults(["--from", str(swept.out), "--out", "run"], {})
     assert defaults is not None
     assert defaults.model == model.network.config
     assert (defaults.train.epochs, defaults.train.learning_rate) == (EPOCHS, trial.params["train.learning_rate"])
