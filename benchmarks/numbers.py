@@ -56,10 +56,16 @@ def render(folder: Path = FOLDER) -> str:
 def record(number: Number) -> None:
     """Write one figure with the machine and the date."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    machine = f"{os.cpu_count()} cores, {_processor()}, no GPU"
     facts = asdict(number) | {"commit": number.commit or head.stdout.strip(), "machine": machine, "date": date.today().isoformat()}
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{number.name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    """AMD EPYC, or x86_64 where the system does not tell."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

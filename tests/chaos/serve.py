@@ -381,20 +381,21 @@ class Online:
 
     def r8_drained(self) -> None:
         """Delete the application, then shut Serve down, while requests of a third of a second are scored (see docs/serving.md)."""
+        self.service.deploy(max_waiting_tokens=ROOM)
         self._ended("R8", self.service.withdraw)
         self.service.shut_down()
 
     def r8_control(self) -> None:
         """Control: shutting Serve down with its application drops requests, so the application is deleted first."""
-        self.service.deploy()
+        self.service.deploy(max_waiting_tokens=ROOM)
         self._ended("R8-control", self.service.shut_down)
 
     def _ended(self, name: str, end: Callable[[], None]) -> None:
         until(self.service.is_whole, 60)
-        slow = [_heavy(self.random, texts=3, characters=40_000, attention="sentences")]
+        slow = [_heavy(self.random, texts=24, characters=40_000, attention="sentences")]
         ready: Counter[int] = Counter()
         with self._load(self.mixed) as load, Load(self.service.score_url, slow, per_s=2) as heavy:
-            _wait(load, 4.3)
+            _wait(load, 4.1)  # soon after a slow request was sent
             stop_s, offset_s = load.since_s(), load.began_s - heavy.began_s
             ending = threading.Thread(target=end)
             ending.start()
@@ -438,6 +439,7 @@ RUNS: dict[str, Callable[[Online], None]] = {
     "R8-control": Online.r8_control,
 }
 JSON = {"content-type": "application/json"}
+ROOM = 1_000_000  # waiting tokens: the slow requests of R8 fill the default
 
 
 def listeners(*, haproxy: bool) -> None:
