@@ -89,8 +89,9 @@ def _bar(what: str, unit: str) -> Progress:
         BarColumn(),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("elapsed,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     bar = Progress(*columns, console=Console(highlight=False), refresh_per_second=5)
     bar.add_task(what, total=None, count=f"0{unit}", unit=unit)

@@ -111,7 +111,7 @@ def _processes_here(plan: Plan) -> int | None:
 
     if cli.has_ray() or not batch_job.fits_here(plan):
         return None
-    print("a small input: scoring it here without Ray (--num-actors N starts Ray)", flush=True)
+    print("scoring on this machine without Ray (--num-actors N starts Ray)", flush=True)
     return cli.num_cpus()
 
 

@@ -28,7 +28,7 @@ from han.score.worker import BatchScorer, Closed, Item, Report, Task, local_scor
 from han.types import TooManyBad, UserError
 
 _SAMPLE = 512  # records that a dry run scores
-_BYTES_HERE = 64_000_000  # of decompressed input: about 48,000 reviews as long as IMDB's
+_BYTES_HERE = 500_000_000  # of decompressed input: about 380,000 reviews as long as IMDB's, which two cores score in under a minute
 _PARQUET_RATIO = 2  # text over its compressed column, IMDB
 _RAY_S = 6.0  # until a Ray on this machine has started and its first actor begins to load
 _MOST_IMPORTS_S = 6.0
@@ -127,7 +127,7 @@ def published(plan: Plan) -> Scores | None:
 
 
 def fits_here(plan: Plan) -> bool:
-    """Whether forked processes of this machine score the input in less time than Ray needs to start and to end, or not much more."""
+    """Whether the input is small enough for forked processes of this machine, which are faster than a Ray on this machine alone."""
     return (
         sys.platform == "linux"
         and not plan.config.gpu
@@ -225,6 +225,7 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
     scorer = local_scorer(_task(plan, sink=functools.partial(begin_part, plan=plan, began="", run="", failpoint=None)))
     load_s = time.monotonic() - loading
     chosen = [plan.items[index] for index in sorted({0, len(plan.items) // 2, len(plan.items) - 1})] if plan.items else []
+    rows_of_shard = math.ceil(_SAMPLE / max(1, len(chosen)))
     took_s, read_bytes = 0.0, 0
     with tempfile.TemporaryDirectory() as folder, publish.claimed(f"{folder}/sample", plan.job, failpoint=None) as claim:
         assert claim is not None  # noqa: S101 - the folder is new
@@ -235,7 +236,7 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
         for item in chosen:
             began = time.monotonic()
             part = sink(item, scorer.labels)
-            for batch in worker.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), math.ceil(_SAMPLE / len(chosen))):
+            for batch in worker.first(sources.read(item.shard, plan.columns, batch_rows=_SAMPLE), rows_of_shard):
                 reviews = sources.reviews(batch, item.shard, plan.columns, labelled=False)
                 part.add(batch, reviews, scorer.score_flat(reviews["text"].to_pylist(), effects=plan.output.effects))
                 read_bytes += batch.table.nbytes
@@ -243,6 +244,8 @@ def estimate(plan: Plan, *, num_cpus: int) -> Estimate:
             took_s += time.monotonic() - began
     counts = publish.total(records)
     known = _known_rows(plan)
+    if known is None and chosen == list(plan.items) and all(record["rows_in"] < rows_of_shard for record in records):
+        known = counts["rows_in"]  # the sample is the whole input
     rows = max(1, counts["rows_in"])
     num_rows = known if known is not None else round(sum(_bytes_of(item.shard) for item in plan.items) * rows / max(1, read_bytes))
     num_actors = max(1, min(len(plan.items), plan.config.num_actors or num_cpus))

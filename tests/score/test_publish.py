@@ -549,6 +549,16 @@ def test_the_estimated_time_agrees_with_the_estimated_rate(job: Plan) -> None:
     assert not Path(job.out).exists()
 
 
+@pytest.mark.parametrize(("num_rows", "exact"), [(5, True), (600, False)])
+def test_the_number_of_records_is_exact_where_the_sample_is_the_whole_input(
+    num_rows: int, exact: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dump.jsonl").write_text(f"{json.dumps({'text': 'Good film.'})}\n" * num_rows)
+    found = batch_job.estimate(plan(str(tmp_path / "dump.jsonl"), str(tmp_path / "out"), tiny_model), num_cpus=2)
+    assert found.is_exact == exact
+    assert not exact or found.num_rows == num_rows
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A local substitute for S3."""
