@@ -1,4 +1,4 @@
-"""An encoded folder: its settings, and its reviews as windows for training, read with Ray Data.
+"""An encoded folder: its settings, and its reviews as windows for training.
 
 An encoded folder (see `train.prepare`):
   encoding.json              settings, fingerprint, labels, counts and rows of every file; written last, so a folder with it is complete
@@ -10,8 +10,8 @@ An encoded folder (see `train.prepare`):
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.data import TaskPoolStrategy
 from safetensors.numpy import load_file
 
-from han.cluster.datasets import configure_ray_data
 from han.config import PrepareConfig, from_json, read_json
 from han.text.encode import Encoder
 from han.text.vocabulary import Vocab
@@ -143,24 +140,25 @@ def windows(
     """This worker's share of each pass over a split, about 4,096 rows at a time. In a pass, every row belongs to one worker.
 
     passes: the split (or several joined by +), and the seed of its order (None keeps the order of the files). Rows and order depend only on
-    the arguments, never on timing. One stream of Ray Data reads all passes ahead, so a pass starts at once. Read each pass to its end.
+    the arguments, never on timing. A thread reads ahead, so a pass starts at once. Read each pass to its end.
     """
     shares = [_windows_of(folder, split, seed, rank, num_workers) for split, seed in passes]
-    items = [{"groups": json.dumps(window)} for share in shares for window in share]
-    tables: Iterator[pa.Table] = iter(())
-    if items:
-        configure_ray_data(preserve_order=True)
-        # Reading needs little CPU and requests none: a task that requests a CPU would wait forever if workers hold all of them.
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_window, batch_size=1, num_cpus=0, compute=TaskPoolStrategy(size=1), batch_format="pyarrow"
-        )
-        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    tables = _ahead(_read_groups(window) for share in shares for window in share)
     for share in shares:
         yield islice(tables, len(share))
 
 
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; a thread makes the next one while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, tables, None)
+        while (table := following.result()) is not None:
+            following = thread.submit(next, tables, None)
+            yield table
+
+
 def read_windows(folder: EncodedFolder, split: str, seed: int | None = None) -> Iterator[pa.Table]:
-    """The same windows in this process, without Ray Data, for steps that one process computes."""
+    """The windows of one pass, all of them."""
     for window in _windows_of(folder, split, seed, 0, 1):
         yield _read_groups(window)
 
@@ -177,10 +175,6 @@ def _windows_of(folder: EncodedFolder, split: str, seed: int | None, rank: int, 
         groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
     mine = groups[rank::num_workers]
     return [mine[first : first + GROUPS_PER_WINDOW] for first in range(0, len(mine), GROUPS_PER_WINDOW)]
-
-
-def _read_window(batch: pa.Table) -> pa.Table:
-    return _read_groups(json.loads(batch["groups"][0].as_py()))
 
 
 def _read_groups(groups: Sequence[tuple[str, int]]) -> pa.Table:

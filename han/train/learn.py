@@ -33,6 +33,7 @@ from han.types import Float32s, RaggedBatch, UserError
 
 PROBABILITY_TOLERANCE = 1e-3  # of the sum of soft labels
 PIECE_TOKENS = 24_000  # of a forward and backward pass on a CPU; a larger batch costs up to 1.5 times as much a token
+LENGTHS = 16  # classes of reviews of like length, in which workers take turns together
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 
 
@@ -263,25 +264,40 @@ def batches(
     batch_tokens: int,
     order: np.random.Generator | None,
     *,
+    shared: np.random.Generator | None = None,
     ngrams: NgramTables | None = None,
     soft: SoftLabels | None = None,
 ) -> Iterator[LabelledBatch]:
     """Length-bucketed batches of a stream of windows; `order` shuffles the reviews and batches of a window.
 
-    ngrams: tables whose weights, out of fold, are the inputs of the reviews; None leaves the look-up to the network.
+    shared: of several workers, with the same seed on all of them: in a step all have batches of reviews of like length, which take equally
+    long. ngrams: tables whose weights, out of fold, are the inputs of the reviews; None leaves the look-up to the network.
     """
     for table in tables:
         if order is not None:
             table = table.take(order.permutation(len(table)))
         tokens = table["token_ids"].combine_chunks().value_lengths().to_numpy()
         rows_by_batch = token_batches(tokens, max_tokens=batch_tokens)
-        for index in order.permutation(len(rows_by_batch)) if order is not None else range(len(rows_by_batch)):
+        for index in _shuffled(len(rows_by_batch), order, shared) if order is not None else range(len(rows_by_batch)):
             rows = table.take(rows_by_batch[index])
             reviews = collate_table(rows)
             if ngrams is not None:
                 reviews = dataclasses.replace(reviews, ngrams=torch.from_numpy(_ngram_inputs(rows, ngrams)))
             labels = soft.of(rows) if soft is not None else pc.fill_null(rows["label"], -1).to_numpy().astype(np.int64)
             yield LabelledBatch(reviews=reviews, labels=torch.from_numpy(labels))
+
+
+def _shuffled(num_batches: int, order: np.random.Generator, shared: np.random.Generator | None) -> NDArray[np.int64]:
+    """A random order of batches that are sorted by length. With `shared`, all workers go through all lengths together, again and again."""
+    batches = order.permutation(num_batches)
+    if shared is None:
+        return batches
+    length = batches * LENGTHS // num_batches
+    by_length = np.argsort(length, kind="stable")
+    turn = np.empty_like(batches)  # how many batches of this length come before
+    turn[by_length] = np.arange(num_batches) - np.searchsorted(length[by_length], length[by_length])
+    places = shared.spawn(1)[0].random((num_batches, LENGTHS))  # in each turn; workers may have different numbers of batches
+    return batches[np.lexsort((places[turn, length], turn))]
 
 
 def _ngram_inputs(rows: pa.Table, ngrams: NgramTables) -> Float32s:
@@ -297,25 +313,27 @@ def _ngram_inputs(rows: pa.Table, ngrams: NgramTables) -> Float32s:
 def add_over_workers(network: HAN, dense: list[torch.nn.Parameter], sums: Tensor) -> Tensor:
     """Replace gradients and `sums` by their sums over all workers. The embedding's gradient becomes its touched rows alone.
 
-    Every worker calls this the same number of times. Three collectives a step: one sum of all dense gradients, one exchange of the word
-    ids touched, one sum of those rows; a step costs what its words cost, whatever the size of the vocabulary.
+    Every worker calls this the same number of times. Two collectives a step: which words any worker touched, and one sum of everything: of
+    `sums`, of the dense gradients and of the rows of those words. So a step costs what its words cost, and a byte for each other word.
     """
     weight = network.embedding.weight
     rows = weight.grad.coalesce() if weight.grad is not None else None
     ids = rows.indices()[0] if rows is not None else torch.empty(0, dtype=torch.int64, device=weight.device)
     values = rows.values() if rows is not None else weight.new_empty(0, weight.shape[1])
     if distributed.is_initialized() and distributed.get_world_size() > 1:
-        num_sums = len(sums)
-        flat = torch.cat([sums, *(_gradient(parameter).flatten() for parameter in dense)])
-        distributed.all_reduce(flat)
-        sums = flat[:num_sums]
-        for parameter, gradient in zip(dense, torch.split(flat[num_sums:], [parameter.numel() for parameter in dense]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        ids_everywhere = torch.unique(_gather_rows(ids[:, None])[:, 0])
+        touched = torch.zeros(len(weight), dtype=torch.uint8, device=weight.device)
+        touched[ids] = 1
+        distributed.all_reduce(touched, distributed.ReduceOp.MAX)
+        ids_everywhere = touched.nonzero()[:, 0]
         everywhere = values.new_zeros(len(ids_everywhere), values.shape[1])
         everywhere[torch.searchsorted(ids_everywhere, ids)] = values
-        distributed.all_reduce(everywhere)
-        ids, values = ids_everywhere, everywhere
+        parts = [sums, *(_gradient(parameter) for parameter in dense), everywhere]
+        flat = torch.cat([part.flatten() for part in parts])
+        distributed.all_reduce(flat)
+        summed = [each.view_as(part) for each, part in zip(torch.split(flat, [part.numel() for part in parts]), parts, strict=True)]
+        sums, ids, values = summed[0], ids_everywhere, summed[-1]
+        for parameter, gradient in zip(dense, summed[1:-1], strict=True):
+            parameter.grad = gradient
     weight.grad = torch.sparse_coo_tensor(ids[None], values, weight.shape, is_coalesced=True, check_invariants=False)
     return sums
 

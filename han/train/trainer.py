@@ -170,8 +170,9 @@ def work(request: dict[str, Any]) -> None:
         steps = _Steps(journal.step(epoch) if journal else lambda seen: None)
         try:
             order = np.random.default_rng([_seed(train.seed, epoch), rank])
+            shared = np.random.default_rng(_seed(train.seed, epoch)) if num_workers > 1 else None
             seen = learner.train_epoch(
-                batches(next(tables), batch_tokens, order, ngrams=ngrams, soft=soft),
+                batches(next(tables), batch_tokens, order, shared=shared, ngrams=ngrams, soft=soft),
                 seed=_seed(train.seed, epoch, rank),
                 report=steps,
             )

@@ -204,6 +204,17 @@ def test_workers_with_unequal_shards_see_every_review_and_end_with_equal_network
         np.testing.assert_array_equal(tensor, second[name], err_msg=name)
 
 
+@pytest.mark.parametrize("numbers", [(141, 142), (16, 17), (3, 40)])
+def test_workers_take_batches_of_like_length_together(numbers: tuple[int, int]) -> None:
+    first, second = (
+        learn._shuffled(number, np.random.default_rng([7, rank]), np.random.default_rng(7)) for rank, number in enumerate(numbers)
+    )
+    assert (sorted(first), sorted(second)) == tuple(list(range(number)) for number in numbers)
+    together = min(numbers) // learn.LENGTHS * learn.LENGTHS
+    lengths = [order[:together] * learn.LENGTHS // len(order) for order in (first, second)]
+    np.testing.assert_array_equal(*lengths)
+
+
 def encoded(ids: list[list[int]], labels: list[int | None]) -> pa.Table:
     columns = {
         "review_id": [f"r{row}" for row in range(len(ids))],
