@@ -10,7 +10,7 @@ network would trust n-grams more than reviews of something new deserve. So revie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,10 +24,13 @@ from scipy import optimize, sparse, special
 from han.model.ngrams import FOLDS, ORDERS, Folds, Hashes, NgramTable, NgramTables, ngram_hashes, review_key
 from han.storage import replace_file
 from han.train.encoded import EncodedFolder, read_windows
+from han.train.learn import SoftLabels
 from han.types import Float32s, Int32s
 
 MIN_COUNTS = (3, 3, 4)  # of a unigram, bigram and trigram in all text
 STRENGTH = 0.5  # C of the logistic regression; 0.3 to 1 give the same log loss on IMDB within 0.0001
+SOFT_STRENGTH = 0.02  # on soft labels, which are often wrong
+SOFT_REVIEWS = 50_000  # unlabelled reviews that are enough, which bounds the memory
 IN_NETWORK = 400_000  # n-grams with the largest weights; on IMDB they hold 98% of the sum of all weights
 ITERATIONS = 100
 RARE = (4, 30)  # training reviews that have a rare word, at least and at most
@@ -72,25 +75,46 @@ class NgramModel:
         return NgramModel(**load_file(path))
 
 
-def fit_ngrams(folder: EncodedFolder, report: Callable[[int, int], None]) -> NgramModel:
-    """Fit on the training reviews; counts of n-grams include the unlabelled reviews. report: fits done and all fits."""
+def fit_ngrams(folder: EncodedFolder, report: Callable[[int, int], None], *, soft: SoftLabels | None = None) -> NgramModel:
+    """Fit on the training reviews; counts of n-grams include the unlabelled reviews. report: fits done and all fits.
+
+    soft: labels of the unlabelled reviews, which are fitted too, with their most probable label. Then no review reads weights without its
+    fold: a weight is the work of many reviews.
+    """
     train = pa.concat_tables(read_windows(folder, "train")).combine_chunks()
+    if soft is not None:
+        train = pa.concat_tables([train, *_first(read_windows(folder, "unlabelled", seed=0), SOFT_REVIEWS)]).combine_chunks()
     hashes = _frequent(read_windows(folder, "train+unlabelled"))
     hashes = np.intersect1d(hashes, _distinct(train), assume_unique=True)  # a weight needs a label
     presence = _presence(train, hashes)
+    columns = [1] if len(folder.labels) == 2 else list(range(len(folder.labels)))
+    weights = np.zeros((1 + FOLDS, len(hashes), len(columns)), np.float32)
+    biases = np.zeros((1 + FOLDS, len(columns)), np.float32)
+    if soft is not None:
+        labels = soft.of(train).argmax(axis=1)
+        for place, label in enumerate(columns):
+            weights[:, :, place], biases[:, place] = _fit(presence, labels == label, SOFT_STRENGTH)
+            report(place + 1, len(columns))
+        return NgramModel(hashes=hashes, weights=weights, biases=biases)
     labels = train["label"].to_numpy()
     token_ids = [row.values.to_numpy() for row in train["token_ids"]]
     similar = similar_folds(token_ids)
     folds = np.array([similar.of(ids) for ids in token_ids])
-    columns = [1] if len(folder.labels) == 2 else list(range(len(folder.labels)))
-    weights = np.zeros((1 + FOLDS, len(hashes), len(columns)), np.float32)
-    biases = np.zeros((1 + FOLDS, len(columns)), np.float32)
     for part in range(1 + FOLDS):
         rows = np.flatnonzero(folds != part - 1)
         for place, label in enumerate(columns):
-            weights[part, :, place], biases[part, place] = _fit(presence[rows], labels[rows] == label)
+            weights[part, :, place], biases[part, place] = _fit(presence[rows], labels[rows] == label, STRENGTH)
             report(part * len(columns) + place + 1, weights.shape[0] * len(columns))
     return NgramModel(hashes=hashes, weights=weights, biases=biases, fold_keys=similar.keys, fold_numbers=similar.numbers)
+
+
+def _first(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The first tables, up to so many rows."""
+    for table in tables:
+        yield table.slice(0, num_rows)
+        num_rows -= len(table)
+        if num_rows <= 0:
+            return
 
 
 def similar_folds(token_ids: Sequence[Int32s]) -> Folds:
@@ -136,7 +160,7 @@ def _similar_pairs(token_ids: Sequence[Int32s]) -> tuple[NDArray[np.int64], NDAr
     return np.concatenate(rows).astype(np.int64), np.concatenate(others).astype(np.int64), np.concatenate(cosines)
 
 
-def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_]) -> tuple[Floats, float]:
+def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_], strength: float) -> tuple[Floats, float]:
     """Weights [N] and the bias: logistic regression on r * x, where r is the NB log-ratio, as weights of x."""
     of_true = presence.T @ truth.astype(np.float64) + 1
     of_false = presence.T @ (~truth).astype(np.float64) + 1
@@ -146,8 +170,8 @@ def _fit(presence: sparse.csr_matrix, truth: NDArray[np.bool_]) -> tuple[Floats,
     def loss(values: Floats) -> tuple[float, Floats]:
         margins = signs * (presence @ (ratios * values[:-1]) + values[-1])
         slopes = -signs * special.expit(-margins)
-        gradient = np.append(ratios * (presence.T @ slopes), slopes.sum()) + values / STRENGTH
-        return float(np.logaddexp(0, -margins).sum() + values @ values / (2 * STRENGTH)), gradient
+        gradient = np.append(ratios * (presence.T @ slopes), slopes.sum()) + values / strength
+        return float(np.logaddexp(0, -margins).sum() + values @ values / (2 * strength)), gradient
 
     start = np.zeros(len(ratios) + 1)
     result: Any = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "ftol": 1e-7})

@@ -4,6 +4,7 @@
   pretraining          the word GRU learns to predict the next and the previous words of all text (`train.pretrain`)
   teachers             networks that start from that GRU and learn the labelled reviews; every second one reads no n-grams
   soft labels          of every unlabelled review, by a weighted sum of the logits of the n-grams and the teachers
+  n-grams of labels    where few reviews have labels: n-grams again, fitted on all reviews with the soft labels, which then include them
   student              the model: it starts from that GRU and learns all reviews with these labels
 
 The result of a stage is a file or a run in the folder of stages, written at once. A killed run resumes after the last finished stage, and
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ from scipy import optimize, special
 from han.config import ModelConfig, SemiSupervisedConfig, TrainConfig, as_json, differences, from_json, read_json
 from han.model import artifact
 from han.model.gru import compiled
-from han.model.metrics import measure, softmax
+from han.model.metrics import fit_temperature, measure, softmax
 from han.model.network import HAN, FoldedHAN
 from han.model.ragged import collate_table, token_batches
 from han.storage import replace_file, write_json
 from han.train.encoded import EncodedFolder, read_encoded, read_windows
+from han.train.learn import read_soft_labels
 from han.train.ngrams import NgramModel, fit_ngrams
 from han.train.pretrain import pretrain
 from han.types import Float32s, UserError
@@ -46,6 +48,7 @@ MOST_EPOCHS = 40
 STUDENT_DROPOUT = 0.1  # soft labels are a weaker reason to overfit than labels
 PROGRESS_EVERY_S = 10.0
 TOKENS_PER_S = 60_000  # in training, for each CPU; only for the first estimate of the time
+FEW_LABELS = 0.1  # share of reviews with labels, below which n-grams know too few words
 LABELLING = 0.25  # cost of the answer for a token, beside training on it
 
 Fit = Callable[..., Any]  # `trainer.fit`
@@ -85,7 +88,7 @@ def teach(
     ngrams, soft_labels = stages / "ngrams.safetensors", stages / "soft-labels.parquet"
     plan.begin("n-grams")
     if not ngrams.exists():
-        ray.get(_fit_ngrams.options(num_cpus=1).remote(str(folder.path), str(ngrams)))
+        ray.get(_fit_ngrams.options(num_cpus=1).remote(str(folder.path), str(ngrams), None))
     plan.begin(f"pretraining of the word GRU of {model.word_hidden} units")
     if not words.exists():
         settings = as_json(model), as_json(dataclasses.replace(train, seed=seed)), recipe.pretraining_passes
@@ -97,11 +100,20 @@ def teach(
         own = dataclasses.replace(_supervised(train, plan.teacher_epochs), seed=1_000 * seed + number)
         runs.append(fit(folder.path, stages / f"teacher-{number}", model, own, start=start))
     plan.begin("soft labels")
+    teachers, again = [run.artifact for run in runs], None
+    if plan.few_labels:
+        first, again = stages / "first-labels.parquet", stages / "ngrams-of-labels.safetensors"
+        if not first.exists():
+            write_soft_labels(folder, stages, ngrams, teachers, first, num_tasks=cpus, equally=True)
+        plan.begin("n-grams of all reviews with the soft labels")
+        if not again.exists():
+            ray.get(_fit_ngrams.options(num_cpus=1).remote(str(folder.path), str(again), str(first)))
+        plan.begin("soft labels with these n-grams")
     if not soft_labels.exists():
-        write_soft_labels(folder, stages, ngrams, [run.artifact for run in runs], soft_labels, num_tasks=cpus)
+        write_soft_labels(folder, stages, ngrams, teachers, soft_labels, num_tasks=cpus, again=again, equally=plan.few_labels)
     plan.begin("student")
     # Not from a teacher, which knows the labelled reviews by heart.
-    kept = Start(ngrams=str(ngrams), weights=str(words))
+    kept = Start(ngrams=str(again or ngrams), weights=str(words))
     return student_of(soft_labels, model, _supervised(train, plan.student_epochs), kept)
 
 
@@ -148,6 +160,7 @@ class _Plan:
         labelled, unlabelled = folder.num_reviews("train"), folder.num_reviews("unlabelled")
         tokens = folder.counts["words_counted"] / (labelled + unlabelled)  # a review
         self.teacher_epochs = enough_epochs(labelled * tokens, train.batch_tokens, recipe.teacher_epochs)
+        self.few_labels = labelled < FEW_LABELS * (labelled + unlabelled)
         of_all = (labelled + unlabelled) * tokens
         self.student_epochs = enough_epochs(of_all, train.batch_tokens, recipe.student_epochs)
         of_teacher = self.teacher_epochs * labelled * tokens
@@ -156,6 +169,7 @@ class _Plan:
             recipe.pretraining_passes * of_all,
             *[of_teacher] * recipe.teachers,
             recipe.teachers * LABELLING * unlabelled * tokens,
+            *[LABELLING * of_all, recipe.teachers * LABELLING * unlabelled * tokens] * self.few_labels,
             self.student_epochs * of_all,
         ]
         self.rate: float = TOKENS_PER_S * train.num_workers * train.cpus_per_worker
@@ -176,8 +190,10 @@ def enough_epochs(num_tokens: float, batch_tokens: int, epochs: int) -> int:
 
 
 @ray.remote
-def _fit_ngrams(data: str, out: str) -> None:
-    fit_ngrams(read_encoded(Path(data)), lambda done, total: print(f"n-grams: {done} of {total} fits", flush=True)).write(Path(out))
+def _fit_ngrams(data: str, out: str, soft_labels: str | None) -> None:
+    folder = read_encoded(Path(data))
+    soft = read_soft_labels(Path(soft_labels), folder.labels) if soft_labels is not None else None
+    fit_ngrams(folder, lambda done, total: print(f"n-grams: {done} of {total} fits", flush=True), soft=soft).write(Path(out))
 
 
 @ray.remote
@@ -203,15 +219,32 @@ def _pretrain(data: str, out: str, model: dict[str, Any], train: dict[str, Any],
     replace_file(Path(out), lambda temporary: temporary.write_bytes(save(weights)))
 
 
-def write_soft_labels(folder: EncodedFolder, stages: Path, ngrams: Path, artifacts: list[Path], out: Path, *, num_tasks: int) -> None:
-    """Write the soft labels of the unlabelled reviews, and into `stages` how good their teachers are on the development reviews."""
-    arguments = (str(folder.path), str(ngrams), [str(path) for path in artifacts])
+def write_soft_labels(
+    folder: EncodedFolder,
+    stages: Path,
+    ngrams: Path,
+    artifacts: list[Path],
+    out: Path,
+    *,
+    num_tasks: int,
+    again: Path | None = None,
+    equally: bool = False,
+) -> None:
+    """Write the soft labels of the unlabelled reviews, and into `stages` how good their teachers are on the development reviews.
+
+    again: n-grams that were fitted on earlier soft labels; equally: weights that do not depend on the development reviews.
+    """
+    models = [str(ngrams), *([str(again)] if again else [])]
+    arguments = (str(folder.path), models, [str(path) for path in artifacts])
     parts = ray.get([_answer.options(num_cpus=1).remote(*arguments, part, num_tasks) for part in range(num_tasks)])
     ids, logits = ([part[field] for part in parts] for field in ("ids", "unlabelled"))
     development = np.concatenate([part["development"] for part in parts], axis=1)
     labels = np.concatenate([part["labels"] for part in parts])
-    weights = mixture(development, labels)
-    names = ["n-grams", *(f"teacher {number}" for number in range(1, len(artifacts) + 1)), "all"]
+    names = ["n-grams", *(["n-grams of the soft labels"] if again else []), *(f"teacher {n}" for n in range(1, len(artifacts) + 1)), "all"]
+    if equally:
+        weights = equal_weights(development, labels, [name == "n-grams of the soft labels" for name in names[:-1]])
+    else:
+        weights = mixture(development, labels)
     figures: dict[str, Any] = {}
     for name, weight, answer in zip(names, [*weights, 1.0], (*development, np.tensordot(weights, development, 1)), strict=True):
         measured = measure(softmax(answer), labels, label_names=folder.labels)
@@ -241,20 +274,33 @@ def mixture(logits: Float32s, labels: NDArray[np.int64]) -> NDArray[np.float64]:
     return weights
 
 
+def equal_weights(logits: Float32s, labels: NDArray[np.int64], apart: Sequence[bool]) -> NDArray[np.float64]:
+    """Weights [M] with which the logits [M, R, C] vary equally, and as much as those of the models `apart` from them, if there are any.
+
+    The sum is calibrated on the labels. For few labels, on which better weights cannot be found.
+    """
+    weights: NDArray[np.float64] = 1 / logits.std(axis=(1, 2)).astype(np.float64)
+    for group in {*apart}:
+        own = np.array([each == group for each in apart])
+        weights[own] /= np.tensordot(weights[own], logits[own], 1).std()
+    weights /= fit_temperature(np.tensordot(weights, logits, 1), labels)
+    return weights
+
+
 @ray.remote
-def _answer(data: str, ngrams: str, artifacts: list[str], part: int, num_parts: int) -> dict[str, Any]:
-    """Logits [1 + teachers, reviews, C] of every num_parts-th window of the unlabelled and the development reviews."""
+def _answer(data: str, ngrams: list[str], artifacts: list[str], part: int, num_parts: int) -> dict[str, Any]:
+    """Logits [n-grams + teachers, reviews, C] of every num_parts-th window of the unlabelled and the development reviews."""
     torch.set_num_threads(1)
     folder = read_encoded(Path(data))
-    model = NgramModel.read(Path(ngrams))
+    models = [NgramModel.read(Path(path)) for path in ngrams]
     networks = [artifact.load(Path(path)).network for path in artifacts]
     answer = [FoldedHAN(network) if compiled() else network for network in networks]
     result: dict[str, Any] = {"ids": [], "labels": np.empty(0, np.int64)}
     for split in ("unlabelled", "development"):
-        answers = [np.empty((1 + len(answer), 0, len(folder.labels)), np.float32)]
+        answers = [np.empty((len(models) + len(answer), 0, len(folder.labels)), np.float32)]
         for number, table in enumerate(read_windows(folder, split)):
             if number % num_parts == part:
-                answers.append(np.stack([model.logits(table), *(_logits(network, table) for network in answer)]))
+                answers.append(np.stack([*(model.logits(table) for model in models), *(_logits(network, table) for network in answer)]))
                 if split == "unlabelled":
                     result["ids"] += table["review_id"].to_pylist()
                 else:

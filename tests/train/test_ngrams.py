@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from han.model.metrics import fit_temperature
 from han.model.ngrams import FOLDS
 from han.train import ngrams
+from han.train.learn import SoftLabels
 from han.train.ngrams import LARGEST_GROUP, NgramModel, similar_folds
 from han.train.pretrain import CONTEXT, SMOOTHING, _Context
-from han.train.semi_supervised import enough_epochs, mixture
+from han.train.semi_supervised import enough_epochs, equal_weights, mixture
 
 LABELS = (0, 1)
 
@@ -66,6 +68,18 @@ def test_the_weights_of_a_fold_are_fitted_without_its_reviews(monkeypatch: pytes
         models.append(ngrams.fit_ngrams(Folder(), lambda done, total: None))  # type: ignore[arg-type]
     parts = [np.array_equal(models[0].weights[part], models[1].weights[part]) for part in range(1 + FOLDS)]
     assert parts == [part == 1 + 2 for part in range(1 + FOLDS)]
+
+
+def test_ngrams_learn_the_soft_labels_of_unlabelled_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled, unlabelled = reviews(6), reviews(200, seed=2)
+    truth = unlabelled["label"].to_numpy()
+    names = [f"u{row}" for row in range(200)]
+    unlabelled = unlabelled.set_column(0, "review_id", pa.array(names)).set_column(1, "label", pa.nulls(200, pa.int32()))
+    by_split = {"train": [labelled], "unlabelled": [unlabelled], "train+unlabelled": [labelled, unlabelled]}
+    monkeypatch.setattr(ngrams, "read_windows", lambda folder, split, seed=None: iter(by_split[split]))
+    soft = SoftLabels(rows={name: row for row, name in enumerate(names)}, probabilities=np.eye(2, dtype=np.float32)[truth] * 0.8 + 0.1)
+    fitted = ngrams.fit_ngrams(Folder(), lambda done, total: None, soft=soft)  # type: ignore[arg-type]
+    assert (fitted.logits(reviews(60, seed=1)).argmax(axis=1) == reviews(60)["label"].to_numpy()).all()
 
 
 def test_reviews_with_the_same_rare_words_share_a_fold() -> None:
@@ -146,6 +160,18 @@ def test_a_mixture_gives_no_weight_to_a_teacher_that_guesses() -> None:
     weights = mixture(np.stack([good, guess]).astype(np.float32), labels)
     assert weights[0] > 0.5
     assert 0 <= weights[1] < 0.1
+
+
+def test_equal_weights_give_models_the_same_influence_and_calibrate_their_sum() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 2_000)
+    scales = (1.0, 5.0, 0.2)
+    logits = np.stack([scale * (np.eye(2)[labels] + generator.normal(0, 1, (2_000, 2))) for scale in scales]).astype(np.float32)
+    weights = equal_weights(logits, labels, [False, True, False])
+    spread = [(weight * each).std() for weight, each in zip(weights, logits, strict=True)]
+    assert spread[0] == pytest.approx(spread[2])
+    assert spread[1] == pytest.approx((weights[0] * logits[0] + weights[2] * logits[2]).std())
+    assert fit_temperature(np.tensordot(weights, logits, 1), labels) == pytest.approx(1, abs=1e-3)
 
 
 def test_few_reviews_get_more_epochs() -> None:
