@@ -155,7 +155,7 @@ class TrainConfig:
     epochs: int = 5
     """maximum passes over the training reviews"""
     patience: int = 3
-    """training stops after this many epochs without a better development accuracy"""
+    """training stops after this many epochs without a lower development log loss"""
     batch_tokens: int = 16_384
     """tokens in a step over all workers (16,384 are about 60 IMDB reviews)"""
     learning_rate: float = 1e-3

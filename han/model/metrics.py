@@ -70,8 +70,8 @@ def measure(
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> int:
-    """Index of the epoch with the highest development accuracy, then the lowest log loss, then the first."""
-    return min(range(len(history)), key=lambda index: (-history[index]["accuracy"], history[index]["log_loss"]))
+    """Index of the epoch with the lowest development log loss, then the highest accuracy, then the first. Accuracy is a coarser measure."""
+    return min(range(len(history)), key=lambda index: (history[index]["log_loss"], -history[index]["accuracy"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

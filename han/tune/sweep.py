@@ -29,6 +29,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from han.config import ModelConfig, SweepConfig, TrainConfig, as_json, differences, read_json, without_settings
+from han.model.metrics import best_epoch
 from han.storage import replace_file, write_json
 from han.tune import search_space
 from han.tune.search_space import Space, Value
@@ -145,7 +146,7 @@ def tell(study: optuna.Study, trial: Trial, history: Sequence[dict[str, Any]], *
         stopped = next((failure for failure in failures if failure), None)
     attributes: dict[str, Any] = {"folder": folder, "epochs": len(history)}
     if history:
-        best = min(history, key=lambda line: (-line["accuracy"], line["log_loss"]))
+        best = history[best_epoch(history)]
         speed = max(line["reviews_per_s"] for line in history)  # of the fastest epoch: other trials on the machine slow the rest
         attributes |= {"accuracy": best["accuracy"], "log_loss": best["log_loss"], "reviews_per_s": speed}
         attributes |= {"train_s": sum(line["train_s"] for line in history)}

@@ -150,3 +150,8 @@ def test_few_reviews_and_an_accuracy_near_the_majority_class_cause_warnings(num_
     labels = [0, 1] * (num_reviews // 2)
     positive = [abs(label - (0.1 if row < num_right else 0.9)) for row, label in enumerate(labels)]
     assert len(metrics.doubts(metrics.measure(two(positive), labels, label_names=NAMES))) == reasons
+
+
+def test_the_best_epoch_has_the_lowest_log_loss_then_the_highest_accuracy() -> None:
+    figures = [(0.9, 0.3), (0.95, 0.28), (0.94, 0.2), (0.945, 0.2)]
+    assert metrics.best_epoch([{"accuracy": accuracy, "log_loss": log_loss} for accuracy, log_loss in figures]) == 3
