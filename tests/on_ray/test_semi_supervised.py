@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from han.data.samples.planted import write_jsonl
 from han.model import artifact
 from han.train import semi_supervised
 from han.train.encoded import EncodedFolder
+from han.train.ngrams import NgramModel
 from han.train.prepare import prepare
 from han.train.trainer import Run, fit
 from han.types import UserError
@@ -75,6 +77,18 @@ def test_the_recipe_makes_one_network_with_ngrams_and_shares_its_stages(folder: 
     again = fit(folder.path, tmp_path / "other", MODEL, TrainConfig(**_fields(TRAIN) | {"seed": 2}), recipe=shared)
     assert {path: path.stat().st_mtime_ns for path in stages.glob("*.*")} == before
     assert artifact.load(again.artifact).fingerprint != model.fingerprint
+
+
+def test_few_labels_fit_ngrams_again_on_the_soft_labels(folder: EncodedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semi_supervised, "FEW_LABELS", 1.0)
+    recipe = SemiSupervisedConfig(teachers=1, teacher_epochs=1, student_epochs=1, pretraining_passes=1)
+    run = fit(folder.path, tmp_path / "run", MODEL, TRAIN, recipe=recipe)
+    first, again = (NgramModel.read(tmp_path / "run" / "stages" / f"{name}.safetensors") for name in ("ngrams", "ngrams-of-labels"))
+    assert len(again.hashes) > len(first.hashes)
+    model = artifact.load(run.artifact)
+    assert set(model.provenance["semi_supervised"]) == {"n-grams", "n-grams of the soft labels", "teacher 1", "all"}
+    assert model.network.ngrams is not None
+    np.testing.assert_array_equal(model.network.ngrams.hashes, again.tables().whole.hashes)
 
 
 class Killed(Exception):
