@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,14 @@ def in_mlflow(out: Path, uri: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def in_wandb(out: Path) -> tuple[list[Record], dict[str, list[tuple[int, float]]]]:
-    """All records of the offline files, and the figures by epoch."""
-    records = [record for path in sorted(out.glob("wandb/offline-run-*/*.wandb")) for record in wandb_records(path.read_bytes())]
+    """All records of the offline files, and the figures by epoch. W&B's own process may still write them: each ends with an exit."""
+    paths, deadline = sorted(out.glob("wandb/offline-run-*/*.wandb")), time.monotonic() + 30
+    while True:
+        files = [list(wandb_records(path.read_bytes())) for path in paths]
+        if time.monotonic() > deadline or all(file and file[-1].HasField("exit") for file in files):
+            break
+        time.sleep(0.05)
+    records = [record for file in files for record in file]
     found: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         if record.HasField("history"):
@@ -88,6 +95,8 @@ def wandb_records(content: bytes) -> Iterator[Record]:
             place += 32_768 - place % 32_768
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):
+            return  # it is being written
         whole = (b"" if kind in (1, 2) else whole) + content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
