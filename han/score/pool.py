@@ -23,7 +23,7 @@ def run(items: Sequence[Item], task: Task, report: Report) -> Iterator[Closed]:
     """Yield what the sinks of all items return when they are closed. An actor's `UserError` or OSError stops all actors and is raised."""
     if not items:
         return
-    configure_ray_data(preserve_order=False)
+    configure_ray_data()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(items), task.config.num_actors or num_cpus)
     # On the driver's node: on another node it would die with that node, and all workers with it. Workers are restarted, it is not.

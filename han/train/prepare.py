@@ -318,7 +318,7 @@ def _map_shards(work: type, items: list[Any], arguments: tuple[Any, ...], report
     """Yields `work(*arguments)(item)` for every item, run as tasks of Ray Data: JSON-ready results as they finish."""
     if not items:
         return
-    configure_ray_data(preserve_order=False)
+    configure_ray_data()
     references = {"arguments": ray.put(arguments), "items": ray.put(items)}
     dataset = ray.data.from_items([{"index": index} for index in range(len(items))], override_num_blocks=len(items)).map(
         functools.partial(_run, work=work, references=references), num_cpus=1

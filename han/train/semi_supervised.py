@@ -240,13 +240,11 @@ def write_soft_labels(
     ids, logits = ([part[field] for part in parts] for field in ("ids", "unlabelled"))
     development = np.concatenate([part["development"] for part in parts], axis=1)
     labels = np.concatenate([part["labels"] for part in parts])
-    names = ["n-grams", *(["n-grams of the soft labels"] if again else []), *(f"teacher {n}" for n in range(1, len(artifacts) + 1)), "all"]
-    if equally:
-        weights = equal_weights(development, labels, [name == "n-grams of the soft labels" for name in names[:-1]])
-    else:
-        weights = mixture(development, labels)
+    names = ["n-grams", "n-grams of the soft labels"][: len(models)] + [f"teacher {number}" for number in range(1, len(artifacts) + 1)]
+    apart = [number == 1 and again is not None for number in range(len(names))]
+    weights = equal_weights(development, labels, apart) if equally else mixture(development, labels)
     figures: dict[str, Any] = {}
-    for name, weight, answer in zip(names, [*weights, 1.0], (*development, np.tensordot(weights, development, 1)), strict=True):
+    for name, weight, answer in zip([*names, "all"], [*weights, 1.0], (*development, np.tensordot(weights, development, 1)), strict=True):
         measured = measure(softmax(answer), labels, label_names=folder.labels)
         figures[name] = {"weight": float(weight), "accuracy": measured["accuracy"], "log_loss": measured["log_loss"]}
         shown = f"development accuracy {measured['accuracy']:.2%}, log loss {measured['log_loss']:.4f}"
