@@ -59,7 +59,11 @@ class Folder:
     def names(self, name: str = "", *, recursive: bool = False) -> list[str]:
         """The names in a folder, sorted and relative to it; none if there is no such folder."""
         base = self._at(name)
-        infos = self.system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
+        selector = FileSelector(base, allow_not_found=True, recursive=recursive)
+        try:
+            infos = self.system.get_file_info(selector)
+        except FileNotFoundError:  # a folder was removed after it was found and before it was listed
+            return self.names(name, recursive=recursive) if self.exists(name) else []
         return sorted(info.path.removeprefix(f"{base}/") for info in infos)
 
     def size(self, name: str) -> int | None:

@@ -150,10 +150,10 @@ def claimed(place: str, job: Job, *, failpoint: str | None, settings: str | None
 
 def abandon(claim: Claim) -> None:
     """Remove everything that `claimed` and the parts made. Nothing was published."""
-    _clear(claim.out)
     for name in claim.out.names():
-        if name.startswith(SETTINGS):
+        if name.startswith(SETTINGS):  # before the lock is released: the next job writes its own
             claim.out.remove(name)
+    _clear(claim.out)
     claim.out.remove_empty()
 
 

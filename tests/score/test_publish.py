@@ -276,6 +276,45 @@ def test_concurrent_claims_and_releases_of_a_folder_do_not_fail(job: Plan) -> No
     assert not Path(job.out).exists()
 
 
+class Disappearing(pyarrow.fs.LocalFileSystem):
+    """A disk on which another process removes `lost` after a listing has found it and before it is read."""
+
+    lost: Path
+
+    def get_file_info(self, paths_or_selector: Any) -> Any:
+        if isinstance(paths_or_selector, pyarrow.fs.FileSelector) and self.lost.exists():
+            self.lost.rmdir()
+            raise FileNotFoundError
+        return super().get_file_info(paths_or_selector)
+
+
+@pytest.mark.parametrize(("lost", "left"), [("out", []), ("out/parts", ["settings.toml"])])
+def test_a_folder_that_another_process_removes_can_be_listed(tmp_path: Path, lost: str, left: list[str]) -> None:
+    out = Folder(str(tmp_path / "out"))
+    for name in left:
+        out.make()
+        out.write(name, b"", durable=False)
+    (tmp_path / lost).mkdir(parents=True)
+    out.system = Disappearing()
+    out.system.lost = tmp_path / lost
+    assert out.names(recursive=True) == left
+    assert not (tmp_path / lost).exists()
+
+
+def test_settings_are_removed_before_the_next_job_can_write_its_own(job: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    move, settings = Folder.move, Path(job.out) / publish.SETTINGS
+
+    def release_lock(out: Folder, name: str, to: str) -> None:
+        move(out, name, to)
+        settings.write_text("the next job's")
+
+    with publish.claimed(job.out, job.job, failpoint=None, settings="this job's") as claim:
+        assert claim is not None
+        monkeypatch.setattr(Folder, "move", release_lock)
+        publish.abandon(claim)
+    assert settings.read_text() == "the next job's"
+
+
 def test_a_death_while_staged_files_are_removed_does_not_disturb_the_next_job(job: Plan, scorer: Scorer) -> None:
     left = Path(job.out) / ".staging.0123abcd"
     left.mkdir(parents=True)
