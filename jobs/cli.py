@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_type_hints
 import tyro
 
 import han
+from han.cluster.start_hook import LARGE_REPLIES
 from han.config import SETTINGS_FILE, ColumnsConfig, as_json, without_removed, without_settings
 from han.types import TooManyBad, UserError
 from jobs import flags
@@ -253,6 +254,8 @@ def connect(at_least: int = 1, *, workers_print: bool = True) -> None:
     if not verbose:
         os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # (RayTrainWorker pid=...) before each line of a training
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about GPUs that are not used
+    for name, value in LARGE_REPLIES.items():
+        os.environ.setdefault(name, value)
     import ray
 
     environment = {"env_vars": quiet, "worker_process_setup_hook": _name_own_ray()}

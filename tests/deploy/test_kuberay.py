@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import han
+from han.cluster.start_hook import LARGE_REPLIES
 from jobs import cli
 from tests.helpers.kuberay import SECRETS, cluster_of, faults, objects, templates
 
@@ -164,6 +165,13 @@ def test_the_service_has_the_settings_of_serve_config_yaml() -> None:
     ingress |= {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
     model["autoscaling_config"] |= {"min_replicas": 2, "initial_replicas": 2, "max_replicas": 6}
     assert theirs == ours
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_answers_of_the_service_pass_in_replies(kind: str) -> None:
+    groups = {"head": CLUSTERS[SERVICE]["headGroupSpec"], "worker": CLUSTERS[SERVICE]["workerGroupSpecs"][0]}
+    environment = {each["name"]: each["value"] for each in groups[kind]["template"]["spec"]["containers"][0]["env"]}
+    assert LARGE_REPLIES.items() <= environment.items()
 
 
 def test_the_api_keys_are_mounted_where_the_service_reads_them() -> None:
