@@ -48,6 +48,7 @@ STYLE = (tyro.conf.ConsolidateSubcommandArgs,)
 _LINE_OF_RAY = re.compile(
     rb"(?:\x1b\[\d+m)?(?:\([^)]*\)(?:\x1b\[\d+m)?\s*)?\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
 )
+_INTERRUPTED = "interrupted; run the same command to resume"
 _NO_RAY = "no Ray answers at RAY_ADDRESS {}: start one or unset RAY_ADDRESS"
 _RAY_ANSWERS_S = 5.0  # a cluster that has just been started may need a moment
 _RAY_FAILED = "Ray stopped working ({kind}): run the same command to resume"
@@ -81,12 +82,12 @@ def run(
         job(parse(kind, sys.argv[1:], defaults=defaults, examples=examples))
         sys.stdout.flush()
     except (KeyboardInterrupt, _Interrupted):
-        _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+        _exit(_INTERRUPTED, EXIT_INTERRUPTED)
     except BrokenPipeError:
         _leave_closed_pipe()
     except SystemExit as leaving:
         if leaving.code == signal.SIGTERM:  # while Ray starts, its own handler is installed
-            _exit("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+            _exit(_INTERRUPTED, EXIT_INTERRUPTED)
         raise
     except TooManyBad as error:
         _exit(f"error: {error}", EXIT_TOO_MANY_BAD)
@@ -532,7 +533,9 @@ def _leave_closed_pipe() -> NoReturn:
 
 
 def _explain(error: Exception) -> None:
-    """Exit with one line if the error is a user's, the disk's, the network's or Ray's; return if it is a bug."""
+    """Exit with one line if the error is a user's, the disk's, the network's or Ray's, or a signal; return if it is a bug."""
+    if _cause(error, _Interrupted) or _cause(error, KeyboardInterrupt):  # a signal inside Ray's compiled code becomes a SystemError
+        _exit(_INTERRUPTED, EXIT_INTERRUPTED)
     if mistake := _cause(error, UserError):
         _exit(f"error: {mistake}", EXIT_USER_ERROR)
     if (failed := _cause(error, OSError)) and failed.errno is not None:

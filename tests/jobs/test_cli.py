@@ -329,3 +329,17 @@ def test_sigterm_during_the_start_of_ray_is_an_interruption(monkeypatch: pytest.
         cli.run(Score, job)
     assert stop.value.code == cli.EXIT_INTERRUPTED
     assert capsys.readouterr().err == "interrupted; run the same command to resume\n"
+
+
+@pytest.mark.parametrize("signal_error", [cli._Interrupted, KeyboardInterrupt])
+def test_a_signal_inside_compiled_code_is_an_interruption(
+    signal_error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(settings: Score) -> None:
+        raise SystemError("a built-in returned a result with an exception set") from signal_error()  # as CPython reports it
+
+    monkeypatch.setattr(sys, "argv", ["jobs.score", "--input", "sample", "--out", "scores"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(Score, job)
+    assert stop.value.code == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; run the same command to resume\n"
