@@ -4,7 +4,7 @@ D is an encoded folder with unlabelled reviews. A copy of it keeps the labels of
 both trainings have the same text, vocabulary and word vectors. A user with few labels has few development reviews too: a copy keeps a tenth
 as many as labels, at least 50, and drops the others. The word GRU is pretrained once: no label enters there, so all seeds and numbers of
 labels share it. Flags that are not known here go to both trainings. The result is F/figures.json and a table;
-`--figures F/figures.json --picture docs/few-labels.svg` only draws it.
+`--figures F/figures.json G/figures.json --picture docs/few-labels.svg` only draws the figures of finished measurements.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs; the same command resumes")
     parser.add_argument("--labels", nargs="+", default=["500"], help="numbers of labelled training reviews, or all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the choice of reviews and of the training")
-    parser.add_argument("--figures", type=Path, help="figures.json of a finished measurement: train nothing")
+    parser.add_argument("--figures", type=Path, nargs="+", help="figures.json of finished measurements: train nothing")
     parser.add_argument("--picture", type=Path, help="also draw the accuracies as SVG")
     given, flags = parser.parse_known_args()
     if given.figures is None and None in (given.data, given.test, given.out):
         parser.error("give --data, --test and --out, or --figures")
+    figures: Figures
     if given.figures is not None:
-        figures = read_json(given.figures)["figures"]
+        figures = [each for path in given.figures for each in read_json(path)["figures"]]
     else:
         figures = measure(given.data, given.test, given.out, given.labels, given.seeds, flags)
     print(table(figures))

@@ -48,6 +48,8 @@ MOST_EPOCHS = 40
 STUDENT_DROPOUT = 0.1  # soft labels are a weaker reason to overfit than labels
 PROGRESS_EVERY_S = 10.0
 TOKENS_PER_S = 60_000  # in training, for each CPU; only for the first estimate of the time
+START_S, EPOCH_S = 8.0, 1.0  # of a training, for the estimates
+LEAST_SHARE = 0.05  # of all tokens, for a stage whose time corrects the estimate
 FEW_LABELS = 0.1  # share of reviews with labels, below which n-grams know too few words
 LABELLING = 0.25  # cost of the answer for a token, beside training on it
 
@@ -164,24 +166,34 @@ class _Plan:
         of_all = (labelled + unlabelled) * tokens
         self.student_epochs = enough_epochs(of_all, train.batch_tokens, recipe.student_epochs)
         of_teacher = self.teacher_epochs * labelled * tokens
-        self.costs = [
-            LABELLING * of_all,
-            recipe.pretraining_passes * of_all,
-            *[of_teacher] * recipe.teachers,
-            recipe.teachers * LABELLING * unlabelled * tokens,
-            *[LABELLING * of_all, recipe.teachers * LABELLING * unlabelled * tokens] * self.few_labels,
-            self.student_epochs * of_all,
+        labelling = recipe.teachers * LABELLING * unlabelled * tokens
+        self.stages = [  # tokens and epochs of each; 0 epochs: no training by Ray Train
+            (LABELLING * of_all, 0),
+            (recipe.pretraining_passes * of_all, 0),
+            *[(of_teacher, self.teacher_epochs)] * recipe.teachers,
+            (labelling, 0),
+            *[(LABELLING * of_all, 0), (labelling, 0)] * self.few_labels,
+            (self.student_epochs * of_all, self.student_epochs),
         ]
         self.rate: float = TOKENS_PER_S * train.num_workers * train.cpus_per_worker
         self.number, self.began = 0, time.monotonic()
 
     def begin(self, name: str) -> None:
         now = time.monotonic()
-        if self.number and now - self.began > PROGRESS_EVERY_S:  # a stage that was finished before says nothing of the speed
-            self.rate = self.costs[self.number - 1] / (now - self.began)
-        left_s = sum(self.costs[self.number :]) / self.rate
+        if self.number:
+            tokens, epochs = self.stages[self.number - 1]
+            took_s = now - self.began - _fixed_s(epochs)
+            # a short stage, or one that was finished before, says nothing of the speed
+            if took_s > PROGRESS_EVERY_S and tokens > LEAST_SHARE * sum(each for each, _ in self.stages):
+                self.rate = tokens / took_s
+        left_s = sum(tokens / self.rate + _fixed_s(epochs) for tokens, epochs in self.stages[self.number :])
         self.number, self.began = self.number + 1, now
-        print(f"stage {self.number} of {len(self.costs)}: {name}; all stages end in about {math.ceil(left_s / 60)} min", flush=True)
+        print(f"stage {self.number} of {len(self.stages)}: {name}; all stages end in about {math.ceil(left_s / 60)} min", flush=True)
+
+
+def _fixed_s(epochs: int) -> float:
+    """Seconds of a training that do not depend on its reviews: its start, and the evaluation and the checkpoint of each epoch."""
+    return START_S + EPOCH_S * epochs if epochs else 0.0
 
 
 def enough_epochs(num_tokens: float, batch_tokens: int, epochs: int) -> int:

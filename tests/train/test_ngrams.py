@@ -1,7 +1,10 @@
 """The weights of n-grams, the pretraining's targets and the mixture of teachers, against plain loops."""
 
+import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +12,15 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from han.config import SemiSupervisedConfig, TrainConfig
 from han.model.metrics import fit_temperature
 from han.model.ngrams import FOLDS
 from han.train import ngrams
+from han.train.encoded import EncodedFolder
 from han.train.learn import SoftLabels
 from han.train.ngrams import LARGEST_GROUP, NgramModel, similar_folds
 from han.train.pretrain import CONTEXT, SMOOTHING, _Context
-from han.train.semi_supervised import enough_epochs, equal_weights, mixture
+from han.train.semi_supervised import _Plan, enough_epochs, equal_weights, mixture
 
 LABELS = (0, 1)
 
@@ -178,3 +183,21 @@ def test_few_reviews_get_more_epochs() -> None:
     assert enough_epochs(6_000_000, 16_384, 3) == 3
     assert enough_epochs(500_000, 16_384, 3) == 10
     assert enough_epochs(1_000, 16_384, 3) == 40
+
+
+def test_stages_of_few_reviews_do_not_make_the_estimate_of_all_stages_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100 of 72,066 reviews have labels. A training of them takes its fixed time of 1.7 minutes, which says nothing of the others."""
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    numbers = {"train": 100, "unlabelled": 71_966}
+    folder = SimpleNamespace(num_reviews=numbers.__getitem__, counts={"words_counted": 72_066 * 278})
+    plan = _Plan(cast(EncodedFolder, folder), TrainConfig(), SemiSupervisedConfig())
+    for minutes in (1, 8, 1.7, 1.7, 1.7, 1.7, 2.5, 0.5, 2.5, 9):
+        plan.begin("")
+        now_s += 60 * minutes
+    estimates = [int(line.split()[-2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(estimates) == 10
+    assert estimates[1:] == sorted(estimates[1:], reverse=True)
+    assert estimates[3] <= 25
